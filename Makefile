@@ -1,0 +1,35 @@
+# Every target installs what it needs into .venv first. `make train` and `make test` are all that a newcomer needs.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO_DATA := data/phantom_cxr
+DEMO_RUN := runs/demo
+HEAVY := ray or hosts or browser or real_data
+
+.PHONY: setup train test test-heavy check clean
+setup: .venv/installed
+
+.venv/installed: requirements.txt requirements-dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "medgan needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 setup")'
+	@echo "installing into .venv (several minutes, about 6 GB)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+train: setup ## draw the embedded data set and train a cGAN on two workers
+	@$(BIN)/python jobs/prepare.py --source phantom_cxr --out $(DEMO_DATA) --resolution 32
+	@$(BIN)/python jobs/train.py --config jobs/demo.yaml --data $(DEMO_DATA) --out $(DEMO_RUN) --workers 2
+
+test: setup ## the tests, under 10 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not slow and not ($(HEAVY))"
+
+test-heavy: setup ## tests that start Ray, hosts or a browser, or read real images
+	$(BIN)/python -m pytest -m "($(HEAVY)) and not slow"
+
+check: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## what the targets made, the environment included
+	rm -rf .venv data runs .pytest_cache .mypy_cache .ruff_cache *.egg-info

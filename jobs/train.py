@@ -1,0 +1,183 @@
+"""Train a GAN on a data folder, on this machine or on a Ray cluster.
+
+    python jobs/train.py --preset cgan --data data/phantom_cxr --out runs/mine --workers 2
+    python jobs/train.py --preset dcgan --data DATA --out RUN --set loss.name=hinge --set total_images=500000
+    ray job submit --working-dir . -- python jobs/train.py --preset cgan --data /shared/DATA --out /shared/RUN
+
+The same command goes on from the newest checkpoint. Every setting and what it means: --settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from medgan import config as configs
+from medgan.data import shards
+from medgan.data.loader import rank_slice
+from medgan.terminal import Failed, Progress, Refused, absolute, command, duration
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--preset", help=f"a table of settings: {', '.join(configs.PRESETS)}")
+    start.add_argument("--config", help="a YAML file of settings, such as another run's config.yaml")
+    parser.add_argument("--data", help="data folder made by jobs/prepare.py: a path or a URI")
+    parser.add_argument("--out", help="run folder to make or to go on with: a path or a URI")
+    parser.add_argument("--workers", help="number of workers, or a range such as 1-3 (default: every GPU, else 2)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable")
+    parser.add_argument("--wait", action="store_true", help="wait for an autoscaler where the cluster is too small")
+    parser.add_argument("--verbose", action="store_true", help="show Ray's own messages and tracebacks")
+    parser.add_argument("--settings", action="store_true", help="print every setting with its meaning, and end")
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parser().parse_args(argv)
+    if args.settings:
+        print(settings())
+        return
+    for flag in ("data", "out"):
+        if getattr(args, flag) is None:
+            raise Refused(f"--{flag} is missing; --help shows an example")
+    if args.preset is None and args.config is None:
+        raise Refused(f"--preset or --config is missing; presets: {', '.join(configs.PRESETS)}")
+    data, out = absolute("--data", args.data), absolute("--out", args.out)
+    config = configs.load(args.preset, args.config, args.set)
+    manifest, sha256 = shards.read_manifest(data)
+    config = configs.for_data(
+        config,
+        resolution=manifest.resolution,
+        channels=manifest.channels,
+        classes=manifest.classes,
+        manifest_sha256=sha256,
+    )
+    for split, least in (("train", config.global_batch), ("val", 16)):
+        if manifest.rows(split) < least:
+            raise Refused(f"--data {data}: {split} has {manifest.rows(split)} images, at least {least} are needed")
+
+    from medgan.folder import RunFolder
+    from medgan.ray_train import Workers, connect, fit
+    from medgan.run import precision_of
+
+    folder = RunFolder(out)
+    stored = stored_config(folder)
+    if stored is not None:
+        config = configs.resume(stored, config)
+        if (folder.checkpoints() or [0])[-1] >= config.total_images:
+            print(f"complete: {out} has its {config.total_images:,} images; raise total_images to train on")
+            return
+    try:
+        workers = Workers.parse(args.workers) if args.workers else None
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    shards.verify(data, manifest)
+
+    resources = connect(args.verbose)
+    workers = workers or Workers.default(resources)
+    unit = "GPU" if resources.get("GPU") else "CPU"
+    if workers.low > resources.get(unit, 0) and not args.wait:
+        raise Refused(f"--workers {args.workers}: the cluster has {resources.get(unit, 0):.0f} {unit}s")
+    try:
+        rank_slice(config.global_batch, config.sample_group, 0, workers.high)
+    except ValueError as error:
+        raise Refused(f"--workers {workers.high}: {error}") from None
+    precision = precision_of(config.precision, gpu=unit == "GPU")
+    config = configs.validate({**config.dump(), "precision": precision})
+    folder.write("config.yaml", configs.to_yaml(config))
+    folder.write("manifest.json", manifest.to_json())
+
+    view = View(config, out)
+    print(f"training {config.model.name} at {config.data.resolution}x{config.data.resolution}, {precision}, into {out}")
+    outcome = fit(config.dump(), data, out, workers, view.show, args.verbose)
+    view.line.close()
+    if "failed" in outcome.events:
+        last = (folder.checkpoints() or [None])[-1]
+        kept = f"the last good checkpoint is at {last:,} images" if last else "there is no checkpoint yet"
+        raise Failed(f"training stopped: {outcome.events['failed']['reason']}; {kept}")
+    if "done" not in outcome.events:
+        raise Failed(f"training stopped: {outcome.error or 'the workers ended early'}; the same command goes on")
+    view.summary(outcome.events["done"], manifest.synthetic)
+
+
+def stored_config(folder: Any) -> configs.Config | None:
+    """The config of the run in a folder, None where the folder is new. Refuses a folder of something else."""
+    import yaml
+
+    if folder.exists("config.yaml"):
+        return configs.validate(yaml.safe_load(folder.read("config.yaml")))
+    if folder.names():
+        raise Refused(f"--out {folder.location}: holds {folder.names()[0]} and is no run; choose another folder")
+    return None
+
+
+class View:
+    """One progress line, and at the end where everything is."""
+
+    def __init__(self, config: configs.Config, out: str) -> None:
+        self.config, self.out = config, out
+        self.line = Progress()
+        self.kid: float | None = None
+        self.first: tuple[float, int] | None = None
+
+    def show(self, event: dict[str, Any]) -> None:
+        kind, seen = event["event"], event.get("images_seen", 0)
+        if kind == "features":
+            self.line.update("reading the data and measuring the real images ...", force=True)
+        elif kind == "resumed":
+            self.line.update(f"going on from the checkpoint at {seen:,} images", force=True)
+            self.line.close()
+        elif kind == "evaluated":
+            self.kid = event["metric/kid"]
+        elif kind == "progress":
+            now = time.monotonic()
+            self.first = self.first or (now, seen)
+            pace = (seen - self.first[1]) / (now - self.first[0]) if now > self.first[0] else 0
+            left = duration((self.config.total_images - seen) / pace) if pace else "?"
+            kid = "" if self.kid is None else f"  KID {self.kid:.3g}"
+            self.line.update(
+                f"{seen:,}/{self.config.total_images:,} images  {event['time/images_per_s']:.0f} img/s  "
+                f"D {event['loss/D']:.2f} G {event['loss/G']:.2f}{kid}  {left} left",
+                force=seen >= self.config.total_images,
+            )
+
+    def summary(self, done: dict[str, Any], synthetic: bool) -> None:
+        best = done["best"]
+        print(f"done: {done['images_seen']:,} images, best KID {best['kid']:.4g} at {best['images_seen']:,} images")
+        for name, what in (
+            ("report.html", "figures, samples and curves; open it in a browser"),
+            ("generator/", "the best generator"),
+            ("samples/", "sample grids over time"),
+            ("metrics.jsonl", "every figure"),
+            ("checkpoints/", "to train on"),
+        ):
+            print(f"  {self.out}/{name:<15} {what}")
+        print(f"next: python jobs/generate.py --run {self.out} --out OUT --count 100")
+
+
+def settings() -> str:
+    """Every dotted key with its default and its meaning."""
+    lines = []
+    for name, section in sections():
+        for key, info in section.model_fields.items():
+            if key == "name" or isinstance(info.default, configs.Section):
+                continue
+            dotted = f"{name}.{key}".lstrip(".")
+            lines.append(f"{dotted} = {info.default}\n    {info.description or ''}")
+    return "\n".join(lines)
+
+
+def sections() -> list[tuple[str, type[configs.Section]]]:
+    whole = configs.Config
+    parts = [
+        (key, type(info.default)) for key, info in whole.model_fields.items() if isinstance(info.default, configs.Section)
+    ]
+    return [("", whole), ("model", configs.Dcgan), *parts]
+
+
+if __name__ == "__main__":
+    sys.exit(command(main))

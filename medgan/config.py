@@ -1,0 +1,394 @@
+"""Every knob of a run, once: what it means, what it may be, what may be combined.
+
+A config is made from a preset or a YAML file, then dotted overrides (`--set loss.r1_gamma=2`), then validated
+as a whole. It travels through Ray as a plain dict and is validated again on the worker. No torch in here: a wrong
+command line is refused before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Precision = Literal["auto", "float64", "float32", "bfloat16", "float16"]
+RESOLUTIONS = (32, 64, 128)
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used. The message is one line: the dotted key, the value, what is allowed."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    """What the run trains on. All of it comes from DATA; a value set here must agree with DATA."""
+
+    resolution: Literal[32, 64, 128] | None = None
+    """Side of the square images in pixels. None: as in DATA."""
+    channels: Literal[1, 3] | None = None
+    """1 for grey, 3 for colour. None: as in DATA."""
+    classes: tuple[str, ...] | None = None
+    """Class names in label order. None: as in DATA."""
+    manifest_sha256: str | None = None
+    """SHA-256 of DATA/manifest.json, hex. None: any DATA; filled in when the run starts."""
+
+
+class ConvModel(Section):
+    """Knobs that every convolutional model has."""
+
+    z_dim: int = Field(128, ge=1, le=1024)
+    """Length of the latent vector z."""
+    width: int = Field(32, ge=4, le=256)
+    """Channels of the layer at half resolution; doubled at every halving below it, up to max_width."""
+    max_width: int = Field(256, ge=4, le=1024)
+    """Most channels of any layer."""
+    activation: Literal["relu", "silu"] = "relu"
+    """relu: ReLU in G and LeakyReLU(0.2) in D; silu: SiLU in both."""
+
+
+class Dcgan(ConvModel):
+    """Unconditional (Radford et al. 2016, arXiv:1511.06434): labels are ignored."""
+
+    name: Literal["dcgan"] = "dcgan"
+    norm_d: Literal["batch", "none"] = "batch"
+    """Normalisation in D: batch (as in the paper) or none (wanted by gradient penalties)."""
+
+
+class Cgan(ConvModel):
+    """Conditional: class-conditional BatchNorm in G, projection D (Miyato and Koyama 2018, arXiv:1802.05637)."""
+
+    name: Literal["cgan"] = "cgan"
+    stddev_group: int = Field(4, ge=1, le=64)
+    """Samples per minibatch-stddev group in D; 1 turns the statistic off."""
+
+
+Model = Annotated[Dcgan | Cgan, Field(discriminator="name")]
+
+
+class Loss(Section):
+    name: Literal["bce", "hinge"] = "bce"
+    """bce: non-saturating logistic; hinge: as in Lim and Ye 2017, arXiv:1705.02894."""
+    r1_gamma: float = Field(0.0, ge=0, le=1e4)
+    """Weight of the R1 penalty, gamma/2 * |dD/dx|^2 at real images; 0 turns it off."""
+    r1_interval: int = Field(16, ge=1, le=1024)
+    """The R1 penalty is taken every so many steps and weighted by as much; 1: every step."""
+
+
+class Ema(Section):
+    half_life_kimg: float = Field(10.0, ge=0)
+    """Half-life of the averaged generator in thousands of images; 0: no averaging."""
+    ramp_up: float = Field(0.05, ge=0)
+    """The half-life is at most this share of images_seen, so that early weights fade; 0: no ramp-up."""
+
+
+class Optim(Section):
+    """Adam, one for G and one for D."""
+
+    lr_g: float = Field(2e-4, gt=0, le=1)
+    """Learning rate of the generator."""
+    lr_d: float = Field(2e-4, gt=0, le=1)
+    """Learning rate of the discriminator."""
+    beta1: float = Field(0.5, ge=0, lt=1)
+    """Decay of the first moment."""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay of the second moment."""
+    eps: float = Field(1e-8, gt=0)
+    """Term added to the denominator."""
+
+
+class Checkpoint(Section):
+    interval_kimg: float = Field(20.0, gt=0)
+    """A checkpoint every so many thousand images."""
+    keep: int = Field(2, ge=1)
+    """How many of the newest checkpoints stay; the best by KID stays besides."""
+
+
+class Evaluate(Section):
+    interval_kimg: float = Field(20.0, gt=0)
+    """KID, FID and a sample grid every so many thousand images."""
+    n: int = Field(512, ge=16)
+    """Generated images per evaluation, against as many real ones; fewer where the split has fewer."""
+    extractor: Literal["efficientnet-lite0"] = "efficientnet-lite0"
+    """What turns images into features."""
+
+
+class Tracking(Section):
+    interval_kimg: float = Field(1.0, gt=0)
+    """A row of losses every so many thousand images."""
+    wandb: Literal["auto", "offline", "off"] = "auto"
+    """auto: online where an API key is set, offline otherwise."""
+    project: str = Field("medgan", min_length=1)
+    """W&B project."""
+    grid_columns: int = Field(8, ge=1, le=64)
+    """Samples per class in the grids."""
+
+
+class Config(Section):
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of the initial weights, the data order and every random draw."""
+    total_images: int = Field(1_000_000, ge=1)
+    """Real images shown to D before the run ends; acts at the first whole global batch at or past it."""
+    global_batch: int = Field(64, ge=2, le=65536)
+    """Images per step over all workers; does not change with their number."""
+    precision: Precision = "auto"
+    """auto: bfloat16 on GPU and on CPUs with AMX or AVX512-BF16, float32 elsewhere; settled when the run starts."""
+    data: Data = Data()
+    model: Model = Cgan()
+    loss: Loss = Loss()
+    ema: Ema = Ema()
+    optim: Optim = Optim()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluate: Evaluate = Evaluate()
+    tracking: Tracking = Tracking()
+
+    def dump(self) -> dict[str, Any]:
+        """As plain YAML types, every field spelled out."""
+        return self.model_dump(mode="json")
+
+    @property
+    def sample_group(self) -> int:
+        """Samples that must stay on one rank because D looks at them together."""
+        return self.model.stddev_group if isinstance(self.model, Cgan) else 1
+
+
+# What may be combined. AXES are the choices, EXCLUDED what does not go together and why; anything else is allowed.
+AXES: dict[str, tuple[str, ...]] = {
+    "model.name": ("dcgan", "cgan"),
+    "model.norm_d": ("batch", "none"),
+    "loss.name": get_args(Loss.model_fields["name"].annotation),
+    "penalty": ("none", "r1"),
+    "condition": ("none", "class"),
+}
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    when: Mapping[str, str]
+    reason: str
+
+
+EXCLUDED: tuple[Exclusion, ...] = (
+    Exclusion(
+        {"model.norm_d": "batch", "penalty": "r1"},
+        "loss.r1_gamma needs a gradient per image, and BatchNorm in D mixes images: set model.norm_d=none",
+    ),
+    Exclusion(
+        {"model.name": "cgan", "condition": "none"},
+        "model.name=cgan needs labels and DATA has none: use model.name=dcgan",
+    ),
+    Exclusion(
+        {"model.name": "cgan", "model.norm_d": "batch"},
+        "model.norm_d=batch is a choice of dcgan: the D of cgan has no normalisation",
+    ),
+)
+
+
+def excluded(cell: Mapping[str, str]) -> str | None:
+    """Why a cell of AXES is not allowed, or None."""
+    for rule in EXCLUDED:
+        if all(cell.get(axis) == value for axis, value in rule.when.items()):
+            return rule.reason
+    return None
+
+
+def cells() -> Iterator[tuple[dict[str, str], str | None]]:
+    """Every cell of AXES with the reason that excludes it, or None where it is allowed."""
+    for values in product(*AXES.values()):
+        cell = dict(zip(AXES, values, strict=True))
+        yield cell, excluded(cell)
+
+
+def cell_of(config: Config) -> dict[str, str]:
+    """The cell of AXES that a config stands in."""
+    return {
+        "model.name": config.model.name,
+        "model.norm_d": config.model.norm_d if isinstance(config.model, Dcgan) else "none",
+        "loss.name": config.loss.name,
+        "penalty": "r1" if config.loss.r1_gamma > 0 else "none",
+        "condition": "class" if config.data.classes is None or len(config.data.classes) else "none",
+    }
+
+
+# A preset is a table of dotted keys: what differs from the defaults above.
+PRESETS: dict[str, dict[str, Any]] = {
+    "dcgan": {"model.name": "dcgan", "loss.name": "bce"},
+    "cgan": {
+        "model.name": "cgan",
+        "loss.name": "bce",
+        "loss.r1_gamma": 0.1,
+        "optim.lr_g": 5e-4,
+        "optim.lr_d": 5e-4,
+        "optim.beta1": 0.0,
+        "optim.beta2": 0.99,
+    },
+}
+
+
+def load(
+    preset: str | None = None, file: str | Path | None = None, overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> Config:
+    """A validated config from a preset or a YAML file, then `key=value` overrides.
+
+    Raises ConfigError with one line that names the key, the value and what is allowed.
+    """
+    tree: dict[str, Any] = {}
+    if preset is not None:
+        if preset not in PRESETS:
+            raise ConfigError(f"--preset {preset}: unknown, choose one of {', '.join(PRESETS)}")
+        for key, value in PRESETS[preset].items():
+            _put(tree, key, value)
+    if file is not None:
+        tree = _read_yaml(Path(file))
+    pairs = overrides.items() if isinstance(overrides, Mapping) else map(_parse_override, overrides)
+    for key, value in pairs:
+        _put(tree, key, value)
+    return validate(tree)
+
+
+def validate(tree: Mapping[str, Any]) -> Config:
+    """A nested dict -> Config, checked field by field and against the table of combinations."""
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
+    reason = excluded(cell_of(config))
+    if reason:
+        raise ConfigError(reason)
+    if config.global_batch % config.sample_group:
+        raise ConfigError(
+            f"global_batch={config.global_batch}: must be a multiple of model.stddev_group={config.sample_group}"
+        )
+    if config.precision == "float16":
+        raise ConfigError("precision=float16: gradients need loss scaling, which is not built: use bfloat16 or float32")
+    if config.model.max_width < config.model.width:
+        raise ConfigError(
+            f"model.max_width={config.model.max_width}: must be at least model.width={config.model.width}"
+        )
+    return config
+
+
+def for_data(config: Config, *, resolution: int, channels: int, classes: Sequence[str], manifest_sha256: str) -> Config:
+    """The config with its data section filled from DATA. Raises ConfigError where a set value disagrees."""
+    found = {
+        "resolution": resolution,
+        "channels": channels,
+        "classes": tuple(classes),
+        "manifest_sha256": manifest_sha256,
+    }
+    for key, value in found.items():
+        wanted = getattr(config.data, key)
+        if wanted is not None and wanted != value:
+            raise ConfigError(f"data.{key}={_show(wanted)}: DATA has {_show(value)}")
+    tree = config.dump()
+    tree["data"] = {**found, "classes": list(classes)}
+    return validate(tree)
+
+
+# A run may go on with another value of these.
+FREE_ON_RESUME = ("total_images", "checkpoint.", "evaluate.", "tracking.")
+
+
+def resume(stored: Config, wanted: Config) -> Config:
+    """The config with which a stored run goes on: settled values stay, the free keys are taken from `wanted`.
+
+    Raises ConfigError naming every key in which `wanted` is another run's config.
+    """
+    tree = wanted.dump()
+    if wanted.precision == "auto":
+        tree["precision"] = stored.precision
+    old, new = flatten(stored.dump()), flatten(tree)
+    differing = [
+        f"{key}={_show(new.get(key))} (the run has {_show(old.get(key))})"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(FREE_ON_RESUME)
+    ]
+    if differing:
+        raise ConfigError("another config's run: " + ", ".join(differing))
+    return validate(tree)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"loss": {"name": "bce"}} -> {"loss.name": "bce"}; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def to_yaml(config: Config) -> str:
+    return yaml.safe_dump(config.dump(), sort_keys=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"--config {path}: must be a mapping of settings, such as RUN/config.yaml")
+    return tree
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {text}: write it as key=value, for example --set loss.r1_gamma=2")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {text}: the value is not YAML") from None
+
+
+def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, leaf = dotted.split(".")
+    for depth, section in enumerate(sections):
+        below = tree.setdefault(section, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"{dotted}: {'.'.join(sections[: depth + 1])} is a value, not a section")
+        tree = below
+    tree[leaf] = value
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    names = [str(part) for part in first["loc"]]
+    if len(names) > 1 and names[0] == "model":
+        del names[1]  # the union's tag
+    key, value = ".".join(names), first["input"]
+    if first["type"] == "extra_forbidden":
+        siblings = [known for known in known_keys() if known.rpartition(".")[0] == key.rpartition(".")[0]]
+        near = difflib.get_close_matches(key, known_keys(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(siblings) or 'nothing'}"
+        return f"{key}={_show(value)}: unknown key; {hint}"
+    if first["type"] == "union_tag_invalid":
+        return f"{key}.name={_show(value.get('name'))}: choose one of {', '.join(AXES['model.name'])}"
+    if first["type"] == "union_tag_not_found":
+        return f"{key}.name: missing, choose one of {', '.join(AXES['model.name'])}"
+    message = first["msg"].replace("Input should be", "must be")
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{key}={_show(value)}: {message}{more}"
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of every variant."""
+    trees = [Config(model=variant()).dump() for variant in (Dcgan, Cgan)]
+    return sorted({key for tree in trees for key in flatten(tree)})
+
+
+def _show(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,273 @@
+"""Records -> shards, on Ray Data: every shard is one task, so the bytes do not depend on how many workers there are."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import ray.data
+from jinja2 import Environment
+
+import medgan
+from medgan.data.shards import (
+    SPLITS,
+    DataError,
+    Manifest,
+    Shard,
+    filesystem,
+    keyed_id,
+    label_counts,
+    read_manifest,
+    shard_bytes,
+    split_patients,
+    write_file,
+)
+from medgan.data.sources import SOURCES, Record, SourceError
+from medgan.pixels import Fit, decode
+
+
+@dataclass(frozen=True)
+class Request:
+    """What prepare was asked for."""
+
+    source: str
+    raw: Path | None
+    out: str
+    resolution: int
+    channels: int = 1
+    seed: int = 0
+    fit: Fit = "crop"
+    limit: int | None = None
+    rows_per_shard: int = 1024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked request: every record, its split, and the digest by which an equal request is recognised."""
+
+    request: Request
+    key: bytes
+    records: dict[str, list[Record]]
+    digest: str
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.records.values()))
+
+
+def plan(request: Request, key: bytes) -> Plan:
+    """List, check and split the records; nothing is written. Raises SourceError or DataError."""
+    source = SOURCES[request.source]
+    if source.needs_raw:
+        if request.raw is None:
+            raise SourceError(f"--source {source.name} reads files: name their folder with --raw")
+        if not request.raw.is_dir():
+            raise SourceError(f"--raw {request.raw}: no such folder")
+    elif request.raw is not None:
+        raise SourceError(f"--raw {request.raw}: --source {source.name} draws its images; leave --raw out")
+    found = list(source.records(request.raw, request.seed, request.limit))
+    if not found:
+        raise SourceError(f"--raw {request.raw}: the class folders are empty")
+    if source.needs_raw and not any(_decodes(request, record) for record in found):
+        raise SourceError(f"--raw {request.raw}: none of its {len(found)} files is an image that can be read")
+
+    split_of = split_patients(((record.patient, record.labels) for record in found), request.seed)
+    records: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    # A keyed order: shards mix the classes, and the order tells nothing about patients.
+    for record in sorted(found, key=lambda record: keyed_id(key, "order", record.name)):
+        records[split_of[record.patient]].append(record)
+    listing = [[record.name, record.labels, record.patient] for record in found]
+    asked = [request.source, request.resolution, request.channels, request.seed, request.fit, request.rows_per_shard]
+    digest = keyed_id(key, json.dumps([asked, listing]))
+    _check_target(request.out)
+    return Plan(request, key, records, digest)
+
+
+def prepared(plan: Plan) -> Manifest | None:
+    """The manifest where the folder already holds what the plan asks for, else None.
+
+    Raises DataError where it holds something else.
+    """
+    fs, path = filesystem(plan.request.out)
+    if fs.get_file_info(f"{path}/manifest.json").type == pafs.FileType.NotFound:
+        return None
+    manifest, _ = read_manifest(plan.request.out)
+    if manifest.request != plan.digest:
+        raise DataError(
+            f"--out {plan.request.out}: holds other data ({manifest.source}, {manifest.resolution}x"
+            f"{manifest.resolution}, seed {manifest.seed}); choose another folder or delete it"
+        )
+    return manifest
+
+
+def write(plan: Plan, progress: Callable[[int, int], None] = lambda done, rejected: None) -> Manifest:
+    """Write every shard, then rejected.parquet, summary.html and last the manifest, without which DATA is no data.
+
+    progress(done, rejected) is called after each shard. Needs a running Ray.
+    """
+    request, source = plan.request, SOURCES[plan.request.source]
+    fs, path = filesystem(request.out)
+    for split in SPLITS:
+        fs.create_dir(f"{path}/{split}", recursive=True)
+        fs.delete_dir_contents(f"{path}/{split}")
+    items = [
+        {"split": split, "number": number, "records": records[start : start + request.rows_per_shard]}
+        for split, records in plan.records.items()
+        for number, start in enumerate(range(0, len(records), request.rows_per_shard))
+    ]
+    written: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    done = 0
+    rejected: list[dict[str, str]] = []
+    for result in _on_ray(items, plan):
+        written[result["split"]].append(result)
+        rejected += result["rejected"]
+        done += result["shard"]["rows"] + len(result["rejected"])
+        progress(done, len(rejected))
+
+    splits, counts, patients = {}, {}, {}
+    for split, results in written.items():
+        results.sort(key=lambda result: result["shard"]["path"])
+        splits[split] = [Shard(**result["shard"]) for result in results]
+        total: Counter[str] = Counter(dict.fromkeys(source.classes, 0))
+        for result in results:
+            total.update(result["counts"])
+        counts[split] = dict(total)
+        patients[split] = len({patient for result in results for patient in result["patients"]})
+    manifest = Manifest(
+        source=source.name,
+        classes=source.classes,
+        resolution=request.resolution,
+        channels=request.channels,
+        splits=splits,
+        seed=request.seed,
+        fit=request.fit,
+        counts=counts,
+        patients=patients,
+        rejected=len(rejected),
+        key_fingerprint=keyed_id(plan.key, "fingerprint")[:16],
+        request=plan.digest,
+        versions=versions(),
+    )
+    rejected.sort(key=lambda row: row["name"])
+    columns = pa.schema([("name", pa.string()), ("reason", pa.string())])
+    table = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rejected, columns), table)
+    publish(request.out, manifest, {"rejected.parquet": table.getvalue()})
+    return manifest
+
+
+def publish(out: str, manifest: Manifest, files: dict[str, bytes]) -> None:
+    """The files beside the shards, the summary page, and last of all the manifest."""
+    page = SUMMARY.render(manifest=manifest, splits=list(manifest.splits))
+    for name, content in {**files, "summary.html": page.encode(), "manifest.json": manifest.to_json().encode()}.items():
+        write_file(out, name, content)
+
+
+def versions() -> dict[str, str]:
+    """What wrote the pixels."""
+    return {
+        "medgan": medgan.__version__,
+        "python": platform.python_version(),
+        "pillow": PIL.__version__,
+        "numpy": np.__version__,
+        "pyarrow": pa.__version__,
+    }
+
+
+def _on_ray(items: list[dict[str, Any]], plan: Plan) -> Iterator[dict[str, Any]]:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+    def shard(row: dict[str, Any]) -> dict[str, Any]:
+        # A result is a pickle: as columns, Arrow would have to guess the type of an empty list.
+        return {"result": _write_shard(items[row["item"]], plan)}
+
+    dataset = ray.data.from_items([{"item": index} for index in range(len(items))], override_num_blocks=len(items))
+    for row in dataset.map(shard, num_cpus=1).iter_rows():
+        yield json.loads(row["result"])
+
+
+def _write_shard(item: dict[str, Any], plan: Plan) -> str:
+    """Read, decode and write one shard; returns what the manifest needs of it, as JSON."""
+    request, source = plan.request, SOURCES[plan.request.source]
+    pixels, labels, patients, image_ids, rejected = [], [], [], [], []
+    for record in item["records"]:
+        try:
+            content = source.read(request.raw, request.seed, record)
+            pixels.append(decode(content, request.resolution, request.channels, request.fit))
+        except (OSError, ValueError) as error:
+            rejected.append({"name": record.name, "reason": str(error)})
+            continue
+        labels.append([int(index in record.labels) for index in range(len(source.classes))])
+        patients.append(keyed_id(plan.key, source.name, record.patient))
+        image_ids.append(keyed_id(plan.key, content))
+    shape = (request.channels, request.resolution, request.resolution)
+    rows = np.array(pixels, np.uint8).reshape(-1, *shape)
+    hot = np.array(labels, np.uint8).reshape(-1, len(source.classes))
+    content = shard_bytes(rows, hot, source.classes, {"patient": patients, "image_id": image_ids})
+    name = f"{item['split']}/{item['number']:05d}.parquet"
+    write_file(request.out, name, content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    return json.dumps(
+        {
+            "split": item["split"],
+            "shard": {"path": name, "rows": len(rows), "bytes": len(content), "sha256": sha256},
+            "counts": label_counts(hot, source.classes),
+            "patients": sorted(set(patients)),
+            "rejected": rejected,
+        }
+    )
+
+
+def _decodes(request: Request, record: Record) -> bool:
+    try:
+        decode(SOURCES[request.source].read(request.raw, request.seed, record), 32, 1)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _check_target(out: str) -> None:
+    """Refuse a folder that holds anything but an unfinished preparation."""
+    fs, path = filesystem(out)
+    info = fs.get_file_info(path)
+    if info.type == pafs.FileType.File:
+        raise DataError(f"--out {out}: is a file")
+    if info.type == pafs.FileType.Directory:
+        names = {entry.base_name for entry in fs.get_file_info(pafs.FileSelector(path))}
+        foreign = names - {*SPLITS, "manifest.json", "rejected.parquet", "summary.html", "png"}
+        if foreign:
+            raise DataError(f"--out {out}: holds {sorted(foreign)[0]}, which is not medgan data; choose another folder")
+
+
+SUMMARY = Environment(autoescape=True).from_string("""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{{ manifest.source }}</title>
+<style>
+ :root { color-scheme: light dark } body { font: 16px/1.5 system-ui, sans-serif; max-width: 44rem; margin: 2rem auto; padding: 0 1rem }
+ table { border-collapse: collapse } td, th { padding: .3rem 1rem .3rem 0; text-align: right; border-bottom: 1px solid #8884 }
+ th:first-child { text-align: left }
+</style>
+<h1>{{ manifest.source }}</h1>
+<p>{{ manifest.resolution }} x {{ manifest.resolution }} pixels, {{ manifest.channels }} channel{{ "s" if manifest.channels > 1 }},
+{% if manifest.synthetic %}synthetic{% else %}fit {{ manifest.fit }}, split by patient with seed {{ manifest.seed }}{% endif %}.
+{{ manifest.rejected }} files rejected{% if manifest.rejected %}: names and reasons are in rejected.parquet{% endif %}.</p>
+<table><tr><th>split</th><th>images</th>{% if not manifest.synthetic %}<th>patients</th>{% endif %}{% for name in manifest.classes %}<th>{{ name }}</th>{% endfor %}<th>shards</th></tr>
+{% for split in splits %}<tr><th>{{ split }}</th><td>{{ manifest.rows(split) }}</td>{% if not manifest.synthetic %}<td>{{ manifest.patients.get(split, 0) }}</td>{% endif %}
+{% for name in manifest.classes %}<td>{{ manifest.counts.get(split, {}).get(name, 0) }}</td>{% endfor %}<td>{{ manifest.splits[split] | length }}</td></tr>
+{% endfor %}</table>
+</html>
+""")

@@ -1,0 +1,303 @@
+"""The data folder: Parquet schema, manifest, patient-disjoint split, keyed ids, checksums.
+
+    DATA/manifest.json  rejected.parquet  summary.html  train/00000.parquet ...  val/...  test/...
+
+Shards hold pixels at training resolution, so reading is a copy and not a decode. They are plain Parquet: pyarrow,
+pandas, DuckDB, Ray Data and `datasets` open them as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import io
+import json
+import os
+import secrets
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+SCHEMA_VERSION = 1
+SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
+DEFAULT_KEY_FILE = Path("~/.config/medgan/patient.key")
+
+
+class DataError(ValueError):
+    """A data folder that cannot be used. One line: which file, what is wrong, what to do."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file: path below DATA, rows, bytes, SHA-256 of the file in hex."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a data folder holds; manifest.json is this, as JSON with sorted keys."""
+
+    source: str
+    classes: tuple[str, ...]
+    resolution: int
+    channels: int
+    splits: dict[str, list[Shard]]
+    schema_version: int = SCHEMA_VERSION
+    synthetic: bool = False
+    seed: int = 0
+    fit: str = "crop"
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Per split: images of each class."""
+    patients: dict[str, int] = field(default_factory=dict)
+    """Per split: how many patients."""
+    rejected: int = 0
+    key_fingerprint: str | None = None
+    request: str = ""
+    """Digest of what was asked for and what lay in the raw folder; equal requests make equal folders."""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.resolution, self.resolution
+
+    def rows(self, split: str) -> int:
+        return sum(shard.rows for shard in self.splits.get(split, []))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Manifest:
+        tree = json.loads(text)
+        tree["classes"] = tuple(tree["classes"])
+        tree["splits"] = {
+            split: [Shard(**shard) for shard in tree["splits"][split]] for split in SPLITS if split in tree["splits"]
+        }
+        return Manifest(**tree)
+
+
+# -- where a folder is -------------------------------------------------------------------------------------------
+
+
+def filesystem(location: str | Path) -> tuple[pafs.FileSystem, str]:
+    """A path or a URI that pyarrow.fs opens -> (file system, path on it)."""
+    if "://" in str(location):
+        try:
+            return pafs.FileSystem.from_uri(str(location))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(f"{location}: not a location that can be opened ({error})") from None
+    return pafs.LocalFileSystem(), os.path.abspath(location)
+
+
+def write_file(folder: str | Path, name: str, content: bytes) -> None:
+    """A file below a folder or URI: complete or not there."""
+    fs, path = filesystem(folder)
+    fs.create_dir(f"{path}/{name}".rpartition("/")[0], recursive=True)
+    if isinstance(fs, pafs.LocalFileSystem):
+        unfinished = Path(f"{path}/{name}.tmp")
+        unfinished.write_bytes(content)
+        unfinished.replace(f"{path}/{name}")
+    else:  # an object appears when its upload ends
+        with fs.open_output_stream(f"{path}/{name}") as stream:
+            stream.write(content)
+
+
+def read_file(folder: str | Path, name: str) -> bytes:
+    """A file below a folder or URI. Raises FileNotFoundError or another OSError."""
+    fs, path = filesystem(folder)
+    with fs.open_input_file(f"{path}/{name}") as file:
+        return bytes(file.read())
+
+
+# -- schema ------------------------------------------------------------------------------------------------------
+
+
+def schema(shape: tuple[int, int, int], classes: Sequence[str], synthetic: bool = False) -> pa.Schema:
+    """Columns of a shard. Real rows carry keyed patient and image ids, synthetic ones the seed of their latent."""
+    fields = [pa.field("pixels", pa.binary(int(np.prod(shape))), nullable=False)]
+    if classes:
+        item = pa.field("item", pa.uint8(), nullable=False)
+        fields.append(pa.field("labels", pa.list_(item, len(classes)), nullable=False))
+    if synthetic:
+        fields.append(pa.field("seed", pa.int64(), nullable=False))
+    else:
+        fields += [pa.field("patient", pa.string()), pa.field("image_id", pa.string())]
+    meta = {"schema_version": SCHEMA_VERSION, "shape": list(shape), "classes": list(classes)}
+    return pa.schema(fields, metadata={"medgan": json.dumps(meta, sort_keys=True)})
+
+
+def shard_bytes(
+    pixels: np.ndarray, labels: np.ndarray, classes: Sequence[str], columns: Mapping[str, Sequence[Any]]
+) -> bytes:
+    """One shard as the bytes of a Parquet file; equal rows give equal bytes.
+
+    pixels: uint8 (N, C, R, R); labels: uint8 (N, K), multi-hot over classes; columns: `patient` and `image_id`, or
+    `seed`.
+    """
+    shape = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
+    columns_schema = schema(shape, classes, synthetic="seed" in columns)
+    arrays: list[pa.Array] = []
+    for column in columns_schema:
+        if column.name == "pixels":
+            flat = pa.py_buffer(np.ascontiguousarray(pixels))
+            arrays.append(pa.Array.from_buffers(column.type, len(pixels), [None, flat]))
+        elif column.name == "labels":
+            values = pa.array(labels.reshape(-1), pa.uint8())
+            arrays.append(pa.FixedSizeListArray.from_arrays(values, type=column.type))
+        else:
+            arrays.append(pa.array(columns[column.name], column.type))
+    buffer = io.BytesIO()
+    table = pa.Table.from_arrays(arrays, schema=columns_schema)
+    pq.write_table(table, buffer, row_group_size=512, compression="NONE", use_dictionary=False)
+    return buffer.getvalue()
+
+
+def shard_pixels(table: pa.Table, shape: tuple[int, int, int]) -> np.ndarray:
+    """The pixels column -> uint8 (N, C, R, R), without copying where the column is one chunk."""
+    column = table.column("pixels").combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks)
+    size = int(np.prod(shape))
+    flat = np.frombuffer(column.buffers()[1], np.uint8, len(column) * size, column.offset * size)
+    return flat.reshape(len(column), *shape)
+
+
+def shard_labels(table: pa.Table, classes: Sequence[str]) -> np.ndarray:
+    """The labels column -> uint8 (N, K); K = 0 gives (N, 0)."""
+    if not classes:
+        return np.zeros((table.num_rows, 0), np.uint8)
+    values = table.column("labels").combine_chunks().flatten()
+    return values.to_numpy(zero_copy_only=False).reshape(-1, len(classes))
+
+
+# -- keyed ids ---------------------------------------------------------------------------------------------------
+
+
+def patient_key(path: str | Path | None) -> bytes:
+    """The key of the ids, made with mode 600 where the default file does not exist yet.
+
+    Raises DataError where a file that was named is missing or is not a key.
+    """
+    file = Path(path or DEFAULT_KEY_FILE).expanduser()
+    if not file.exists():
+        if path is not None:
+            raise DataError(f"--patient-key-file {file}: no such file; leave the option out to have a key made")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as out:
+            out.write(secrets.token_hex(32) + "\n")
+    try:
+        key = bytes.fromhex(file.read_text().strip())
+    except (OSError, ValueError):
+        key = b""
+    if len(key) < 16:
+        raise DataError(f"--patient-key-file {file}: not a key (at least 32 hexadecimal digits)")
+    return key
+
+
+def keyed_id(key: bytes, *parts: str | bytes) -> str:
+    """HMAC-SHA256 of the parts under the key, hex, 32 characters."""
+    message = b"\0".join(part.encode() if isinstance(part, str) else part for part in parts)
+    return hmac.new(key, message, hashlib.sha256).hexdigest()[:32]
+
+
+# -- the split ---------------------------------------------------------------------------------------------------
+
+
+def split_patients(patients: Iterable[tuple[str, tuple[int, ...]]], seed: int) -> dict[str, str]:
+    """Patient -> split, one split each; every set of classes is divided 80/10/10 by images.
+
+    patients: (patient, labels) of each image. A patient with images of several classes counts with all of them.
+    The order in which patients are dealt depends on the seed and their ids alone.
+    """
+    images: dict[str, int] = defaultdict(int)
+    labels: dict[str, set[int]] = defaultdict(set)
+    for patient, classes in patients:
+        images[patient] += 1
+        labels[patient].update(classes)
+    strata: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for patient, found in labels.items():
+        strata[tuple(sorted(found))].append(patient)
+    split_of: dict[str, str] = {}
+    for stratum in sorted(strata):
+        members = sorted(strata[stratum], key=lambda p: hashlib.sha256(f"{seed}/split/{p}".encode()).digest())
+        given = dict.fromkeys(SPLITS, 0)
+        for patient in members:  # to the split that is furthest behind its share
+            split = min(SPLITS, key=lambda name: (given[name] / SPLITS[name], -SPLITS[name]))
+            split_of[patient] = split
+            given[split] += images[patient]
+    return split_of
+
+
+# -- reading back ------------------------------------------------------------------------------------------------
+
+
+def read_manifest(data: str | Path) -> tuple[Manifest, str]:
+    """(manifest, SHA-256 of manifest.json in hex) of a data folder. Raises DataError."""
+    try:
+        text = read_file(data, "manifest.json")
+    except OSError:
+        raise DataError(f"--data {data}: no manifest.json in it; make a data folder with jobs/prepare.py") from None
+    try:
+        manifest = Manifest.from_json(text.decode())
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"--data {data}: manifest.json is damaged; prepare the folder again") from None
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise DataError(
+            f"--data {data}: schema version {manifest.schema_version}, this medgan reads {SCHEMA_VERSION}: prepare it again"
+        )
+    return manifest, hashlib.sha256(text).hexdigest()
+
+
+def read_shard(data: str | Path, shard: Shard) -> bytes:
+    """A shard's bytes, checked against the manifest. Raises DataError naming the file."""
+    try:
+        content = read_file(data, shard.path)
+    except OSError:
+        raise DataError(f"--data {data}: {shard.path} is missing; prepare the folder again") from None
+    if len(content) != shard.bytes:
+        raise DataError(
+            f"--data {data}: {shard.path} has {len(content)} bytes, the manifest says {shard.bytes}; prepare it again"
+        )
+    if hashlib.sha256(content).hexdigest() != shard.sha256:
+        raise DataError(f"--data {data}: {shard.path} is not what was written (SHA-256 differs); prepare it again")
+    return content
+
+
+def verify(data: str | Path, manifest: Manifest) -> None:
+    """Every shard's bytes against its checksum, and no patient in two splits. Raises DataError."""
+    shards = [(split, shard) for split, shards in manifest.splits.items() for shard in shards]
+
+    def patients(item: tuple[str, Shard]) -> tuple[str, set[str]]:
+        content = read_shard(data, item[1])
+        file = pq.ParquetFile(pa.BufferReader(content))
+        if "patient" not in file.schema_arrow.names:
+            return item[0], set()
+        return item[0], set(file.read(["patient"]).column("patient").to_pylist())
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(patients, shards))
+    split_of: dict[str, str] = {}
+    for split, ids in found:
+        for patient in ids:
+            if split_of.setdefault(patient, split) != split:
+                raise DataError(
+                    f"--data {data}: a patient has images in {split_of[patient]} and in {split}; prepare it again"
+                )
+
+
+def label_counts(labels: np.ndarray, classes: Sequence[str]) -> dict[str, int]:
+    """Images of each class in uint8 (N, K)."""
+    return {name: int(labels[:, index].sum()) for index, name in enumerate(classes)}

@@ -1,0 +1,86 @@
+"""A run's folder: a path or a URI, written whole files at a time, so that a crash leaves each file old or new."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from medgan.data.loader import cache_folder
+from medgan.data.shards import filesystem, read_file, write_file
+
+CHECKPOINT = re.compile(r"(\d{12})\.pt")
+
+
+class RunFolder:
+    """RUN: config.yaml, metrics.jsonl, samples/, checkpoints/, generator/, wandb/, report.html.
+
+    What grows line by line (metrics.jsonl, wandb/) needs a local file: `work` is RUN itself where RUN is a path, else
+    a folder in the node's cache that is copied to the URI at checkpoints.
+    """
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self.remote = "://" in location
+        self.digest = hashlib.sha256(location.encode()).hexdigest()[:16]
+        self.work = cache_folder() / "runs" / self.digest if self.remote else Path(location)
+
+    def write(self, name: str, content: bytes | str) -> None:
+        write_file(self.location, name, content.encode() if isinstance(content, str) else content)
+
+    def read(self, name: str) -> bytes:
+        """Raises FileNotFoundError or another OSError."""
+        return read_file(self.location, name)
+
+    def names(self, below: str = "") -> list[str]:
+        """File and folder names directly below a folder of the run, sorted; none where it does not exist."""
+        fs, path = filesystem(self.location)
+        selector = pafs.FileSelector(f"{path}/{below}".rstrip("/"), allow_not_found=True)
+        return sorted(entry.base_name for entry in fs.get_file_info(selector))
+
+    def exists(self, name: str) -> bool:
+        fs, path = filesystem(self.location)
+        return bool(fs.get_file_info(f"{path}/{name}").type == pafs.FileType.File)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def checkpoints(self) -> list[int]:
+        """images_seen of every checkpoint, ascending."""
+        matches = (CHECKPOINT.fullmatch(name) for name in self.names("checkpoints"))
+        return sorted(int(match.group(1)) for match in matches if match)
+
+    def save_checkpoint(self, images_seen: int, content: bytes, keep: int, best: int | None) -> None:
+        """Write a checkpoint, then drop all but the `keep` newest and the best."""
+        self.write(checkpoint_name(images_seen), content)
+        fs, path = filesystem(self.location)
+        for old in self.checkpoints()[:-keep]:
+            if old != best:
+                fs.delete_file(f"{path}/{checkpoint_name(old)}")
+
+    # -- what grows in the work folder -----------------------------------------------------------------------------
+
+    def fetch(self, name: str) -> Path:
+        """The local copy of a growing file, taken over from the URI first; its folder exists."""
+        local = self.work / name
+        local.parent.mkdir(parents=True, exist_ok=True)
+        if self.remote:
+            local.unlink(missing_ok=True)
+            if self.exists(name):
+                local.write_bytes(self.read(name))
+        return local
+
+    def publish(self, *names: str) -> None:
+        """Copy growing files and folders from the work folder to a URI; nothing to do where RUN is a path."""
+        if not self.remote:
+            return
+        for name in names:
+            source = self.work / name
+            files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+            for file in files:
+                self.write(str(file.relative_to(self.work)), file.read_bytes())
+
+
+def checkpoint_name(images_seen: int) -> str:
+    return f"checkpoints/{images_seen:012d}.pt"

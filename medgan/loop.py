@@ -1,0 +1,116 @@
+"""The training loop: until total_images: step, log, evaluate, save.
+
+Everything that happens now and then happens at the first whole global batch at or past its interval, so that it
+depends on images_seen alone. No Ray in here.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+
+from medgan.config import Config
+from medgan.data.loader import Batch
+from medgan.state import TrainState
+from medgan.step import SCALARS, takes_penalty, train_step
+
+Event = dict[str, Any]
+
+
+class Diverged(RuntimeError):
+    """A loss or a weight is no longer a finite number."""
+
+
+class Hooks(Protocol):
+    """What the loop calls; on ranks other than the first, all but `evaluate` do nothing."""
+
+    def log(self, images_seen: int, row: dict[str, float]) -> None:
+        """A row of losses."""
+
+    def evaluate(self, state: TrainState) -> None:
+        """Figures and a sample grid of the averaged generator; sets state.best. Every rank calls it."""
+
+    def save(self, state: TrainState) -> None:
+        """A checkpoint."""
+
+
+def due(interval_kimg: float, before: int, now: int) -> bool:
+    """Whether a multiple of the interval was reached or passed between two counts of images."""
+    interval = interval_kimg * 1000
+    return now // interval > before // interval
+
+
+def run(
+    config: Config,
+    state: TrainState,
+    batches: Iterator[Batch],
+    hooks: Hooks,
+    clock: Callable[[], float] = time.perf_counter,
+) -> None:
+    """Train until total_images. Raises Diverged, after which the newest checkpoint is still good."""
+    world = state.world
+    if state.images_seen == 0:
+        hooks.evaluate(state)
+    meter = Meter(clock)
+    while state.images_seen < config.total_images:
+        before = state.images_seen
+        batch = meter.wait(batches)
+        meter.add(train_step(state, batch), config.global_batch, takes_penalty(config, before))
+        now = state.images_seen
+        last = now >= config.total_images
+        evaluating = last or due(config.evaluate.interval_kimg, before, now)
+        saving = last or due(config.checkpoint.interval_kimg, before, now)
+        if evaluating or saving or due(config.tracking.interval_kimg, before, now):
+            row = meter.read(world.sum(meter.total))
+            for name, value in row.items():
+                if not math.isfinite(value):
+                    raise Diverged(f"{name} is {value} at {now:,} images")
+            if not state.finite():
+                raise Diverged(f"a weight is not finite at {now:,} images")
+            hooks.log(now, row)
+            best = state.best.get("images_seen")
+            if evaluating:
+                hooks.evaluate(state)
+            if saving or state.best.get("images_seen") != best:
+                hooks.save(state)
+            meter = Meter(clock)
+
+
+class Meter:
+    """Sums of one stretch of steps, without waiting for the device: scalars, steps, time, time spent on data."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock, self.start = clock, clock()
+        self.total = torch.zeros(len(SCALARS), dtype=torch.float64)
+        self.steps = self.penalties = self.images = 0
+        self.waited = 0.0
+
+    def wait(self, batches: Iterator[Batch]) -> Batch:
+        before = self.clock()
+        batch = next(batches)
+        self.waited += self.clock() - before
+        return batch
+
+    def add(self, scalars: torch.Tensor, images: int, penalty: bool) -> None:
+        self.total = self.total.to(scalars.device) + scalars
+        self.steps += 1
+        self.penalties += penalty
+        self.images += images
+
+    def read(self, total: torch.Tensor) -> dict[str, float]:
+        """total: the scalars summed over ranks. Means over steps (penalty/r1: over those that took one), and times."""
+        means = (total.cpu() / self.steps).tolist()  # waits for the device, so the clock is read after it
+        seconds = self.clock() - self.start
+        row = dict(zip(SCALARS, means, strict=True))
+        penalty = row.pop("penalty/r1")
+        if self.penalties:
+            row["penalty/r1"] = penalty * self.steps / self.penalties
+        return row | {
+            "time/images_per_s": self.images / seconds,
+            "time/step_s": seconds / self.steps,
+            "time/data_wait_s": self.waited / self.steps,
+        }

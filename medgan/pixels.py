@@ -1,0 +1,75 @@
+"""Image files -> stored pixels, pixels <-> images, and grids.
+
+`pixels` are uint8 (N, C, R, R) as stored in shards; `images` are float in [-1, 1], the same shape, as models see them.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+Fit = Literal["crop", "pad", "squash"]
+
+
+def decode(data: bytes, resolution: int, channels: int, fit: Fit = "crop") -> np.ndarray:
+    """An encoded image file -> uint8 (channels, resolution, resolution).
+
+    fit: crop the centre square, pad to a square with black, or squash. Resizing is antialiased (Lanczos).
+    Raises ValueError where the bytes are no image, or hold more than 8 bits per channel.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"not a readable image ({type(error).__name__})") from None
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"pixel format {image.mode} has more than 8 bits per channel")
+    image = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+    size = (resolution, resolution)
+    if fit == "crop":
+        image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    elif fit == "pad":
+        image = ImageOps.pad(image, size, Image.Resampling.LANCZOS)
+    else:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    array = np.asarray(image)
+    return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """uint8 (1 or 3, H, W) -> the bytes of a PNG file."""
+    array = pixels[0] if pixels.shape[0] == 1 else pixels.transpose(1, 2, 0)
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def to_images(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 (N, C, R, R) -> images in [-1, 1] of the given dtype, same device."""
+    return pixels.to(dtype).div_(127.5).sub_(1.0)
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Images in [-1, 1] -> uint8 pixels, rounded; what lies outside is clipped."""
+    return images.detach().float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def grid(pixels: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
+    """uint8 (N, C, R, R) -> one picture uint8 (C, H, W), row by row, with a grey gap between tiles.
+
+    Raises ValueError where N is no multiple of columns.
+    """
+    count, channels, height, width = pixels.shape
+    if count % columns:
+        raise ValueError(f"{count} tiles do not fill rows of {columns}")
+    rows = count // columns
+    sheet = np.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 96, np.uint8)
+    for index, tile in enumerate(pixels):
+        top, left = gap + index // columns * (height + gap), gap + index % columns * (width + gap)
+        sheet[:, top : top + height, left : left + width] = tile
+    return sheet

@@ -1,0 +1,177 @@
+"""One rank of a training run: data, state, evaluation and tracking put together around the loop. No Ray in here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medgan import loop, report, sample
+from medgan.config import Config
+from medgan.data.loader import Split, batches, open_split, rank_slice
+from medgan.data.shards import label_counts
+from medgan.distributed import World
+from medgan.folder import RunFolder, checkpoint_name
+from medgan.metrics.features import EXTRACTORS, choose_rows, my_part, real_features
+from medgan.metrics.fidelity import fidelity, identity
+from medgan.pixels import encode_png, grid
+from medgan.state import TrainState
+from medgan.streams import stream
+from medgan.tracking import JsonlTracker, NullTracker, Row, Several, Tracker, WandbTracker
+
+Event = dict[str, Any]
+REFERENCE_SPLIT = "val"
+
+
+def train(config: Config, data: str, out: str, world: World, on_event: Callable[[Event], None]) -> None:
+    """Train one rank from the newest checkpoint in `out` to total_images.
+
+    Every rank of the world calls it. on_event is called at rank 0 with what a person should see: a dict with the key
+    `event`. Raises loop.Diverged where a value is no longer finite.
+    """
+    folder = RunFolder(out)
+    split = open_split(data, "train")
+    state = TrainState.create(config, world)
+    newest = world.broadcast(max(folder.checkpoints(), default=None) if world.first else None)
+    if newest is not None:
+        state.load(folder.read(checkpoint_name(newest)))
+        on_event({"event": "resumed", "images_seen": newest})
+    tracker = _tracker(config, folder, state.images_seen) if world.first else NullTracker()
+    part = rank_slice(config.global_batch, config.sample_group, world.rank, world.size)
+    failed = True
+    try:
+        on_event({"event": "features"})
+        evaluator = Evaluator(config, data, split, world)
+        recorder = Recorder(folder, tracker, evaluator, on_event)
+        loop.run(config, state, batches(split, config.seed, state.images_seen, config.global_batch, part), recorder)
+        if world.first:
+            recorder.finish(state)
+        failed = False
+    finally:
+        tracker.close(failed)
+        if world.first:
+            folder.publish("metrics.jsonl", "wandb")
+
+
+def _tracker(config: Config, folder: RunFolder, images_seen: int) -> Tracker:
+    jsonl = JsonlTracker(folder.fetch("metrics.jsonl"), images_seen)
+    if config.tracking.wandb == "off":
+        return jsonl
+    name = folder.location.rstrip("/").rpartition("/")[2]
+    # One id per run folder and data, so that a resumed run is the same W&B run.
+    run_id = f"{config.data.manifest_sha256[:8] if config.data.manifest_sha256 else 'run'}-{folder.digest[:12]}"
+    return Several(jsonl, WandbTracker(config, folder.work, run_id, name))
+
+
+class Evaluator:
+    """KID and FID of the averaged generator against the val split, with the real-against-real floor.
+
+    Real features are computed once (and cached per node): n images of val, and as many of train for the floor. The
+    latents and labels of the generated images are the same each time.
+    """
+
+    def __init__(self, config: Config, data: str, train_split: Split, world: World) -> None:
+        self.config, self.world = config, world
+        self.label_pool = np.asarray(train_split.labels)
+        val = open_split(data, REFERENCE_SPLIT)
+        self.n = min(config.evaluate.n, len(val), len(train_split))
+        self.extractor = EXTRACTORS[config.evaluate.extractor](world.device)
+        self.identity = identity(self.extractor.identity, self.n, REFERENCE_SPLIT)
+        self.labels = torch.from_numpy(val.labels[choose_rows(len(val), self.n)].astype(np.float32))
+        self.real = real_features(data, val, REFERENCE_SPLIT, self.n, self.extractor, world)
+        other = real_features(data, train_split, "train", self.n, self.extractor, world)
+        self.floor: Row = {}
+        if self.real is not None and other is not None:
+            self.floor = {f"floor/{name}": value for name, value in fidelity(self.real, other).items()}
+
+    def __call__(self, state: TrainState) -> Row:
+        """metric/* and floor/* at rank 0, nothing elsewhere. Calibrates the averaged generator."""
+        sample.calibrate(state.ema, self.config, self.label_pool)
+        part = my_part(self.n, self.world)
+        z = torch.randn(self.n, self.config.model.z_dim, generator=stream(self.config.seed, "evaluate", 0))
+        fake: Tensor | None = self.extractor(sample.generate(state.ema, z[part], self.labels[part]))
+        fake = self.world.gather_rows(fake)
+        if fake is None or self.real is None:
+            return {}
+        return {f"metric/{name}": value for name, value in fidelity(self.real, fake).items()} | self.floor
+
+
+class Recorder:
+    """The loop's hooks: rank 0 writes rows, grids, checkpoints, the generator and the page."""
+
+    def __init__(
+        self, folder: RunFolder, tracker: Tracker, evaluator: Evaluator, on_event: Callable[[Event], None]
+    ) -> None:
+        self.folder, self.tracker, self.evaluator, self.on_event = folder, tracker, evaluator, on_event
+        self.first = evaluator.world.first
+
+    def log(self, images_seen: int, row: Row) -> None:
+        self.tracker.log(images_seen, row)
+        self.on_event({"event": "progress", "images_seen": images_seen, **row})
+
+    def evaluate(self, state: TrainState) -> None:
+        start = time.perf_counter()
+        row = self.evaluator(state)
+        if not self.first:
+            row = {}
+        else:
+            row["time/evaluate_s"] = time.perf_counter() - start
+            self.tracker.log(state.images_seen, row)
+            self.on_event({"event": "evaluated", "images_seen": state.images_seen, **row})
+            self._picture(state)
+        kid = state.world.broadcast(row.get("metric/kid"))
+        best = state.best
+        assert kid is not None
+        # Figures of unlike identity are not compared: with other settings the search for the best starts anew.
+        if not best or best["identity"] != self.evaluator.identity or kid < best["kid"]:
+            state.best = {"images_seen": state.images_seen, "kid": kid, "identity": self.evaluator.identity}
+            if self.first and state.images_seen:
+                self._export(state, row)
+        if self.first:
+            self._page()
+
+    def save(self, state: TrainState) -> None:
+        if self.first:
+            keep = state.config.checkpoint.keep
+            self.folder.save_checkpoint(state.images_seen, state.save(), keep, state.best.get("images_seen"))
+            self.folder.publish("metrics.jsonl", "wandb")
+            self.on_event({"event": "saved", "images_seen": state.images_seen})
+
+    def finish(self, state: TrainState) -> None:
+        self._page()
+        self.on_event({"event": "done", "images_seen": state.images_seen, "best": state.best})
+
+    def _picture(self, state: TrainState) -> None:
+        tiles = sample.grid_samples(state.ema, state.config)
+        png = encode_png(grid(tiles.numpy(), state.config.tracking.grid_columns))
+        name = f"samples/{round(state.images_seen / 1000):06d}.png"
+        self.folder.write(name, png)
+        local = self.folder.work / name
+        if self.folder.remote:
+            local.parent.mkdir(parents=True, exist_ok=True)
+            local.write_bytes(png)
+        self.tracker.picture(state.images_seen, "samples", local)
+
+    def _export(self, state: TrainState, row: Row) -> None:
+        counts = label_counts(self.evaluator.label_pool, state.config.data.classes or ())
+        figure = f"n = {self.evaluator.n} against {REFERENCE_SPLIT}, {self.evaluator.extractor.identity['extractor']}"
+        figures = {"images_seen": state.images_seen, "figure": figure, **row}
+        for name, content in sample.export(state.ema, state.config, counts, figures).items():
+            self.folder.write(f"generator/{name}", content)
+
+    def _page(self) -> None:
+        self.folder.publish("metrics.jsonl")
+        self.folder.write("report.html", report.run_page(self.folder))
+
+
+def precision_of(wanted: str, gpu: bool, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """`auto` settled: bfloat16 on GPU and where the CPU has AMX or AVX512-BF16, float32 elsewhere."""
+    if wanted != "auto":
+        return wanted
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    return "bfloat16" if gpu or flags & {"amx_bf16", "avx512_bf16"} else "float32"

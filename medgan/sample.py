@@ -1,0 +1,146 @@
+"""Generator + seeds + labels -> pixels, and the generator folder that users share.
+
+A sample is a function of the generator, its own seed and its label: evaluation mode uses stored statistics, so that
+no image depends on the others of its batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from medgan.config import Config, Dcgan, validate
+from medgan.models import build_gan
+from medgan.models.layers import measuring
+from medgan.pixels import to_pixels
+from medgan.streams import stream, stream_seed
+
+CHUNK = 64
+
+
+def draw_labels(label_pool: np.ndarray, count: int, seed: int, name: str) -> Tensor:
+    """Labels of random rows of the training set, so that their frequencies are kept: float32 (count, K)."""
+    rows = np.random.default_rng(stream_seed(seed, name, 0)).integers(0, len(label_pool), count)
+    return torch.from_numpy(label_pool[rows].astype(np.float32))
+
+
+@torch.no_grad()
+def calibrate(generator: nn.Module, config: Config, label_pool: np.ndarray, passes: int = 4, size: int = 128) -> None:
+    """Measure the normalisation statistics of a generator for evaluation mode, from seeded latents.
+
+    Needed for an averaged generator, since the statistics of the raw weights are wrong for averaged ones; without
+    normalisation layers it changes nothing. Each process does it alone and gets the same.
+    """
+    example = next(generator.parameters())
+    labels = draw_labels(label_pool, passes * size, config.seed, "calibrate/labels")
+    with measuring(generator):
+        for index in range(passes):
+            random = stream(config.seed, "calibrate/z", index)
+            z = torch.randn(size, config.model.z_dim, generator=random, dtype=example.dtype)
+            generator(z.to(example.device), labels[index * size : (index + 1) * size].to(example))
+
+
+@torch.no_grad()
+def generate(generator: nn.Module, z: Tensor, labels: Tensor) -> Tensor:
+    """z (N, z_dim), labels (N, K) -> uint8 pixels (N, C, R, R) on the CPU, in the generator's own precision."""
+    example = next(generator.parameters())
+    generator.eval()
+    chunks = [
+        to_pixels(generator(some_z.to(example), some_labels.to(example))).cpu()
+        for some_z, some_labels in zip(z.split(CHUNK), labels.split(CHUNK), strict=True)
+    ]
+    return torch.cat(chunks) if chunks else torch.zeros(0, dtype=torch.uint8)
+
+
+def seeded_latents(seeds: list[int], z_dim: int) -> Tensor:
+    """One latent per seed, float32 (N, z_dim): any single image of a release can be made again from its seed."""
+    return torch.stack([torch.randn(z_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def grid_samples(generator: nn.Module, config: Config) -> Tensor:
+    """uint8 (rows * grid_columns, C, R, R): a row per class, the same latents in every row; four rows without classes."""
+    classes = len(config.data.classes or ())
+    columns = config.tracking.grid_columns
+    if isinstance(config.model, Dcgan) or not classes:
+        z = torch.randn(4 * columns, config.model.z_dim, generator=stream(config.seed, "grid", 0))
+        return generate(generator, z, torch.zeros(len(z), classes))
+    z = torch.randn(columns, config.model.z_dim, generator=stream(config.seed, "grid", 0)).repeat(classes, 1)
+    return generate(generator, z, torch.eye(classes).repeat_interleave(columns, 0))
+
+
+# -- the generator folder ----------------------------------------------------------------------------------------
+
+
+def export(
+    ema: nn.Module, config: Config, label_counts: dict[str, int], figures: dict[str, Any]
+) -> dict[str, bytes | str]:
+    """The averaged generator as files: what users share. D stays behind: it tells who was trained on.
+
+    label_counts: training images of each class; figures: what is known of this generator, for its card.
+    """
+    weights = {key: value.detach().cpu().contiguous().clone() for key, value in ema.state_dict().items()}
+    description = {
+        "config": config.dump(),
+        "label_counts": label_counts,
+        "images_seen": figures["images_seen"],
+        "figures": figures,
+    }
+    return {
+        "model.safetensors": save_safetensors(weights, {"images_seen": str(figures["images_seen"])}),
+        "config.yaml": yaml.safe_dump(json.loads(json.dumps(description)), sort_keys=False),
+        "README.md": card(config, label_counts, figures),
+    }
+
+
+def load_generator(weights: bytes, description: str) -> tuple[nn.Module, Config, dict[str, int]]:
+    """(generator in evaluation mode, its config, training images of each class) from the files of `export`."""
+    tree = yaml.safe_load(description)
+    config = validate(tree["config"])
+    generator, _ = build_gan(config)
+    if config.precision == "float64":
+        generator.double()
+    generator.load_state_dict(load_safetensors(weights))
+    return copy.deepcopy(generator).eval().requires_grad_(False), config, tree["label_counts"]
+
+
+def card(config: Config, label_counts: dict[str, int], figures: dict[str, Any]) -> str:
+    """A model card in Markdown."""
+    classes = ", ".join(f"{name} ({count:,} training images)" for name, count in label_counts.items()) or "none"
+    conditional = "" if isinstance(config.model, Dcgan) else " --per-class 100"
+    lines = [
+        f"# {config.model.name} generator, {config.data.resolution}x{config.data.resolution}",
+        "",
+        "Draws synthetic medical images. Made with medgan; the discriminator is not part of it, on purpose.",
+        "",
+        f"- architecture: {config.model.name}, loss {config.loss.name}, seed {config.seed}",
+        f"- images: {config.data.channels} channel(s), {config.data.resolution} pixels a side",
+        f"- classes: {classes}",
+        f"- real images shown while training: {figures['images_seen']:,}",
+        f"- data manifest (SHA-256): {config.data.manifest_sha256}",
+    ]
+    for name in ("kid", "fid"):
+        if f"metric/{name}" in figures:
+            floor = figures.get(f"floor/{name}")
+            beside = f"; real against real {floor:.4g}" if floor is not None else ""
+            lines.append(f"- {name.upper()}: {figures[f'metric/{name}']:.4g} ({figures.get('figure', '')}{beside})")
+    lines += [
+        "",
+        "## Use",
+        "",
+        f"    python jobs/generate.py --run RUN --out OUT{conditional or ' --count 100'}",
+        "",
+        "## Limits",
+        "",
+        "Not for diagnosis. Whether these images help a classifier, and whether they copy a patient, is not shown by",
+        "KID or FID: measure both before relying on them.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,142 @@
+"""What a run carries from step to step, and how it is saved: G, D, the averaged G, both optimizers, images_seen."""
+
+from __future__ import annotations
+
+import copy
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medgan.config import Config, Ema, Optim
+from medgan.distributed import World
+from medgan.models import build_gan
+from medgan.streams import stream_seed
+
+SCHEMA_VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be opened. One line."""
+
+
+@dataclass
+class Player:
+    """A network with its DDP wrapper and optimizer. The wrapper is called only inside the player's own update."""
+
+    module: nn.Module
+    ddp: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    @staticmethod
+    def create(module: nn.Module, lr: float, optim: Optim, world: World) -> Player:
+        adam = torch.optim.Adam(module.parameters(), lr=lr, betas=(optim.beta1, optim.beta2), eps=optim.eps)
+        return Player(module, world.wrap(module), adam)
+
+
+@dataclass
+class TrainState:
+    """Everything that makes the next step what it is, together with config and data."""
+
+    config: Config
+    world: World
+    generator: Player
+    discriminator: Player
+    ema: nn.Module
+    images_seen: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
+    """The best evaluation so far: images_seen, kid, and the identity of the figure."""
+
+    @staticmethod
+    def create(config: Config, world: World) -> TrainState:
+        """A fresh state: weights depend on the seed alone, so that every rank has the same."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(config.seed, "weights", 0))
+            networks = build_gan(config)
+        dtype = torch.float64 if config.precision == "float64" else torch.float32
+        generator, discriminator = (channels_last(network.to(world.device, dtype)) for network in networks)
+        ema = copy.deepcopy(generator).requires_grad_(False).eval()
+        return TrainState(
+            config,
+            world,
+            Player.create(generator, config.optim.lr_g, config.optim, world),
+            Player.create(discriminator, config.optim.lr_d, config.optim, world),
+            ema,
+        )
+
+    @torch.no_grad()
+    def update_ema(self) -> None:
+        """One step of the average, for the images of one global batch that are already in images_seen."""
+        weight = 1 - ema_decay(self.config.ema, self.config.global_batch, self.images_seen)
+        for average, value in zip(self.ema.parameters(), self.generator.module.parameters(), strict=True):
+            average.lerp_(value, weight)
+
+    def finite(self) -> bool:
+        """Whether every weight is a finite number; the same answer on every rank, since weights are."""
+        networks = (self.generator.module, self.discriminator.module, self.ema)
+        return all(bool(p.isfinite().all()) for network in networks for p in network.parameters())
+
+    def save(self) -> bytes:
+        """Tensors, numbers and the config, as a file that opens with weights_only=True."""
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "config": self.config.dump(),
+                "images_seen": self.images_seen,
+                "best": self.best,
+                "generator": self.generator.module.state_dict(),
+                "discriminator": self.discriminator.module.state_dict(),
+                "ema": self.ema.state_dict(),
+                "generator_optimizer": self.generator.optimizer.state_dict(),
+                "discriminator_optimizer": self.discriminator.optimizer.state_dict(),
+            },
+            buffer,
+        )
+        return buffer.getvalue()
+
+    def load(self, content: bytes) -> None:
+        """Take over what `save` wrote; the config stays as it is."""
+        saved = open_checkpoint(content, self.world.device)
+        self.generator.module.load_state_dict(saved["generator"])
+        self.discriminator.module.load_state_dict(saved["discriminator"])
+        self.ema.load_state_dict(saved["ema"])
+        self.generator.optimizer.load_state_dict(saved["generator_optimizer"])
+        self.discriminator.optimizer.load_state_dict(saved["discriminator_optimizer"])
+        self.images_seen = saved["images_seen"]
+        self.best = saved["best"]
+
+
+def open_checkpoint(content: bytes, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The dict that `TrainState.save` wrote. Raises CheckpointError."""
+    try:
+        saved: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        version = saved["schema_version"]
+    except Exception as error:
+        raise CheckpointError(f"not a checkpoint that can be opened ({type(error).__name__})") from None
+    if version != SCHEMA_VERSION:
+        raise CheckpointError(f"checkpoint schema {version}, this medgan reads {SCHEMA_VERSION}")
+    return saved
+
+
+def ema_decay(ema: Ema, global_batch: int, images_seen: int) -> float:
+    """Decay per step: 0.5 ** (batch / half-life), the half-life at most ramp_up * images_seen (arXiv:2006.06676, A)."""
+    half_life = ema.half_life_kimg * 1000
+    if ema.ramp_up:
+        half_life = min(half_life, ema.ramp_up * images_seen)
+    return float(0.5 ** (global_batch / half_life)) if half_life > 0 else 0.0
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """Convolution weights in NHWC order, which CPUs and GPUs compute faster.
+
+    With one input channel both orders describe the same memory and autograd returns the plain one: keep that, or DDP
+    warns of strides that do not match.
+    """
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            order = torch.channels_last if parameter.shape[1] > 1 else torch.contiguous_format
+            parameter.data = parameter.data.clone(memory_format=order)
+    return network

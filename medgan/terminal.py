@@ -1,0 +1,101 @@
+"""What a person at a terminal sees: refusals in one line, exit codes, and a progress line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from medgan.config import ConfigError
+from medgan.data.shards import DataError
+from medgan.data.sources import SourceError
+
+
+class Refused(ValueError):
+    """A command that cannot be carried out; nothing was written. One line: what, its value, what is allowed."""
+
+
+class Failed(RuntimeError):
+    """Something went wrong while running. One line: what, and what to do."""
+
+
+def command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
+    """Run a script's main; returns its exit code: 0 done, 1 failed while running, 2 refused, 130 interrupted.
+
+    With `--verbose` among the arguments tracebacks are shown.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        main(arguments)
+    except (Refused, ConfigError, DataError, SourceError) as error:
+        return _say(error, 2, arguments)
+    except Failed as error:
+        return _say(error, 1, arguments)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return _say(text if len(text) < 500 else text[:500] + "...", 1, arguments, hint="; --verbose shows more")
+    return 0
+
+
+def _say(error: object, code: int, arguments: list[str], hint: str = "") -> int:
+    if "--verbose" in arguments:
+        traceback.print_exc()
+    name = Path(sys.argv[0]).name
+    print(f"{name}: {error}{hint}", file=sys.stderr)
+    return code
+
+
+def absolute(flag: str, location: str) -> str:
+    """A path made absolute, a URI as it is. A relative path in a submitted job is refused.
+
+    A job's working directory is Ray's copy of the uploaded files, which is deleted when the job ends.
+    """
+    if "://" in location:
+        return location
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not os.path.isabs(os.path.expanduser(location)):
+        raise Refused(
+            f"{flag} {location}: a relative path in a submitted job lies in Ray's throw-away copy; give an absolute path"
+        )
+    return os.path.abspath(os.path.expanduser(location))
+
+
+class Progress:
+    """One line that is rewritten on a terminal, and printed as a line of its own elsewhere, at most every few seconds."""
+
+    def __init__(self, every_s: float = 5.0) -> None:
+        self.live = sys.stdout.isatty()
+        self.every_s = 0.2 if self.live else every_s
+        self.last = 0.0
+        self.open = False
+
+    def update(self, text: str, force: bool = False) -> None:
+        now = time.monotonic()
+        if not force and now - self.last < self.every_s:
+            return
+        self.last = now
+        if self.live:
+            columns = shutil.get_terminal_size().columns
+            print("\r\x1b[K" + text[: columns - 1], end="", flush=True)
+            self.open = True
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """End the rewritten line, so that what follows starts on its own."""
+        if self.open:
+            print(flush=True)
+            self.open = False
+
+
+def duration(seconds: float) -> str:
+    """95 -> "1:35", 3700 -> "1:01:40"."""
+    whole = max(0, round(seconds))
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
