@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medgan.config import RESOLUTIONS
-from medgan.data.shards import patient_key
+from medgan.data.shards import patient_key, prepared
 from medgan.data.sources import SOURCES
 from medgan.terminal import Progress, Refused, absolute, command, duration
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
 
     request = ingest.Request(args.source, raw, out, args.resolution, args.channels, args.seed, args.fit, args.limit)
     plan = ingest.plan(request, patient_key(args.patient_key_file))
-    manifest = ingest.prepared(plan)
+    manifest = prepared(out, plan.digest)
     if manifest is None:
         connect(verbose=args.verbose)
         line, start = Progress(), time.monotonic()

@@ -29,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", help="data folder made by jobs/prepare.py: a path or a URI")
     parser.add_argument("--out", help="run folder to make or to go on with: a path or a URI")
     parser.add_argument("--workers", help="number of workers, or a range such as 1-3 (default: every GPU, else 2)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
+    )
     parser.add_argument("--wait", action="store_true", help="wait for an autoscaler where the cluster is too small")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages and tracebacks")
     parser.add_argument("--settings", action="store_true", help="print every setting with its meaning, and end")
@@ -68,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
     stored = stored_config(folder)
     if stored is not None:
         config = configs.resume(stored, config)
-        if (folder.checkpoints() or [0])[-1] >= config.total_images:
+        if max(folder.checkpoints(), default=0) >= config.total_images:
             print(f"complete: {out} has its {config.total_images:,} images; raise total_images to train on")
             return
     try:
@@ -96,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
     outcome = fit(config.dump(), data, out, workers, view.show, args.verbose)
     view.line.close()
     if "failed" in outcome.events:
-        last = (folder.checkpoints() or [None])[-1]
+        last = max(folder.checkpoints(), default=None)
         kept = f"the last good checkpoint is at {last:,} images" if last else "there is no checkpoint yet"
         raise Failed(f"training stopped: {outcome.events['failed']['reason']}; {kept}")
     if "done" not in outcome.events:
@@ -160,23 +162,18 @@ class View:
 
 
 def settings() -> str:
-    """Every dotted key with its default and its meaning."""
+    """Every dotted key with its default and its meaning; those of one model only say of which."""
     lines = []
-    for name, section in sections():
+    parts = {key: type(part) for key, part in configs.Config() if isinstance(part, configs.Section)}
+    sections: list[tuple[str, type[configs.Section]]] = [("", configs.Config), ("model.", configs.Cgan)]
+    sections.append(("with model.name=dcgan: model.", configs.Dcgan))
+    sections += [(f"{key}.", part) for key, part in parts.items() if key != "model"]
+    for prefix, section in sections:
         for key, info in section.model_fields.items():
-            if key == "name" or isinstance(info.default, configs.Section):
-                continue
-            dotted = f"{name}.{key}".lstrip(".")
-            lines.append(f"{dotted} = {info.default}\n    {info.description or ''}")
+            inherited = section is configs.Dcgan and key in configs.Cgan.model_fields
+            if key not in parts and not inherited:
+                lines.append(f"{prefix}{key} = {info.default}\n    {info.description}")
     return "\n".join(lines)
-
-
-def sections() -> list[tuple[str, type[configs.Section]]]:
-    whole = configs.Config
-    parts = [
-        (key, type(info.default)) for key, info in whole.model_fields.items() if isinstance(info.default, configs.Section)
-    ]
-    return [("", whole), ("model", configs.Dcgan), *parts]
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ class Dcgan(ConvModel):
     """Unconditional (Radford et al. 2016, arXiv:1511.06434): labels are ignored."""
 
     name: Literal["dcgan"] = "dcgan"
+    """dcgan: unconditional."""
     norm_d: Literal["batch", "none"] = "batch"
     """Normalisation in D: batch (as in the paper) or none (wanted by gradient penalties)."""
 
@@ -67,6 +68,7 @@ class Cgan(ConvModel):
     """Conditional: class-conditional BatchNorm in G, projection D (Miyato and Koyama 2018, arXiv:1802.05637)."""
 
     name: Literal["cgan"] = "cgan"
+    """cgan: conditional."""
     stddev_group: int = Field(4, ge=1, le=64)
     """Samples per minibatch-stddev group in D; 1 turns the statistic off."""
 
@@ -124,8 +126,8 @@ class Evaluate(Section):
 class Tracking(Section):
     interval_kimg: float = Field(1.0, gt=0)
     """A row of losses every so many thousand images."""
-    wandb: Literal["auto", "offline", "off"] = "auto"
-    """auto: online where an API key is set, offline otherwise."""
+    wandb: Literal["auto", "offline", "disabled"] = "auto"
+    """auto: online where an API key is set, offline otherwise; disabled: no W&B."""
     project: str = Field("medgan", min_length=1)
     """W&B project."""
     grid_columns: int = Field(8, ge=1, le=64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +19,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @staticmethod
     def current(device: torch.device | str = "cpu") -> World:
@@ -48,7 +48,7 @@ class World:
             return value
         box: list[Any] = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
-        return box[0]  # type: ignore[no-any-return]
+        return box[0]
 
     def sum(self, values: Tensor) -> Tensor:
         """Elementwise sum over the ranks, on every rank."""

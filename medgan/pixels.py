@@ -23,13 +23,13 @@ def decode(data: bytes, resolution: int, channels: int, fit: Fit = "crop") -> np
     Raises ValueError where the bytes are no image, or hold more than 8 bits per channel.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
+        with Image.open(io.BytesIO(data)) as file:
+            file.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"not a readable image ({type(error).__name__})") from None
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"pixel format {image.mode} has more than 8 bits per channel")
-    image = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+    if file.mode.startswith(("I", "F")):
+        raise ValueError(f"pixel format {file.mode} has more than 8 bits per channel")
+    image: Image.Image = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
     size = (resolution, resolution)
     if fit == "crop":
         image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)

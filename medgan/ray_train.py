@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import threading
 import time
 import warnings
@@ -18,6 +17,8 @@ from typing import Any
 
 import ray
 from ray.util.queue import Empty, Queue
+
+from medgan.data.shards import filesystem
 
 Event = dict[str, Any]
 
@@ -93,10 +94,11 @@ def fit(
     gpu = ray.cluster_resources().get("GPU", 0) > 0
     outcome, queue = Outcome(), Queue(actor_options={"num_cpus": 0})
     listener = Listener(queue, outcome, on_event)
-    with tempfile.TemporaryDirectory(prefix="medgan-ray-") as scratch, warnings.catch_warnings():
+    notes = f"{out}/.ray"
+    with warnings.catch_warnings():
         if not verbose:
             warnings.simplefilter("ignore")
-        # Ray keeps its own notes of a run; ours go to `out`, so these are thrown away.
+        # Ray keeps notes of its own about a run; all that matters is in `out`, so they are thrown away.
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"config": config, "data": data, "out": out, "queue": queue},
@@ -106,7 +108,7 @@ def fit(
             ),
             run_config=RunConfig(
                 name=f"medgan-{os.getpid()}",
-                storage_path=scratch if "://" in out else os.path.join(out, ".ray"),
+                storage_path=notes,
                 failure_config=FailureConfig(max_failures=max_failures),
             ),
         )
@@ -117,6 +119,8 @@ def fit(
             outcome.error = " ".join(str(error).split())
         finally:
             listener.stop()
+            fs, path = filesystem(notes)
+            fs.delete_dir(path)
     return outcome
 
 

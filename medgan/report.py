@@ -32,7 +32,7 @@ def run_page(folder: RunFolder) -> str:
     config = validate(yaml.safe_load(folder.read("config.yaml")))
     rows = [json.loads(line) for line in folder.read("metrics.jsonl").decode().splitlines()]
     evaluated = [row for row in rows if "metric/kid" in row]
-    best = min(evaluated, key=lambda row: row["metric/kid"], default={})
+    best: dict[str, Any] = min(evaluated, key=lambda row: row["metric/kid"], default={})
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("report.html")
     classes = config.data.classes or ()
     return template.render(

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from medgan import loop, report, sample
 from medgan.config import Config
@@ -60,7 +59,7 @@ def train(config: Config, data: str, out: str, world: World, on_event: Callable[
 
 def _tracker(config: Config, folder: RunFolder, images_seen: int) -> Tracker:
     jsonl = JsonlTracker(folder.fetch("metrics.jsonl"), images_seen)
-    if config.tracking.wandb == "off":
+    if config.tracking.wandb == "disabled":
         return jsonl
     name = folder.location.rstrip("/").rpartition("/")[2]
     # One id per run folder and data, so that a resumed run is the same W&B run.
@@ -94,8 +93,8 @@ class Evaluator:
         sample.calibrate(state.ema, self.config, self.label_pool)
         part = my_part(self.n, self.world)
         z = torch.randn(self.n, self.config.model.z_dim, generator=stream(self.config.seed, "evaluate", 0))
-        fake: Tensor | None = self.extractor(sample.generate(state.ema, z[part], self.labels[part]))
-        fake = self.world.gather_rows(fake)
+        pixels = sample.generate(state.ema, z[part], self.labels[part])
+        fake = self.world.gather_rows(self.extractor(pixels))
         if fake is None or self.real is None:
             return {}
         return {f"metric/{name}": value for name, value in fidelity(self.real, fake).items()} | self.floor

@@ -6,8 +6,9 @@ no image depends on the others of its batch.
 
 from __future__ import annotations
 
-import copy
+import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from medgan.config import Config, Dcgan, validate
+from medgan.data.shards import DataError, read_file
 from medgan.models import build_gan
 from medgan.models.layers import measuring
 from medgan.pixels import to_pixels
@@ -60,13 +62,8 @@ def generate(generator: nn.Module, z: Tensor, labels: Tensor) -> Tensor:
     return torch.cat(chunks) if chunks else torch.zeros(0, dtype=torch.uint8)
 
 
-def seeded_latents(seeds: list[int], z_dim: int) -> Tensor:
-    """One latent per seed, float32 (N, z_dim): any single image of a release can be made again from its seed."""
-    return torch.stack([torch.randn(z_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-
-
 def grid_samples(generator: nn.Module, config: Config) -> Tensor:
-    """uint8 (rows * grid_columns, C, R, R): a row per class, the same latents in every row; four rows without classes."""
+    """uint8 (rows * columns, C, R, R): a row per class, the same latents in each; four rows without classes."""
     classes = len(config.data.classes or ())
     columns = config.tracking.grid_columns
     if isinstance(config.model, Dcgan) or not classes:
@@ -100,15 +97,59 @@ def export(
     }
 
 
-def load_generator(weights: bytes, description: str) -> tuple[nn.Module, Config, dict[str, int]]:
-    """(generator in evaluation mode, its config, training images of each class) from the files of `export`."""
-    tree = yaml.safe_load(description)
-    config = validate(tree["config"])
-    generator, _ = build_gan(config)
-    if config.precision == "float64":
-        generator.double()
-    generator.load_state_dict(load_safetensors(weights))
-    return copy.deepcopy(generator).eval().requires_grad_(False), config, tree["label_counts"]
+@dataclass(frozen=True)
+class Sampler:
+    """An exported generator, ready to draw."""
+
+    generator: nn.Module
+    config: Config
+    label_counts: dict[str, int]
+    """Training images of each class; empty where the generator is unconditional."""
+    sha256: str
+    """Of the weights, hex."""
+
+    @staticmethod
+    def open(run: str, device: torch.device | str = "cpu") -> Sampler:
+        """The best generator of a run folder (path or URI). Raises DataError where there is none."""
+        try:
+            weights = read_file(run, "generator/model.safetensors")
+            tree = yaml.safe_load(read_file(run, "generator/config.yaml"))
+        except OSError:
+            raise DataError(f"--run {run}: no generator/ in it; train one with jobs/train.py") from None
+        config = validate(tree["config"])
+        generator, _ = build_gan(config)
+        if config.precision == "float64":
+            generator.double()
+        generator.load_state_dict(load_safetensors(weights))
+        generator.eval().requires_grad_(False).to(device)
+        counts = {} if isinstance(config.model, Dcgan) else tree["label_counts"]
+        return Sampler(generator, config, counts, hashlib.sha256(weights).hexdigest())
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.label_counts)
+
+    def labels(self, seed: int, *, per_class: int | None = None, count: int = 0) -> np.ndarray:
+        """One-hot uint8 (N, K): per_class images of every class, or `count` with the training set's frequencies."""
+        classes = len(self.label_counts)
+        if not classes:
+            return np.zeros((count, 0), np.uint8)
+        if per_class is not None:
+            return np.repeat(np.eye(classes, dtype=np.uint8), per_class, 0)
+        images = np.array(list(self.label_counts.values()), float)
+        chosen = np.random.default_rng(seed).choice(classes, count, p=images / images.sum())
+        return np.eye(classes, dtype=np.uint8)[chosen]
+
+    def draw(self, labels: np.ndarray, seed: int, first: int = 0) -> tuple[np.ndarray, list[int]]:
+        """Images first, first + 1, ... of a release: (uint8 (N, C, R, R), each image's own seed).
+
+        Any image can be drawn again from its seed and label alone.
+        """
+        seeds = [stream_seed(seed, "generate", first + index) for index in range(len(labels))]
+        z_dim = self.config.model.z_dim
+        latents = [torch.randn(z_dim, generator=torch.Generator().manual_seed(own)) for own in seeds]
+        hot = torch.from_numpy(labels.astype(np.float32))
+        return generate(self.generator, torch.stack(latents), hot).numpy(), seeds
 
 
 def card(config: Config, label_counts: dict[str, int], figures: dict[str, Any]) -> str:

@@ -61,13 +61,13 @@ def absolute(flag: str, location: str) -> str:
         return location
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not os.path.isabs(os.path.expanduser(location)):
         raise Refused(
-            f"{flag} {location}: a relative path in a submitted job lies in Ray's throw-away copy; give an absolute path"
+            f"{flag} {location}: a relative path in a submitted job lies in Ray's throw-away copy; make it absolute"
         )
     return os.path.abspath(os.path.expanduser(location))
 
 
 class Progress:
-    """One line that is rewritten on a terminal, and printed as a line of its own elsewhere, at most every few seconds."""
+    """One line, rewritten on a terminal; elsewhere a line of its own, at most every few seconds."""
 
     def __init__(self, every_s: float = 5.0) -> None:
         self.live = sys.stdout.isatty()

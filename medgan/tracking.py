@@ -140,4 +140,3 @@ def has_wandb_key() -> bool:
         return netrc.netrc().authenticators(host or "") is not None
     except (OSError, netrc.NetrcParseError):
         return False
-

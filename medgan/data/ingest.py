@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import platform
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray.data
-from jinja2 import Environment
 
-import medgan
 from medgan.data.shards import (
     SPLITS,
-    DataError,
     Manifest,
     Shard,
+    check_target,
     filesystem,
     keyed_id,
     label_counts,
-    read_manifest,
-    shard_bytes,
+    publish,
     split_patients,
-    write_file,
+    versions,
+    write_shard,
 )
 from medgan.data.sources import SOURCES, Record, SourceError
 from medgan.pixels import Fit, decode
@@ -91,25 +85,8 @@ def plan(request: Request, key: bytes) -> Plan:
     listing = [[record.name, record.labels, record.patient] for record in found]
     asked = [request.source, request.resolution, request.channels, request.seed, request.fit, request.rows_per_shard]
     digest = keyed_id(key, json.dumps([asked, listing]))
-    _check_target(request.out)
+    check_target(request.out)
     return Plan(request, key, records, digest)
-
-
-def prepared(plan: Plan) -> Manifest | None:
-    """The manifest where the folder already holds what the plan asks for, else None.
-
-    Raises DataError where it holds something else.
-    """
-    fs, path = filesystem(plan.request.out)
-    if fs.get_file_info(f"{path}/manifest.json").type == pafs.FileType.NotFound:
-        return None
-    manifest, _ = read_manifest(plan.request.out)
-    if manifest.request != plan.digest:
-        raise DataError(
-            f"--out {plan.request.out}: holds other data ({manifest.source}, {manifest.resolution}x"
-            f"{manifest.resolution}, seed {manifest.seed}); choose another folder or delete it"
-        )
-    return manifest
 
 
 def write(plan: Plan, progress: Callable[[int, int], None] = lambda done, rejected: None) -> Manifest:
@@ -168,24 +145,6 @@ def write(plan: Plan, progress: Callable[[int, int], None] = lambda done, reject
     return manifest
 
 
-def publish(out: str, manifest: Manifest, files: dict[str, bytes]) -> None:
-    """The files beside the shards, the summary page, and last of all the manifest."""
-    page = SUMMARY.render(manifest=manifest, splits=list(manifest.splits))
-    for name, content in {**files, "summary.html": page.encode(), "manifest.json": manifest.to_json().encode()}.items():
-        write_file(out, name, content)
-
-
-def versions() -> dict[str, str]:
-    """What wrote the pixels."""
-    return {
-        "medgan": medgan.__version__,
-        "python": platform.python_version(),
-        "pillow": PIL.__version__,
-        "numpy": np.__version__,
-        "pyarrow": pa.__version__,
-    }
-
-
 def _on_ray(items: list[dict[str, Any]], plan: Plan) -> Iterator[dict[str, Any]]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -217,14 +176,13 @@ def _write_shard(item: dict[str, Any], plan: Plan) -> str:
     shape = (request.channels, request.resolution, request.resolution)
     rows = np.array(pixels, np.uint8).reshape(-1, *shape)
     hot = np.array(labels, np.uint8).reshape(-1, len(source.classes))
-    content = shard_bytes(rows, hot, source.classes, {"patient": patients, "image_id": image_ids})
     name = f"{item['split']}/{item['number']:05d}.parquet"
-    write_file(request.out, name, content)
-    sha256 = hashlib.sha256(content).hexdigest()
+    ids = {"patient": patients, "image_id": image_ids}
+    shard = write_shard(request.out, name, rows, hot, source.classes, ids)
     return json.dumps(
         {
             "split": item["split"],
-            "shard": {"path": name, "rows": len(rows), "bytes": len(content), "sha256": sha256},
+            "shard": asdict(shard),
             "counts": label_counts(hot, source.classes),
             "patients": sorted(set(patients)),
             "rejected": rejected,
@@ -238,36 +196,3 @@ def _decodes(request: Request, record: Record) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def _check_target(out: str) -> None:
-    """Refuse a folder that holds anything but an unfinished preparation."""
-    fs, path = filesystem(out)
-    info = fs.get_file_info(path)
-    if info.type == pafs.FileType.File:
-        raise DataError(f"--out {out}: is a file")
-    if info.type == pafs.FileType.Directory:
-        names = {entry.base_name for entry in fs.get_file_info(pafs.FileSelector(path))}
-        foreign = names - {*SPLITS, "manifest.json", "rejected.parquet", "summary.html", "png"}
-        if foreign:
-            raise DataError(f"--out {out}: holds {sorted(foreign)[0]}, which is not medgan data; choose another folder")
-
-
-SUMMARY = Environment(autoescape=True).from_string("""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{{ manifest.source }}</title>
-<style>
- :root { color-scheme: light dark } body { font: 16px/1.5 system-ui, sans-serif; max-width: 44rem; margin: 2rem auto; padding: 0 1rem }
- table { border-collapse: collapse } td, th { padding: .3rem 1rem .3rem 0; text-align: right; border-bottom: 1px solid #8884 }
- th:first-child { text-align: left }
-</style>
-<h1>{{ manifest.source }}</h1>
-<p>{{ manifest.resolution }} x {{ manifest.resolution }} pixels, {{ manifest.channels }} channel{{ "s" if manifest.channels > 1 }},
-{% if manifest.synthetic %}synthetic{% else %}fit {{ manifest.fit }}, split by patient with seed {{ manifest.seed }}{% endif %}.
-{{ manifest.rejected }} files rejected{% if manifest.rejected %}: names and reasons are in rejected.parquet{% endif %}.</p>
-<table><tr><th>split</th><th>images</th>{% if not manifest.synthetic %}<th>patients</th>{% endif %}{% for name in manifest.classes %}<th>{{ name }}</th>{% endfor %}<th>shards</th></tr>
-{% for split in splits %}<tr><th>{{ split }}</th><td>{{ manifest.rows(split) }}</td>{% if not manifest.synthetic %}<td>{{ manifest.patients.get(split, 0) }}</td>{% endif %}
-{% for name in manifest.classes %}<td>{{ manifest.counts.get(split, {}).get(name, 0) }}</td>{% endfor %}<td>{{ manifest.splits[split] | length }}</td></tr>
-{% endfor %}</table>
-</html>
-""")

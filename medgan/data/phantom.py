@@ -21,18 +21,18 @@ def patient_films(seed: int, patient: int) -> tuple[int, int]:
     return int(random.integers(len(CLASSES))), int(random.integers(1, MAX_FILMS + 1))
 
 
-def chest_film(seed: int, patient: int, film: int) -> np.ndarray:
+def chest_film(seed: int, patient: int, number: int) -> np.ndarray:
     """One film, uint8 (128, 128), the same for the same three numbers."""
     label, _ = patient_films(seed, patient)
     body = np.random.default_rng((seed, patient, 1))  # what the patient keeps
-    pose = np.random.default_rng((seed, patient, 2, film))  # what changes from film to film
+    pose = np.random.default_rng((seed, patient, 2, number))  # what changes from film to film
 
     # Film coordinates, u to the right and v down, both in [-1, 1], under a slight turn, shift and zoom.
     axis = (np.arange(SIDE) + 0.5) / SIDE * 2 - 1
-    u, v = np.meshgrid(axis, axis)
+    across, down = np.meshgrid(axis, axis)
     turn, zoom = pose.normal(0, 0.04), pose.normal(1, 0.03)
-    u, v = u * np.cos(turn) - v * np.sin(turn), u * np.sin(turn) + v * np.cos(turn)
-    u, v = u * zoom + pose.normal(0, 0.03), v * zoom + pose.normal(0, 0.03)
+    u = (across * np.cos(turn) - down * np.sin(turn)) * zoom + pose.normal(0, 0.03)
+    v = (across * np.sin(turn) + down * np.cos(turn)) * zoom + pose.normal(0, 0.03)
 
     breath = pose.normal(0, 0.04)
     chest = body.normal(0.74, 0.04)
@@ -62,8 +62,8 @@ def chest_film(seed: int, patient: int, film: int) -> np.ndarray:
     vertebrae = 0.06 * np.sin(v * body.normal(30, 1.5))
     film += (0.26 + vertebrae) * np.exp(-((u / body.normal(0.1, 0.008)) ** 2)) * torso
     size = body.normal(0.3, 0.025)
-    along, across = (u - 0.14) * 0.8 + (v - bottom + 0.18) * 0.6, (v - bottom + 0.18) * 0.8 - (u - 0.14) * 0.6
-    heart = 1 - (along / (size * 1.15)) ** 2 - (across / (size * 0.85)) ** 2
+    long, short = (u - 0.14) * 0.8 + (v - bottom + 0.18) * 0.6, (v - bottom + 0.18) * 0.8 - (u - 0.14) * 0.6
+    heart = 1 - (long / (size * 1.15)) ** 2 - (short / (size * 0.85)) ** 2
     film += np.maximum(0.66 - film, 0) * _inside(heart, 0.25)
 
     dome = bottom + 0.08 - 0.1 * np.cos(np.clip((np.abs(u) - 0.42) * 4, -np.pi, np.pi)) - 0.05 * (u < 0)
@@ -79,9 +79,10 @@ def chest_film(seed: int, patient: int, film: int) -> np.ndarray:
             mottle = 1 + 0.18 * np.sin(u * 23 + body.uniform(0, 6)) * np.sin(v * 21 + body.uniform(0, 6))
             film += body.uniform(0.34, 0.46) * patch * mottle * field
 
-    film = np.clip(film, 0, 1) ** pose.normal(1, 0.06)
-    film = film * pose.normal(1, 0.04) + pose.normal(0, 0.012) + pose.normal(0, 0.012, film.shape)
-    return np.clip(film * 255 + 0.5, 0, 255).astype(np.uint8)
+    exposed = np.clip(film, 0, 1) ** pose.normal(1, 0.06)
+    exposed = exposed * pose.normal(1, 0.04) + pose.normal(0, 0.012) + pose.normal(0, 0.012, exposed.shape)
+    pixels: np.ndarray = np.clip(exposed * 255 + 0.5, 0, 255).astype(np.uint8)
+    return pixels
 
 
 def _inside(distance: np.ndarray, softness: float) -> np.ndarray:

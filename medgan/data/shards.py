@@ -13,6 +13,7 @@ import hmac
 import io
 import json
 import os
+import platform
 import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,12 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+from jinja2 import Environment, FileSystemLoader
+
+import medgan
 
 SCHEMA_VERSION = 1
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
+BESIDE = ("manifest.json", "rejected.parquet", "summary.html", "evaluation.json", "png")
 DEFAULT_KEY_FILE = Path("~/.config/medgan/patient.key")
 
 
@@ -182,6 +188,20 @@ def shard_labels(table: pa.Table, classes: Sequence[str]) -> np.ndarray:
     return values.to_numpy(zero_copy_only=False).reshape(-1, len(classes))
 
 
+def write_shard(
+    out: str | Path,
+    name: str,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+) -> Shard:
+    """Write rows (see `shard_bytes`) to a file below a data folder."""
+    content = shard_bytes(pixels, labels, classes, columns)
+    write_file(out, name, content)
+    return Shard(name, len(pixels), len(content), hashlib.sha256(content).hexdigest())
+
+
 # -- keyed ids ---------------------------------------------------------------------------------------------------
 
 
@@ -241,22 +261,72 @@ def split_patients(patients: Iterable[tuple[str, tuple[int, ...]]], seed: int) -
     return split_of
 
 
+def publish(out: str | Path, manifest: Manifest, files: Mapping[str, bytes] | None = None) -> None:
+    """Files beside the shards, the summary page, and last of all the manifest, without which DATA is no data."""
+    template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("summary.html")
+    page = template.render(manifest=manifest, splits=list(manifest.splits))
+    texts = {"summary.html": page.encode(), "manifest.json": manifest.to_json().encode()}
+    for name, content in {**(files or {}), **texts}.items():
+        write_file(out, name, content)
+
+
+def versions() -> dict[str, str]:
+    """What wrote the pixels."""
+    return {
+        "medgan": medgan.__version__,
+        "python": platform.python_version(),
+        "pillow": PIL.__version__,
+        "numpy": np.__version__,
+        "pyarrow": pa.__version__,
+    }
+
+
+def check_target(out: str | Path) -> None:
+    """Refuse a folder that holds anything but data of ours, finished or not. Raises DataError."""
+    fs, path = filesystem(out)
+    info = fs.get_file_info(path)
+    if info.type == pafs.FileType.File:
+        raise DataError(f"--out {out}: is a file")
+    if info.type == pafs.FileType.Directory:
+        names = {entry.base_name for entry in fs.get_file_info(pafs.FileSelector(path))}
+        foreign = names - {*SPLITS, *BESIDE}
+        if foreign:
+            raise DataError(f"--out {out}: holds {min(foreign)}, which is not medgan data; choose another folder")
+
+
+def prepared(out: str | Path, request: str) -> Manifest | None:
+    """The manifest where the folder already holds what is asked for, None where it is unfinished or new.
+
+    Raises DataError where it holds something else.
+    """
+    fs, path = filesystem(out)
+    if fs.get_file_info(f"{path}/manifest.json").type == pafs.FileType.NotFound:
+        return None
+    manifest, _ = read_manifest(out, "--out")
+    if manifest.request != request:
+        raise DataError(
+            f"--out {out}: holds other data ({manifest.source}, {manifest.resolution}x{manifest.resolution}, "
+            f"seed {manifest.seed}); choose another folder or delete it"
+        )
+    return manifest
+
+
 # -- reading back ------------------------------------------------------------------------------------------------
 
 
-def read_manifest(data: str | Path) -> tuple[Manifest, str]:
+def read_manifest(data: str | Path, flag: str = "--data") -> tuple[Manifest, str]:
     """(manifest, SHA-256 of manifest.json in hex) of a data folder. Raises DataError."""
     try:
         text = read_file(data, "manifest.json")
     except OSError:
-        raise DataError(f"--data {data}: no manifest.json in it; make a data folder with jobs/prepare.py") from None
+        raise DataError(f"{flag} {data}: no manifest.json in it; make a data folder with jobs/prepare.py") from None
     try:
         manifest = Manifest.from_json(text.decode())
     except (ValueError, TypeError, KeyError):
-        raise DataError(f"--data {data}: manifest.json is damaged; prepare the folder again") from None
+        raise DataError(f"{flag} {data}: manifest.json is damaged; prepare the folder again") from None
     if manifest.schema_version != SCHEMA_VERSION:
         raise DataError(
-            f"--data {data}: schema version {manifest.schema_version}, this medgan reads {SCHEMA_VERSION}: prepare it again"
+            f"{flag} {data}: schema version {manifest.schema_version}, but {SCHEMA_VERSION} is needed; prepare it again"
         )
     return manifest, hashlib.sha256(text).hexdigest()
 

@@ -33,9 +33,14 @@ class SourceError(ValueError):
 
 
 class Source(Protocol):
-    name: str
-    classes: tuple[str, ...]
-    needs_raw: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def needs_raw(self) -> bool: ...
 
     def records(self, raw: Path | None, seed: int, limit: int | None) -> Iterator[Record]:
         """Every record in a fixed order. Raises SourceError where the folder is not this data set."""
@@ -121,4 +126,4 @@ def _visible(path: Path) -> bool:
     return not path.name.startswith((".", "__MACOSX")) and path.name not in ("Thumbs.db", "desktop.ini")
 
 
-SOURCES: dict[str, Source] = {source.name: source for source in (PhantomCxr(), KermanyCxr())}
+SOURCES: dict[str, Source] = {"phantom_cxr": PhantomCxr(), "kermany_cxr": KermanyCxr()}

@@ -94,5 +94,3 @@ def _keep(file: Path, features: Tensor) -> None:
     with open(unfinished, "wb") as out:
         np.save(out, features.numpy())
     unfinished.replace(file)
-
-

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
@@ -20,7 +19,9 @@ def kid(real: Tensor, fake: Tensor) -> dict[str, float]:
     Returns value, and low and high: the mean over subsets, and the interval that holds 95 % of them.
     """
     size = min(MAX_SUBSET, min(len(real), len(fake)) // 2)
-    figures = kid_features_to_metric(real, fake, kid_subsets=SUBSETS, kid_subset_size=size, verbose=False, rng_seed=2020)
+    figures = kid_features_to_metric(
+        real, fake, kid_subsets=SUBSETS, kid_subset_size=size, verbose=False, rng_seed=2020
+    )
     value, spread = (figures[f"kernel_inception_distance_{name}"] for name in ("mean", "std"))
     return {"value": value, "low": value - 1.96 * spread, "high": value + 1.96 * spread}
 
@@ -44,5 +45,3 @@ def fidelity(real: Tensor, fake: Tensor) -> dict[str, float]:
     if len(real) != len(fake):
         raise ValueError(f"{len(real)} real against {len(fake)} generated images: figures need equal numbers")
     return {"kid": kid(real, fake)["value"], "fid": fid(real, fake)}
-
-

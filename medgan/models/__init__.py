@@ -17,7 +17,9 @@ from medgan.models import cgan, dcgan
 def build_gan(config: Config) -> tuple[nn.Module, nn.Module]:
     """(G, D) with fresh weights from torch's global generator; config.data must be filled from DATA."""
     data = config.data
-    assert data.resolution is not None and data.channels is not None and data.classes is not None
+    assert data.resolution is not None
+    assert data.channels is not None
+    assert data.classes is not None
     match config.model:
         case Dcgan() as model:
             return (

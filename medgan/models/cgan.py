@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -20,8 +22,7 @@ class Generator(nn.Module):
         self.first = nn.ConvTranspose2d(config.z_dim + classes, widths[0], 4, bias=False)
         self.norms = nn.ModuleList(BatchNorm(width, classes) for width in widths)
         self.ups = nn.ModuleList(
-            nn.ConvTranspose2d(here, above, 4, 2, 1, bias=False)
-            for here, above in zip(widths, widths[1:], strict=False)
+            nn.ConvTranspose2d(here, above, 4, 2, 1, bias=False) for here, above in pairwise(widths)
         )
         self.last = nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1)
         self.act = activation(config.activation, 0)

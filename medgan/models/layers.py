@@ -63,7 +63,8 @@ class BatchNorm(nn.Module):
         self.measured: list[Tensor] | None = None  # count, sum, sum of squares of each pass while calibrating
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
         if self.conditional:
             if labels is None:
                 raise ValueError("a class-conditional BatchNorm needs labels")

@@ -1,0 +1,38 @@
+"""Make a run's report.html again, also while it trains.
+
+python jobs/report.py --run runs/demo
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from medgan.terminal import Refused, absolute, command
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", required=True, help="run folder of jobs/train.py: a path or a URI")
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parser().parse_args(argv)
+    run = absolute("--run", args.run)
+
+    from medgan import report
+    from medgan.folder import RunFolder
+
+    folder = RunFolder(run)
+    for name in ("config.yaml", "metrics.jsonl"):
+        if not folder.exists(name):
+            raise Refused(f"--run {run}: no {name} in it; name the folder that jobs/train.py wrote")
+    folder.write("report.html", report.run_page(folder))
+    print(f"page: {run}/report.html")
+
+
+if __name__ == "__main__":
+    sys.exit(command(main))

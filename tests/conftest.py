@@ -1,0 +1,95 @@
+"""A small data folder of drawn films, settings of a net that trains in seconds, and caches that tests do not share."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medgan import config as configs
+from medgan.data import phantom, shards
+from medgan.data.sources import SOURCES
+from medgan.pixels import decode
+
+KEY = bytes(range(32))
+TINY = {
+    "model.width": 4,
+    "model.max_width": 8,
+    "model.z_dim": 8,
+    "global_batch": 16,
+    "precision": "float32",
+    "evaluate.n": 16,
+    "evaluate.interval_kimg": 0.128,
+    "checkpoint.interval_kimg": 0.064,
+    "tracking.interval_kimg": 0.032,
+    "tracking.wandb": "disabled",
+    "total_images": 256,
+}
+"""Overrides under which a run of both models takes seconds."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """A node cache of this test session, which subprocesses inherit."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MEDGAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch.setenv("WANDB_MODE", "offline")
+    torch.set_num_threads(1)  # for nets this small a second thread costs more than it gives
+    yield
+    patch.undo()
+
+
+def write_phantoms(out: Path, resolution: int = 32, count: int = 240, rows_per_shard: int = 64) -> Path:
+    """A data folder of drawn films, written without Ray."""
+    source = SOURCES["phantom_cxr"]
+    records = list(source.records(None, 0, count))
+    split_of = shards.split_patients(((r.patient, r.labels) for r in records), 0)
+    splits, counts, patients = {}, {}, {}
+    for split in shards.SPLITS:
+        mine = [record for record in records if split_of[record.patient] == split]
+        pixels = np.stack([decode(source.read(None, 0, record), resolution, 1) for record in mine])
+        labels = np.eye(2, dtype=np.uint8)[[record.labels[0] for record in mine]]
+        ids = {
+            "patient": [shards.keyed_id(KEY, source.name, record.patient) for record in mine],
+            "image_id": [shards.keyed_id(KEY, record.name) for record in mine],
+        }
+        splits[split] = [
+            shards.write_shard(
+                out,
+                f"{split}/{number:05d}.parquet",
+                pixels[first : first + rows_per_shard],
+                labels[first : first + rows_per_shard],
+                phantom.CLASSES,
+                {name: column[first : first + rows_per_shard] for name, column in ids.items()},
+            )
+            for number, first in enumerate(range(0, len(mine), rows_per_shard))
+        ]
+        counts[split] = shards.label_counts(labels, phantom.CLASSES)
+        patients[split] = len(set(ids["patient"]))
+    manifest = shards.Manifest("phantom_cxr", phantom.CLASSES, resolution, 1, splits, counts=counts, patients=patients)
+    shards.publish(out, manifest)
+    return out
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory) -> str:
+    """A data folder that tests may read but not change."""
+    return str(write_phantoms(tmp_path_factory.mktemp("data") / "phantoms"))
+
+
+@pytest.fixture
+def tiny(phantoms):
+    """tiny(key=value, ...) -> a config for the phantoms; dots in keys are written as double underscores."""
+
+    def make(preset: str = "cgan", **overrides) -> configs.Config:
+        dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+        manifest, sha256 = shards.read_manifest(phantoms)
+        return configs.for_data(
+            configs.load(preset, overrides={**TINY, **dotted}),
+            resolution=manifest.resolution,
+            channels=manifest.channels,
+            classes=manifest.classes,
+            manifest_sha256=sha256,
+        )
+
+    return make

@@ -1,0 +1,110 @@
+import pytest
+
+from medgan import config as configs
+from medgan.config import ConfigError
+
+DATA = {"resolution": 64, "channels": 1, "classes": ("a", "b"), "manifest_sha256": "0" * 64}
+
+
+@pytest.mark.parametrize("preset", configs.PRESETS)
+def test_every_preset_is_valid_and_survives_yaml(preset, tmp_path):
+    config = configs.for_data(configs.load(preset), **DATA)
+    (tmp_path / "config.yaml").write_text(configs.to_yaml(config))
+    assert configs.load(file=tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["loss.r1_gama=1"], ["loss.r1_gama=1", "unknown key", "loss.r1_gamma"]),
+        (["colour=1"], ["colour=1", "unknown key"]),
+        (["global_batch=many"], ["global_batch=many", "integer"]),
+        (["loss.r1_gamma=-1"], ["loss.r1_gamma=-1", "greater than or equal to 0"]),
+        (["optim.lr_g=.nan"], ["optim.lr_g=nan"]),
+        (["data.resolution=48"], ["data.resolution=48", "32, 64 or 128"]),
+        (["model.name=biggan"], ["model.name=biggan", "dcgan, cgan"]),
+        (["model.norm_d=none"], ["model.norm_d=none", "unknown key"]),
+        (["global_batch=30"], ["global_batch=30", "stddev_group=4"]),
+        (["precision=float16"], ["precision=float16", "bfloat16"]),
+        (["model.width=64", "model.max_width=32"], ["model.max_width=32", "model.width=64"]),
+        (["loss=hinge"], ["loss=hinge"]),
+        (["loss.name.x=1"], ["loss.name"]),
+        (["nonsense"], ["nonsense", "key=value"]),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_its_key_its_value_and_what_is_allowed(overrides, words):
+    with pytest.raises(ConfigError) as refusal:
+        configs.load("cgan", overrides=overrides)
+    message = str(refusal.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_every_cell_of_the_table_is_allowed_or_refused_with_its_reason():
+    seen = {"allowed": 0, "refused": 0}
+    for cell, reason in configs.cells():
+        if cell["model.name"] == "cgan" and cell["model.norm_d"] == "batch":
+            assert reason is not None  # no such setting to write down
+            continue
+        overrides = {"model.name": cell["model.name"], "loss.name": cell["loss.name"]}
+        overrides["loss.r1_gamma"] = 1.0 if cell["penalty"] == "r1" else 0.0
+        overrides["data.classes"] = ["a", "b"] if cell["condition"] == "class" else []
+        if cell["model.name"] == "dcgan":
+            overrides["model.norm_d"] = cell["model.norm_d"]
+        if reason is None:
+            assert configs.cell_of(configs.load(overrides=overrides)) == cell
+            seen["allowed"] += 1
+        else:
+            with pytest.raises(ConfigError, match="model"):
+                configs.load(overrides=overrides)
+            seen["refused"] += 1
+    assert seen == {"allowed": 16, "refused": 8}
+
+
+def test_data_fills_what_was_not_set_and_refuses_what_disagrees():
+    filled = configs.for_data(configs.load("cgan"), **DATA)
+    assert filled.data.resolution == 64
+    assert filled.data.classes == ("a", "b")
+    with pytest.raises(ConfigError, match=r"data.resolution=32: DATA has 64"):
+        configs.for_data(configs.load("cgan", overrides=["data.resolution=32"]), **DATA)
+    with pytest.raises(ConfigError, match="needs labels"):
+        configs.for_data(configs.load("cgan"), **{**DATA, "classes": ()})
+
+
+def test_a_run_goes_on_with_free_keys_and_refuses_any_other():
+    stored = configs.for_data(configs.load("cgan", overrides={"precision": "bfloat16"}), **DATA)
+    longer = configs.for_data(configs.load("cgan", overrides={"total_images": 5, "evaluate.n": 64}), **DATA)
+    resumed = configs.resume(stored, longer)
+    assert (resumed.total_images, resumed.evaluate.n, resumed.precision) == (5, 64, "bfloat16")
+    other = configs.for_data(configs.load("cgan", overrides={"seed": 1, "optim.lr_g": 1e-3}), **DATA)
+    with pytest.raises(ConfigError, match=r"another config's run: optim.lr_g=0.001 .*, seed=1 \(the run has 0\)"):
+        configs.resume(stored, other)
+    with pytest.raises(ConfigError, match=r"data.manifest_sha256"):
+        configs.resume(stored, configs.for_data(configs.load("cgan"), **{**DATA, "manifest_sha256": "1" * 64}))
+
+
+def test_numbers_may_be_written_as_yaml_writes_them():
+    config = configs.load("dcgan", overrides=["optim.lr_g=1e-4", "ema.half_life_kimg=0"])
+    assert config.optim.lr_g == 1e-4
+    assert config.ema.half_life_kimg == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "cannot be read"), ("- 1", "must be a mapping"), ("a: [", "not YAML")]
+)
+def test_a_config_file_that_is_none_is_refused(tmp_path, content, words):
+    file = tmp_path / "config.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=words):
+        configs.load(file=file)
+
+
+def test_every_setting_says_what_it_means():
+    sections = [configs.Config, configs.Dcgan, configs.Cgan]
+    sections += [type(part) for _, part in configs.Config() if isinstance(part, configs.Section)]
+    for section in sections:
+        for key, info in section.model_fields.items():
+            if not (section is configs.Config and isinstance(info.default, configs.Section)) and key != "model":
+                assert info.description, f"{section.__name__}.{key}"

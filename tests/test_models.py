@@ -1,0 +1,118 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from medgan import config as configs
+from medgan.models import build_gan
+from medgan.models.layers import BatchNorm, MinibatchStddev, channels_at, measuring
+
+NETS = {
+    "dcgan": {"model.name": "dcgan"},
+    "dcgan-none": {"model.name": "dcgan", "model.norm_d": "none"},
+    "cgan": {"model.name": "cgan"},
+}
+
+
+def gan(name, resolution=32, channels=1):
+    small = {"model.width": 4, "model.max_width": 16, "model.z_dim": 8}
+    config = configs.for_data(
+        configs.load(overrides={**small, **NETS[name]}),
+        resolution=resolution,
+        channels=channels,
+        classes=("a", "b", "c"),
+        manifest_sha256="0",
+    )
+    return build_gan(config)
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("resolution", configs.RESOLUTIONS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_model_keeps_the_contract(name, resolution, channels):
+    generator, discriminator = gan(name, resolution, channels)
+    labels = torch.eye(3)[[0, 1, 2, 0]]
+    images = generator(torch.randn(4, 8), labels)
+    assert images.shape == (4, channels, resolution, resolution)
+    assert images.abs().max() <= 1
+    logits = discriminator(images, labels)
+    assert logits.shape == (4,)
+    logits.sum().backward()
+    for network in (generator, discriminator):
+        assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_labels_change_what_a_conditional_model_says_and_nothing_else_needs_them():
+    torch.manual_seed(0)
+    generator, discriminator = gan("cgan")
+    z, a, b = torch.randn(4, 8), torch.eye(3)[[0] * 4], torch.eye(3)[[1] * 4]
+    images = generator(z, a)
+    assert not torch.allclose(images, generator(z, b))
+    assert not torch.allclose(discriminator(images, a), discriminator(images, b))
+    for call in (lambda: generator(z, None), lambda: discriminator(images, None)):
+        with pytest.raises(ValueError, match="needs labels"):
+            call()
+    plain, _ = gan("dcgan")
+    assert plain(z, None).shape == images.shape
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_no_convolution_before_a_normalisation_has_a_bias(name):
+    for network in gan(name):
+        modules = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | BatchNorm)]
+        if name == "cgan":  # listed by kind there: every convolution of G but the last feeds a normalisation
+            convolutions = [m for m in modules if isinstance(m, nn.ConvTranspose2d)]
+            assert all(m.bias is None for m in convolutions[:-1])
+            continue
+        for layer, after in pairwise(modules):
+            if isinstance(after, BatchNorm):
+                assert layer.bias is None
+
+
+def test_width_doubles_at_every_halving_up_to_the_most():
+    assert channels_at(32, 128, 128) == [32, 64, 128, 128, 128]
+    assert channels_at(32, 256, 32) == [32, 64, 128]
+
+
+def test_batch_norm_is_torchs_own():
+    torch.manual_seed(0)
+    ours, theirs = BatchNorm(6).double(), nn.BatchNorm2d(6).double()
+    with torch.no_grad():
+        for target in (ours, theirs):
+            target.weight.copy_(torch.arange(6) + 0.5)
+            target.bias.copy_(torch.arange(6) - 2.0)
+    x = torch.randn(5, 6, 4, 4, dtype=torch.float64) * 3 + 1
+    assert torch.allclose(ours(x), theirs(x))
+
+
+def test_calibrated_statistics_are_those_of_all_passes_together():
+    torch.manual_seed(0)
+    norm = BatchNorm(6).double().eval()
+    passes = [torch.randn(5, 6, 4, 4, dtype=torch.float64) * 3 + 1 for _ in range(4)]
+    with torch.no_grad(), measuring(norm):
+        for x in passes:
+            norm(x)
+    together = torch.cat(passes)
+    assert torch.allclose(norm.mean, together.mean((0, 2, 3)))
+    assert torch.allclose(norm.var, together.var((0, 2, 3), unbiased=False))
+    assert not norm.training
+    # In evaluation mode a sample no longer depends on the others of its batch.
+    assert torch.allclose(norm(together)[:1], norm(together[:1]))
+
+
+def test_minibatch_stddev_by_its_definition_in_groups_of_neighbours():
+    x = torch.randn(8, 3, 4, 4, dtype=torch.float64)
+    out = MinibatchStddev(4)(x)
+    assert torch.equal(out[:, :3], x)
+    for first in (0, 4):
+        expected = (x[first : first + 4].var(0, unbiased=False) + 1e-8).sqrt().mean()
+        assert torch.allclose(out[first : first + 4, 3], expected.expand(4, 4, 4))
+    with pytest.raises(ValueError, match="whole minibatch-stddev groups"):
+        MinibatchStddev(4)(x[:6])
+
+
+def test_minibatch_stddev_of_equal_samples_has_a_finite_gradient():
+    x = torch.ones(4, 3, 4, 4, requires_grad=True)
+    MinibatchStddev(4)(x).sum().backward()
+    assert x.grad.isfinite().all()

@@ -1,0 +1,210 @@
+"""A run without Ray: its folder, resuming bit for bit, the best generator, what happens when it diverges."""
+
+import json
+
+import pytest
+import torch
+
+from medgan import config as configs
+from medgan import run
+from medgan.data import shards
+from medgan.distributed import World
+from medgan.folder import RunFolder
+from medgan.loop import Diverged, due
+from medgan.state import CheckpointError, TrainState, ema_decay, open_checkpoint
+from medgan.tracking import read_rows
+
+
+def train(config, data, out, on_event=lambda event: None):
+    """What jobs/train.py does, on one process without Ray."""
+    folder = RunFolder(str(out))
+    folder.write("config.yaml", configs.to_yaml(config))
+    folder.write("manifest.json", shards.read_manifest(data)[0].to_json())
+    run.train(config, data, str(out), World(), on_event)
+    return folder
+
+
+def last_checkpoint(folder):
+    newest = folder.checkpoints()[-1]
+    return open_checkpoint(folder.read(f"checkpoints/{newest:012d}.pt"))
+
+
+def leaves(value, path=""):
+    """Every tensor and number below a nested checkpoint."""
+    if isinstance(value, dict):
+        for key, below in value.items():
+            yield from leaves(below, f"{path}.{key}")
+    elif isinstance(value, list):
+        for index, below in enumerate(value):
+            yield from leaves(below, f"{path}.{index}")
+    else:
+        yield path, value
+
+
+def assert_same_bits(one, other):
+    one, other = dict(leaves(one)), dict(leaves(other))
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        same = torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key]
+        assert same, key
+
+
+@pytest.mark.parametrize("preset", configs.PRESETS)
+def test_a_run_leaves_the_folder_that_is_promised(preset, tiny, phantoms, tmp_path):
+    events = []
+    folder = train(tiny(preset), phantoms, tmp_path / "run", events.append)
+    names = {"config.yaml", "metrics.jsonl", "samples", "checkpoints", "generator", "report.html"}
+    assert names <= set(folder.names())
+    assert folder.names("generator") == ["README.md", "config.yaml", "model.safetensors"]
+    rows = read_rows(tmp_path / "run/metrics.jsonl")
+    assert rows[0]["images_seen"] == 0
+    assert {"metric/kid", "metric/fid", "floor/kid", "floor/fid"} <= rows[0].keys()
+    assert [row["images_seen"] for row in rows if "metric/kid" in row] == [0, 128, 256]
+    assert [row["images_seen"] for row in rows if "loss/D" in row] == list(range(32, 257, 32))
+    assert {"loss/G", "logits/real", "logits/fake", "time/images_per_s", "time/data_wait_s"} <= rows[1].keys()
+    assert events[-1]["event"] == "done"
+    assert not any("patient" in key or "image_id" in key for row in rows for key in row)
+
+
+@pytest.mark.parametrize("preset", configs.PRESETS)
+def test_a_run_that_stopped_anywhere_goes_on_bit_for_bit(preset, tiny, phantoms, tmp_path):
+    config = tiny(preset)
+
+    class Killed(BaseException):
+        pass
+
+    def kill_at(images):
+        def on_event(event):
+            if event["event"] == "progress" and event["images_seen"] == images:
+                raise Killed
+
+        return on_event
+
+    whole = train(config, phantoms, tmp_path / "whole")
+    for images in (96, 224):  # once before a checkpoint is due, once after an evaluation
+        with pytest.raises(Killed):
+            train(config, phantoms, tmp_path / "killed", kill_at(images))
+    resumed = train(config, phantoms, tmp_path / "killed")
+    assert_same_bits(last_checkpoint(whole), last_checkpoint(resumed))
+    times = ("time/images_per_s", "time/step_s", "time/data_wait_s", "time/evaluate_s")
+    rows = [
+        [{k: v for k, v in row.items() if k not in times} for row in read_rows(tmp_path / name / "metrics.jsonl")]
+        for name in ("whole", "killed")
+    ]
+    assert rows[0] == rows[1]
+    assert whole.read("generator/model.safetensors") == resumed.read("generator/model.safetensors")
+
+
+def test_a_longer_run_is_the_same_as_one_that_was_asked_for_at_once(tiny, phantoms, tmp_path):
+    train(tiny(total_images=128), phantoms, tmp_path / "twice")
+    twice = train(tiny(total_images=256), phantoms, tmp_path / "twice")
+    once = train(tiny(total_images=256), phantoms, tmp_path / "once")
+    a, b = last_checkpoint(once), last_checkpoint(twice)
+    assert_same_bits({k: a[k] for k in a if k != "config"}, {k: b[k] for k in b if k != "config"})
+
+
+def test_the_newest_checkpoints_and_the_best_stay(tiny, phantoms, tmp_path):
+    config = tiny(checkpoint__keep=1, total_images=512)
+    folder = train(config, phantoms, tmp_path / "run")
+    best = last_checkpoint(folder)["best"]
+    assert folder.checkpoints() == sorted({512, best["images_seen"]} - {0})
+    figures = {
+        r["images_seen"]: r["metric/kid"] for r in read_rows(tmp_path / "run/metrics.jsonl") if "metric/kid" in r
+    }
+    assert best["kid"] == min(figures.values())
+    assert figures[best["images_seen"]] == best["kid"]
+
+
+def test_a_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(tiny, phantoms, tmp_path, monkeypatch):
+    original = run.loop.train_step
+
+    def poisoned(state, batch):
+        scalars = original(state, batch)
+        if state.images_seen == 208:
+            with torch.no_grad():
+                next(state.generator.module.parameters()).fill_(float("nan"))
+        return scalars
+
+    monkeypatch.setattr(run.loop, "train_step", poisoned)
+    with pytest.raises(Diverged, match="at 224 images"):
+        train(tiny(), phantoms, tmp_path / "run")
+    folder = RunFolder(str(tmp_path / "run"))
+    assert folder.checkpoints()[-1] == 192
+    assert all(v.isfinite().all() for _, v in leaves(last_checkpoint(folder)) if isinstance(v, torch.Tensor))
+
+
+def test_a_run_may_be_a_uri(tiny, phantoms, tmp_path):
+    uri = f"file://{tmp_path}/run"
+    folder = train(tiny(total_images=128), phantoms, uri)
+    assert folder.checkpoints() == [64, 128]
+    assert len(read_rows(tmp_path / "run/metrics.jsonl")) == 6
+    train(tiny(), phantoms, uri)
+    seen = [row["images_seen"] for row in read_rows(tmp_path / "run/metrics.jsonl")]
+    assert seen == sorted(seen)
+    assert seen[-1] == 256
+
+
+def test_a_checkpoint_opens_without_running_code_and_damage_is_said(tiny):
+    state = TrainState.create(tiny(), World())
+    content = state.save()
+    assert open_checkpoint(content)["images_seen"] == 0
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        open_checkpoint(content[: len(content) // 2])
+
+
+def test_loading_restores_every_tensor(tiny):
+    state, other = TrainState.create(tiny(), World()), TrainState.create(tiny(seed=1), World())
+    other.load(state.save())
+    assert_same_bits(
+        {k: v for k, v in open_checkpoint(state.save()).items() if k != "config"},
+        {k: v for k, v in open_checkpoint(other.save()).items() if k != "config"},
+    )
+
+
+def test_ema_follows_its_formula():
+    ema = configs.Ema(half_life_kimg=1, ramp_up=0)
+    assert ema_decay(ema, 100, 5000) ** 10 == pytest.approx(0.5)
+    ramped = configs.Ema(half_life_kimg=1, ramp_up=0.05)
+    assert ema_decay(ramped, 100, 2000) == pytest.approx(0.5 ** (100 / 100))
+    assert ema_decay(configs.Ema(half_life_kimg=0), 100, 2000) == 0
+
+
+def test_ema_is_the_weighted_mean_of_the_weights(tiny):
+    state = TrainState.create(tiny(ema__half_life_kimg=0.016, ema__ramp_up=0), World())
+    start = [p.clone() for p in state.ema.parameters()]
+    with torch.no_grad():
+        for p in state.generator.module.parameters():
+            p.add_(1)
+    state.update_ema()  # one batch of 16 images is one half-life
+    for before, after in zip(start, state.ema.parameters(), strict=True):
+        assert torch.allclose(after, before + 0.5)
+
+
+def test_what_is_due_happens_at_the_first_batch_at_or_past_the_interval():
+    assert [n for n in range(0, 640, 64) if due(0.1, n, n + 64)] == [64, 192, 256, 384, 448, 576]
+    assert due(0.1, 99, 100)
+    assert not due(0.1, 100, 199)
+
+
+def test_figures_of_another_identity_start_a_new_search_for_the_best(tiny, phantoms, tmp_path):
+    train(tiny(total_images=128), phantoms, tmp_path / "run")
+    folder = train(tiny(total_images=256, evaluate__n=20), phantoms, tmp_path / "run")
+    best = last_checkpoint(folder)["best"]
+    assert best["identity"]["n"] == 20
+    assert best["images_seen"] == 256
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpu", "precision"),
+    [("sse avx512_bf16", False, "bfloat16"), ("sse avx2", False, "float32"), ("sse", True, "bfloat16")],
+)
+def test_precision_is_settled_by_the_hardware(tmp_path, flags, gpu, precision):
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    assert run.precision_of("auto", gpu, tmp_path / "cpuinfo") == precision
+    assert run.precision_of("float64", gpu, tmp_path / "cpuinfo") == "float64"
+
+
+def test_a_half_written_last_row_is_cut(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(json.dumps({"images_seen": 1}) + '\n{"images_se')
+    assert read_rows(file) == [{"images_seen": 1}]

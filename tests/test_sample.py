@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+import torch
+
+from medgan import sample
+from medgan.data import shards
+from medgan.data.shards import DataError
+from medgan.distributed import World
+from medgan.sample import Sampler
+from medgan.state import TrainState
+
+POOL = np.eye(2, dtype=np.uint8)[[0] * 30 + [1] * 10]
+
+
+def write(tmp_path, config):
+    state = TrainState.create(config, World())
+    sample.calibrate(state.ema, config, POOL)
+    counts = {"NORMAL": 30, "PNEUMONIA": 10}
+    files = sample.export(state.ema, config, counts, {"images_seen": 64, "metric/kid": 0.5, "figure": "n = 16"})
+    for name, content in files.items():
+        data = content if isinstance(content, bytes) else content.encode()
+        shards.write_file(tmp_path, f"generator/{name}", data)
+    return state
+
+
+@pytest.mark.parametrize("preset", ["dcgan", "cgan"])
+def test_an_exported_generator_draws_what_the_averaged_one_does(preset, tiny, tmp_path):
+    config = tiny(preset)
+    state = write(tmp_path, config)
+    sampler = Sampler.open(str(tmp_path))
+    z, labels = torch.randn(6, config.model.z_dim), torch.eye(2)[[0, 1, 0, 1, 0, 1]]
+    expected = sample.generate(state.ema, z, labels).int()
+    # The exported one holds plain memory order, so a rounding may fall the other way.
+    assert (sample.generate(sampler.generator, z, labels).int() - expected).abs().max() <= 1
+    assert expected.float().std() > 1
+    card = (tmp_path / "generator/README.md").read_text()
+    assert "KID: 0.5 (n = 16)" in card
+    assert "Not for diagnosis" in card
+
+
+def test_an_image_depends_on_its_seed_and_label_alone(tiny, tmp_path):
+    write(tmp_path, tiny())
+    sampler = Sampler.open(str(tmp_path))
+    labels = sampler.labels(0, count=100)
+    pixels, seeds = sampler.draw(labels, seed=3)
+    some, own = sampler.draw(labels[90:], seed=3, first=90)
+    assert own == seeds[90:]
+    assert np.abs(some.astype(int) - pixels[90:]).max() <= 1
+    other, _ = sampler.draw(labels, seed=4)
+    assert np.abs(other.astype(int) - pixels).max() > 1
+
+
+def test_labels_are_so_many_of_each_class_or_as_frequent_as_in_training(tiny, tmp_path):
+    write(tmp_path, tiny())
+    sampler = Sampler.open(str(tmp_path))
+    assert sampler.labels(0, per_class=5).sum(0).tolist() == [5, 5]
+    assert sampler.labels(0, count=2000).mean(0)[1] == pytest.approx(0.25, abs=0.03)
+
+
+def test_a_run_without_a_generator_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no generator/"):
+        Sampler.open(str(tmp_path))
+
+
+def test_calibration_is_the_same_wherever_it_is_done(tiny):
+    config = tiny()
+    one, two = (TrainState.create(config, World()).ema for _ in range(2))
+    sample.calibrate(one, config, POOL)
+    sample.calibrate(two, config, POOL)
+    sample.calibrate(two, config, POOL)
+    for a, b in zip(one.buffers(), two.buffers(), strict=True):
+        assert torch.equal(a, b)
+    assert any(buffer.abs().max() > 0 for buffer in one.buffers())
+
+
+def test_grids_have_a_row_per_class_with_the_same_latents(tiny):
+    config = tiny(tracking__grid_columns=3)
+    state = TrainState.create(config, World())
+    sample.calibrate(state.ema, config, POOL)
+    assert sample.grid_samples(state.ema, config).shape == (6, 1, 32, 32)
