@@ -15,8 +15,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from medgan.config import Refused
 from medgan.data import shards
-from medgan.terminal import Refused, absolute, command
+from medgan.terminal import absolute, command
 
 MOST = 2000
 

@@ -14,8 +14,9 @@ import sys
 import time
 from collections.abc import Sequence
 
+from medgan.config import Refused
 from medgan.data import shards
-from medgan.terminal import Progress, Refused, absolute, command, duration
+from medgan.terminal import Progress, absolute, command, duration
 
 ROWS_PER_SHARD = 1024
 

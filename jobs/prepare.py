@@ -14,10 +14,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from medgan.config import RESOLUTIONS
+from medgan.config import RESOLUTIONS, Refused
 from medgan.data.shards import patient_key, prepared
 from medgan.data.sources import SOURCES
-from medgan.terminal import Progress, Refused, absolute, command, duration
+from medgan.terminal import Progress, absolute, command, duration
 
 
 def parser() -> argparse.ArgumentParser:

@@ -9,7 +9,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from medgan.terminal import Refused, absolute, command
+from medgan.config import Refused
+from medgan.terminal import absolute, command
 
 
 def parser() -> argparse.ArgumentParser:

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from medgan import config as configs
+from medgan.config import Refused
 from medgan.data import shards
-from medgan.data.loader import rank_slice
-from medgan.terminal import Failed, Progress, Refused, absolute, command, duration
+from medgan.terminal import Failed, Progress, absolute, command, duration
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,6 +62,7 @@ def main(argv: Sequence[str]) -> None:
         if manifest.rows(split) < least:
             raise Refused(f"--data {data}: {split} has {manifest.rows(split)} images, at least {least} are needed")
 
+    from medgan.data.loader import rank_slice
     from medgan.folder import RunFolder
     from medgan.ray_train import Workers, connect, fit
     from medgan.run import precision_of

@@ -21,7 +21,11 @@ Precision = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 RESOLUTIONS = (32, 64, 128)
 
 
-class ConfigError(ValueError):
+class Refused(ValueError):
+    """A command that cannot be carried out; nothing was written. One line: what, its value, what is allowed."""
+
+
+class ConfigError(Refused):
     """A setting that cannot be used. The message is one line: the dotted key, the value, what is allowed."""
 
 

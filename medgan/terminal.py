@@ -10,13 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from medgan.config import ConfigError
-from medgan.data.shards import DataError
-from medgan.data.sources import SourceError
-
-
-class Refused(ValueError):
-    """A command that cannot be carried out; nothing was written. One line: what, its value, what is allowed."""
+from medgan.config import Refused
 
 
 class Failed(RuntimeError):
@@ -31,7 +25,7 @@ def command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = 
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         main(arguments)
-    except (Refused, ConfigError, DataError, SourceError) as error:
+    except Refused as error:
         return _say(error, 2, arguments)
     except Failed as error:
         return _say(error, 1, arguments)

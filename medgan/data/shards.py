@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader
 
 import medgan
+from medgan.config import Refused
 
 SCHEMA_VERSION = 1
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -37,7 +38,7 @@ BESIDE = ("manifest.json", "rejected.parquet", "summary.html", "evaluation.json"
 DEFAULT_KEY_FILE = Path("~/.config/medgan/patient.key")
 
 
-class DataError(ValueError):
+class DataError(Refused):
     """A data folder that cannot be used. One line: which file, what is wrong, what to do."""
 
 

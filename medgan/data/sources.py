@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from medgan.config import Refused
 from medgan.data import phantom
 from medgan.pixels import encode_png
 
@@ -28,7 +29,7 @@ class Record:
     """The data set's own patient id; it never leaves the preparing process."""
 
 
-class SourceError(ValueError):
+class SourceError(Refused):
     """A raw folder that is not what the source expects. One line: what was found, what is expected."""
 
 

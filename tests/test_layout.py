@@ -1,0 +1,98 @@
+"""Rules of the house: imports run one way, Ray stays at the seam, the jobs need no torch to refuse."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SEAM = {"medgan/ray_train.py", "medgan/ray_tasks.py", "medgan/data/ingest.py"}
+
+# Who may import whom: a module may import those of lower rank.
+RANKS = {
+    "medgan": 0,
+    "medgan.config": 1,
+    "medgan.streams": 1,
+    "medgan.pixels": 1,
+    "medgan.losses": 1,
+    "medgan.data.phantom": 1,
+    "medgan.models.layers": 2,
+    "medgan.models.dcgan": 3,
+    "medgan.models.cgan": 4,
+    "medgan.models": 5,
+    "medgan.data.shards": 2,
+    "medgan.data.sources": 2,
+    "medgan.data.loader": 3,
+    "medgan.distributed": 3,
+    "medgan.folder": 4,
+    "medgan.terminal": 2,
+    "medgan.tracking": 4,
+    "medgan.metrics.features": 5,
+    "medgan.metrics.fidelity": 5,
+    "medgan.data.ingest": 5,
+    "medgan.state": 6,
+    "medgan.step": 7,
+    "medgan.sample": 7,
+    "medgan.loop": 8,
+    "medgan.report": 8,
+    "medgan.run": 9,
+    "medgan.ray_train": 10,
+}
+
+
+def files():
+    return [path for folder in ("medgan", "tune") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def module(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("path", files(), ids=module)
+def test_imports_run_one_way(path):
+    if module(path) in ("medgan.data", "medgan.metrics"):
+        assert not imports(path)
+        return
+    assert module(path) in RANKS, "give a new module its rank"
+    for other in imports(path) & RANKS.keys() - {"medgan", module(path)}:
+        assert RANKS[other] < RANKS[module(path)], f"{module(path)} imports {other}"
+    assert not any(name.partition(".")[0] in ("tune", "jobs") for name in imports(path))
+
+
+@pytest.mark.parametrize("path", files(), ids=module)
+def test_only_the_seam_imports_ray(path):
+    uses = {name for name in imports(path) if name.partition(".")[0] == "ray"}
+    assert not uses or str(path.relative_to(ROOT)) in SEAM or path.is_relative_to(ROOT / "tune")
+
+
+def loaded_after(statement: str) -> set[str]:
+    code = f"{statement}; import sys; print(*sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=60
+    )
+    return set(result.stdout.split())
+
+
+def test_the_loop_does_not_need_ray():
+    assert "ray" not in loaded_after("import medgan.loop, medgan.run")
+
+
+@pytest.mark.parametrize("job", ["train", "prepare", "generate", "evaluate", "report"])
+def test_a_job_refuses_before_it_loads_torch_or_ray(job):
+    loaded = loaded_after(f"import runpy; runpy.run_path('jobs/{job}.py', run_name='job')")
+    assert not loaded & {"ray", "wandb", "torchvision"}
+    if job != "prepare":  # its sources draw and encode films
+        assert "torch" not in loaded

@@ -1,0 +1,77 @@
+import io
+import sys
+
+import pytest
+
+from medgan.config import ConfigError, Refused
+from medgan.terminal import Failed, Progress, absolute, command, duration
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (Refused("--x 1: no"), 2),
+        (ConfigError("a=1: no"), 2),
+        (Failed("stopped"), 1),
+        (OSError("disk full"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_every_end_has_its_exit_code_and_one_line(error, code, capsys):
+    def main(argv):
+        raise error
+
+    assert command(main, []) == code
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "Traceback" not in lines[0]
+    assert str(error) in lines[0] or "the same command goes on" in lines[0]
+
+
+def test_verbose_shows_the_traceback(capsys):
+    def main(argv):
+        raise Refused("no")
+
+    assert command(main, ["--verbose"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_relative_path_is_made_absolute_but_refused_in_a_submitted_job(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert absolute("--out", "runs/x") == f"{tmp_path}/runs/x"
+    assert absolute("--out", "s3://bucket/x") == "s3://bucket/x"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert absolute("--out", "/shared/x") == "/shared/x"
+    with pytest.raises(Refused, match="--out runs/x: a relative path in a submitted job"):
+        absolute("--out", "runs/x")
+
+
+def test_progress_to_a_file_is_whole_lines_seldom(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    line = Progress(every_s=100)
+    line.update("one")
+    line.update("two")
+    line.update("three", force=True)
+    line.close()
+    assert out.getvalue() == "one\nthree\n"
+
+
+def test_progress_on_a_narrow_terminal_stays_on_one_line(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("COLUMNS", "20")
+    line = Progress()
+    line.update("x" * 50)
+    line.close()
+    assert out.getvalue() == "\r\x1b[K" + "x" * 19 + "\n"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (95, "1:35"), (3700, "1:01:40"), (-3, "0:00")])
+def test_durations(seconds, text):
+    assert duration(seconds) == text
