@@ -18,7 +18,7 @@ from typing import Any
 from medgan import config as configs
 from medgan.config import Refused
 from medgan.data import shards
-from medgan.terminal import Failed, Progress, absolute, command, duration
+from medgan.terminal import Failed, Progress, Stopped, absolute, command, duration
 
 
 def parser() -> argparse.ArgumentParser:
@@ -96,8 +96,10 @@ def main(argv: Sequence[str]) -> None:
 
     view = View(config, out)
     print(f"training {config.model.name} at {config.data.resolution}x{config.data.resolution}, {precision}, into {out}")
-    outcome = fit(config.dump(), data, out, workers, view.show, args.verbose)
+    outcome = fit(config.dump(), data, out, workers, view.show)
     view.line.close()
+    if "stopped" in outcome.events and "done" not in outcome.events:
+        raise Stopped(f"stopped at {outcome.events['stopped']['images_seen']:,} images; the same command goes on")
     if "failed" in outcome.events:
         last = max(folder.checkpoints(), default=None)
         kept = f"the last good checkpoint is at {last:,} images" if last else "there is no checkpoint yet"
@@ -133,6 +135,10 @@ class View:
             self.line.update("reading the data and measuring the real images ...", force=True)
         elif kind == "resumed":
             self.line.update(f"going on from the checkpoint at {seen:,} images", force=True)
+            self.line.close()
+        elif kind == "stopping":
+            self.line.close()
+            self.line.update("saving a checkpoint at the next report; Ctrl-C again stops at once", force=True)
             self.line.close()
         elif kind == "evaluated":
             self.kid = event["metric/kid"]

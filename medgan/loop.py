@@ -37,6 +37,9 @@ class Hooks(Protocol):
     def save(self, state: TrainState) -> None:
         """A checkpoint."""
 
+    def stopping(self) -> bool:
+        """Whether somebody wants the run to stop; any rank may say so."""
+
 
 def due(interval_kimg: float, before: int, now: int) -> bool:
     """Whether a multiple of the interval was reached or passed between two counts of images."""
@@ -51,7 +54,10 @@ def run(
     hooks: Hooks,
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:
-    """Train until total_images. Raises Diverged, after which the newest checkpoint is still good."""
+    """Train until total_images, or until a report at which a stop is asked for: then a checkpoint is saved first.
+
+    Raises Diverged, after which the newest checkpoint is still good.
+    """
     world = state.world
     if state.images_seen == 0:
         hooks.evaluate(state)
@@ -65,7 +71,9 @@ def run(
         evaluating = last or due(config.evaluate.interval_kimg, before, now)
         saving = last or due(config.checkpoint.interval_kimg, before, now)
         if evaluating or saving or due(config.tracking.interval_kimg, before, now):
-            row = meter.read(world.sum(meter.total))
+            asked = meter.total.new_tensor([float(hooks.stopping())])
+            *total, stopped = world.sum(torch.cat([meter.total, asked])).tolist()
+            row = meter.read(total)
             for name, value in row.items():
                 if not math.isfinite(value):
                     raise Diverged(f"{name} is {value} at {now:,} images")
@@ -75,8 +83,10 @@ def run(
             best = state.best.get("images_seen")
             if evaluating:
                 hooks.evaluate(state)
-            if saving or state.best.get("images_seen") != best:
+            if saving or stopped or state.best.get("images_seen") != best:
                 hooks.save(state)
+            if stopped:
+                return
             meter = Meter(clock)
 
 
@@ -101,11 +111,10 @@ class Meter:
         self.penalties += penalty
         self.images += images
 
-    def read(self, total: torch.Tensor) -> dict[str, float]:
+    def read(self, total: list[float]) -> dict[str, float]:
         """total: the scalars summed over ranks. Means over steps (penalty/r1: over those that took one), and times."""
-        means = (total.cpu() / self.steps).tolist()  # waits for the device, so the clock is read after it
         seconds = self.clock() - self.start
-        row = dict(zip(SCALARS, means, strict=True))
+        row = {name: value / self.steps for name, value in zip(SCALARS, total, strict=True)}
         penalty = row.pop("penalty/r1")
         if self.penalties:
             row["penalty/r1"] = penalty * self.steps / self.penalties

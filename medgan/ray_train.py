@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow.fs as pafs
 import ray
 from ray.util.queue import Empty, Queue
 
@@ -68,9 +69,10 @@ class Workers:
 
 @dataclass
 class Outcome:
-    """How a run ended: the last event (`done`, or `failed` with a reason), or Ray's error."""
+    """How a run ended: the last event of each kind (`done`, `stopped`, or `failed` with a reason), or Ray's error."""
 
     events: dict[str, Event] = field(default_factory=dict)
+    interrupted: bool = False
     error: str | None = None
 
 
@@ -80,7 +82,6 @@ def fit(
     out: str,
     workers: Workers,
     on_event: Callable[[Event], None],
-    verbose: bool = False,
     max_failures: int = 3,
 ) -> Outcome:
     """Train on the connected cluster until done; on_event is called here, in the driver, with what rank 0 says.
@@ -92,65 +93,87 @@ def fit(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     gpu = ray.cluster_resources().get("GPU", 0) > 0
-    outcome, queue = Outcome(), Queue(actor_options={"num_cpus": 0})
-    listener = Listener(queue, outcome, on_event)
+    outcome = Outcome()
+    queue, orders = Queue(actor_options={"num_cpus": 0}), Queue(actor_options={"num_cpus": 0})
+    # Ray keeps notes of its own about a run; all that matters is in `out`, so they are thrown away.
     notes = f"{out}/.ray"
-    with warnings.catch_warnings():
-        if not verbose:
-            warnings.simplefilter("ignore")
-        # Ray keeps notes of its own about a run; all that matters is in `out`, so they are thrown away.
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={"config": config, "data": data, "out": out, "queue": queue},
-            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=workers.low if workers.low == workers.high else (workers.low, workers.high), use_gpu=gpu
-            ),
-            run_config=RunConfig(
-                name=f"medgan-{os.getpid()}",
-                storage_path=notes,
-                failure_config=FailureConfig(max_failures=max_failures),
-            ),
-        )
-        listener.start()
-        try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            outcome.error = " ".join(str(error).split())
-        finally:
-            listener.stop()
-            fs, path = filesystem(notes)
-            fs.delete_dir(path)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"config": config, "data": data, "out": out, "queue": queue, "orders": orders},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers.low if workers.low == workers.high else (workers.low, workers.high), use_gpu=gpu
+        ),
+        run_config=RunConfig(
+            name=f"medgan-{os.getpid()}",
+            storage_path=notes,
+            failure_config=FailureConfig(max_failures=max_failures),
+        ),
+    )
+    training, interrupt = Training(trainer), Interrupt()
+    training.start()
+    with interrupt:
+        while (event := _next(queue)) or training.is_alive():
+            if interrupt.asked and not outcome.interrupted:
+                outcome.interrupted = True
+                on_event({"event": "stopping"})
+                orders.put("stop")
+            if event:
+                outcome.events[event["event"]] = event
+                on_event(event)
+    training.join()
+    fs, path = filesystem(notes)
+    if fs.get_file_info(path).type == pafs.FileType.Directory:
+        fs.delete_dir(path)
+    outcome.error = training.error
     return outcome
 
 
-class Listener(threading.Thread):
-    """Hands rank 0's events to the driver while the driver waits for Ray."""
+def _next(queue: Queue) -> Event | None:
+    """The next event, or None after half a second without one."""
+    try:
+        return queue.get(timeout=0.5)
+    except Empty:
+        return None
 
-    def __init__(self, queue: Queue, outcome: Outcome, on_event: Callable[[Event], None]) -> None:
+
+class Interrupt:
+    """Within it, the first Ctrl-C or SIGTERM is only noted, and a second one ends the process at once.
+
+    An exception raised in the midst of one of Ray's calls can end the process without a word.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.before[number] = signal.signal(number, self._note)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.asked:
+            os._exit(128 + number)
+        self.asked = True
+
+
+class Training(threading.Thread):
+    """trainer.fit in a thread of its own, so that Ctrl-C stays ours: in the main thread Ray takes it and exits 0."""
+
+    def __init__(self, trainer: Any) -> None:
         super().__init__(daemon=True)
-        self.queue, self.outcome, self.on_event = queue, outcome, on_event
-        self.over = threading.Event()
+        self.trainer = trainer
+        self.error: str | None = None
 
     def run(self) -> None:
-        while True:
-            over = self.over.is_set()
-            try:
-                event = self.queue.get(timeout=0.5)
-            except Empty:
-                if over:
-                    return
-                continue
-            except ray.exceptions.RayError:
-                return  # the cluster is gone, and with it whoever would speak
-            self.outcome.events[event["event"]] = event
-            self.on_event(event)
-
-    def stop(self) -> None:
-        """After the last event was handed over."""
-        self.over.set()
-        self.join(timeout=10)
-        self.queue.shutdown(force=True)
+        try:
+            self.trainer.fit()
+        except Exception as error:  # shown by whoever started the run
+            self.error = " ".join(str(error).split()) or type(error).__name__
 
 
 def train_worker(payload: dict[str, Any]) -> None:
@@ -177,6 +200,7 @@ def train_worker(payload: dict[str, Any]) -> None:
             queue.actor.put.remote({"time": time.time(), "workers": world.size, **event}, None)
 
     try:
-        run.train(validate(payload["config"]), payload["data"], payload["out"], world, say)
+        config = validate(payload["config"])
+        run.train(config, payload["data"], payload["out"], world, say, lambda: not payload["orders"].empty())
     except (Diverged, DataError, ConfigError, CheckpointError) as error:
         say({"event": "failed", "kind": type(error).__name__, "reason": str(error)})

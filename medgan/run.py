@@ -27,11 +27,19 @@ Event = dict[str, Any]
 REFERENCE_SPLIT = "val"
 
 
-def train(config: Config, data: str, out: str, world: World, on_event: Callable[[Event], None]) -> None:
+def train(
+    config: Config,
+    data: str,
+    out: str,
+    world: World,
+    on_event: Callable[[Event], None],
+    stopping: Callable[[], bool] = lambda: False,
+) -> None:
     """Train one rank from the newest checkpoint in `out` to total_images.
 
     Every rank of the world calls it. on_event is called at rank 0 with what a person should see: a dict with the key
-    `event`. Raises loop.Diverged where a value is no longer finite.
+    `event`. Where `stopping` says so at rank 0, the run saves a checkpoint at the next report and ends.
+    Raises loop.Diverged where a value is no longer finite.
     """
     folder = RunFolder(out)
     split = open_split(data, "train")
@@ -46,7 +54,7 @@ def train(config: Config, data: str, out: str, world: World, on_event: Callable[
     try:
         on_event({"event": "features"})
         evaluator = Evaluator(config, data, split, world)
-        recorder = Recorder(folder, tracker, evaluator, on_event)
+        recorder = Recorder(folder, tracker, evaluator, on_event, stopping)
         loop.run(config, state, batches(split, config.seed, state.images_seen, config.global_batch, part), recorder)
         if world.first:
             recorder.finish(state)
@@ -104,10 +112,19 @@ class Recorder:
     """The loop's hooks: rank 0 writes rows, grids, checkpoints, the generator and the page."""
 
     def __init__(
-        self, folder: RunFolder, tracker: Tracker, evaluator: Evaluator, on_event: Callable[[Event], None]
+        self,
+        folder: RunFolder,
+        tracker: Tracker,
+        evaluator: Evaluator,
+        on_event: Callable[[Event], None],
+        stopping: Callable[[], bool],
     ) -> None:
         self.folder, self.tracker, self.evaluator, self.on_event = folder, tracker, evaluator, on_event
         self.first = evaluator.world.first
+        self.asked = stopping
+
+    def stopping(self) -> bool:
+        return self.first and self.asked()
 
     def log(self, images_seen: int, row: Row) -> None:
         self.tracker.log(images_seen, row)
@@ -143,7 +160,8 @@ class Recorder:
 
     def finish(self, state: TrainState) -> None:
         self._page()
-        self.on_event({"event": "done", "images_seen": state.images_seen, "best": state.best})
+        kind = "done" if state.images_seen >= state.config.total_images else "stopped"
+        self.on_event({"event": kind, "images_seen": state.images_seen, "best": state.best})
 
     def _picture(self, state: TrainState) -> None:
         tiles = sample.grid_samples(state.ema, state.config)

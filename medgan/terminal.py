@@ -17,6 +17,10 @@ class Failed(RuntimeError):
     """Something went wrong while running. One line: what, and what to do."""
 
 
+class Stopped(RuntimeError):
+    """The user ended it. One line: how to go on."""
+
+
 def command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run a script's main; returns its exit code: 0 done, 1 failed while running, 2 refused, 130 interrupted.
 
@@ -29,9 +33,8 @@ def command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = 
         return _say(error, 2, arguments)
     except Failed as error:
         return _say(error, 1, arguments)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    except (Stopped, KeyboardInterrupt) as error:
+        return _say(str(error) or "stopped; the same command goes on", 130, arguments)
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return _say(text if len(text) < 500 else text[:500] + "...", 1, arguments, hint="; --verbose shows more")
@@ -39,7 +42,7 @@ def command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = 
 
 
 def _say(error: object, code: int, arguments: list[str], hint: str = "") -> int:
-    if "--verbose" in arguments:
+    if "--verbose" in arguments and code != 130:
         traceback.print_exc()
     name = Path(sys.argv[0]).name
     print(f"{name}: {error}{hint}", file=sys.stderr)

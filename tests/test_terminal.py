@@ -25,7 +25,7 @@ def test_every_end_has_its_exit_code_and_one_line(error, code, capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert "Traceback" not in lines[0]
-    assert str(error) in lines[0] or "the same command goes on" in lines[0]
+    assert str(error) in lines[0] or "stopped; the same command goes on" in lines[0]
 
 
 def test_verbose_shows_the_traceback(capsys):

@@ -1,0 +1,367 @@
+"""Runs through jobs/ on a Ray cluster: preparing, two workers, kills, Ctrl-C, a submitted job, the demo."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from medgan.data import shards
+from medgan.folder import RunFolder
+from medgan.tracking import read_rows
+
+from .conftest import TINY
+from .test_run import assert_same_bits, last_checkpoint
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parent.parent
+
+
+class Job:
+    """A script of jobs/ in a process group of its own, with a mark in its environment that its children inherit."""
+
+    def __init__(self, name, *arguments, env=None):
+        self.mark = f"medgan-test-{uuid.uuid4().hex}"
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / f"jobs/{name}.py"), *map(str, arguments)],
+            env={**os.environ, "MEDGAN_TEST_MARK": self.mark, **(env or {})},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def pids(self, title=""):
+        """Processes that carry the mark, whose command line holds the title."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    marked = self.mark.encode() in (entry / "environ").read_bytes()
+                    named = title.encode() in (entry / "cmdline").read_bytes()
+                    alive = "\nState:\tZ" not in (entry / "status").read_text()
+                except OSError:
+                    continue
+                if marked and named and alive:
+                    found.append(int(entry.name))
+        return found
+
+    def wait(self, timeout=240):
+        try:
+            output, _ = self.process.communicate(timeout=timeout)
+        finally:
+            self.end()
+        return self.process.returncode, output
+
+    def end(self):
+        """Kill what is left of the job, and wait until it is gone."""
+        for _ in range(100):
+            left = self.pids()
+            if not left:
+                return
+            for pid in left:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            time.sleep(0.1)
+        raise AssertionError(f"processes of {self.mark} do not end")
+
+
+def until(condition, timeout=120, what="it"):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not happen within {timeout} s"
+        time.sleep(0.05)
+
+
+def run_job(name, *arguments, timeout=240, **kwargs):
+    return Job(name, *arguments, **kwargs).wait(timeout)
+
+
+def settings(**overrides):
+    flat = {**TINY, **{key.replace("__", "."): value for key, value in overrides.items()}}
+    return [argument for key, value in flat.items() for argument in ("--set", f"{key}={value}")]
+
+
+def bytes_of(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.parquet"))}
+
+
+@pytest.fixture(scope="module")
+def key_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("key") / "key"
+    file.write_text("ab" * 32)
+    return file
+
+
+def test_prepare_gives_the_same_bytes_with_one_and_two_workers_and_counts_bad_files(tmp_path, key_file, monkeypatch):
+    import ray
+
+    from medgan.data import ingest
+    from medgan.data.sources import SOURCES
+
+    raw = tmp_path / "raw"
+    source = SOURCES["phantom_cxr"]
+    for index, record in enumerate(source.records(None, 0, 60)):
+        name = f"person{record.patient}_virus_{index}.png" if record.labels[0] else f"IM-{record.patient}-{index}.png"
+        file = raw / "train" / source.classes[record.labels[0]] / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(source.read(None, 0, record))
+    (raw / "train/NORMAL/IM-9999-0001.jpeg").write_text("not an image")
+    key = shards.patient_key(key_file)
+    written = []
+    for cpus in (1, 2):
+        ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+        try:
+            request = ingest.Request("kermany_cxr", raw, str(tmp_path / f"out{cpus}"), 32, rows_per_shard=16)
+            manifest = ingest.write(ingest.plan(request, key))
+        finally:
+            ray.shutdown()
+        written.append((bytes_of(tmp_path / f"out{cpus}"), (tmp_path / f"out{cpus}/manifest.json").read_bytes()))
+    assert written[0] == written[1]
+    assert sum(map(manifest.rows, manifest.splits)) == 60
+    assert manifest.rejected == 1
+    import pyarrow.parquet as pq
+
+    rejected = pq.read_table(tmp_path / "out1/rejected.parquet").to_pylist()
+    assert rejected == [
+        {"name": "train/NORMAL/IM-9999-0001.jpeg", "reason": "not a readable image (UnidentifiedImageError)"}
+    ]
+    shards.verify(tmp_path / "out1", manifest)
+
+
+def test_prepare_is_done_once_and_starts_over_where_it_was_cut(tmp_path, key_file):
+    command = ("prepare", "--source", "phantom_cxr", "--limit", 100, "--out", tmp_path / "data", "--resolution", 32)
+    command = (*command, "--patient-key-file", key_file)
+    code, output = run_job(*command)
+    assert code == 0, output
+    whole = bytes_of(tmp_path / "data")
+    started = time.monotonic()
+    assert run_job(*command)[0] == 0
+    assert time.monotonic() - started < 30
+    (tmp_path / "data/manifest.json").unlink()  # what a kill half-way leaves
+    (tmp_path / "data/train/00000.parquet").write_bytes(b"half")
+    assert run_job(*command)[0] == 0
+    assert bytes_of(tmp_path / "data") == whole
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(phantoms, tmp_path_factory):
+    """A run of one worker, float32, that nothing disturbed."""
+    out = tmp_path_factory.mktemp("uninterrupted") / "run"
+    code, output = run_job("train", *train(phantoms, out))
+    assert code == 0, output
+    return RunFolder(str(out)), output
+
+
+def train(data, out, workers=1):
+    length = settings(
+        total_images=6400,
+        checkpoint__interval_kimg=0.256,
+        evaluate__interval_kimg=1.6,
+        tracking__interval_kimg=0.064,
+    )
+    return ["--preset", "cgan", "--data", data, "--out", out, "--workers", workers, *length]
+
+
+def test_what_a_run_prints_is_progress_and_paths_and_nothing_of_rays(uninterrupted):
+    folder, output = uninterrupted
+    lines = output.strip().splitlines()
+    assert lines[0].startswith("training cgan at 32x32, float32")
+    assert any("img/s" in line and "left" in line and "KID" in line for line in lines)
+    assert "done: 6,400 images" in output
+    assert f"{folder.location}/report.html" in output
+    for noise in ("ray", "Ray", "WARNING", "Traceback", "INFO", "wandb:"):
+        assert noise not in output.replace(".ray", "")
+    assert not folder.exists(".ray")
+    assert "manifest.json" in folder.names()
+
+
+def kill_worker(job, moment):
+    until(lambda: job.pids("RayTrainWorker"), what="the worker")
+    time.sleep(moment)
+    pids = job.pids("RayTrainWorker")
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return bool(pids)
+
+
+def test_a_worker_killed_at_random_moments_changes_no_bit(uninterrupted, phantoms, tmp_path):
+    folder, _ = uninterrupted
+    job = Job("train", *train(phantoms, tmp_path / "run"))
+    killed = RunFolder(str(tmp_path / "run"))
+    try:
+        for _ in range(2):
+            before = max(killed.checkpoints(), default=0)
+            until(lambda before=before: max(killed.checkpoints(), default=0) > before, what="a checkpoint")
+            assert kill_worker(job, random.uniform(0, 1.0))
+    finally:
+        code, output = job.wait()
+    assert code == 0, output
+    assert "going on from the checkpoint at" in output
+    assert_same_bits(last_checkpoint(folder), last_checkpoint(killed))
+    times = ("time/images_per_s", "time/step_s", "time/data_wait_s", "time/evaluate_s")
+    undisturbed, disturbed = (
+        [{k: v for k, v in row.items() if k not in times} for row in read_rows(Path(f.location) / "metrics.jsonl")]
+        for f in (folder, killed)
+    )
+    assert undisturbed == disturbed
+
+
+def test_a_driver_killed_at_random_moments_goes_on_by_the_same_command_and_changes_no_bit(
+    uninterrupted, phantoms, tmp_path
+):
+    folder, _ = uninterrupted
+    killed = RunFolder(str(tmp_path / "run"))
+    for _ in range(2):
+        job = Job("train", *train(phantoms, tmp_path / "run"))
+        try:
+            before = max(killed.checkpoints(), default=0)
+            until(lambda before=before: max(killed.checkpoints(), default=0) > before, what="a checkpoint")
+            time.sleep(random.uniform(0, 1.0))
+            assert job.process.poll() is None
+            os.kill(job.process.pid, signal.SIGKILL)
+            job.process.wait()
+        finally:
+            job.end()
+            job.process.stdout.close()
+    code, output = run_job("train", *train(phantoms, tmp_path / "run"))
+    assert code == 0, output
+    assert "going on from the checkpoint at" in output
+    assert_same_bits(last_checkpoint(folder), last_checkpoint(killed))
+    assert run_job("train", *train(phantoms, tmp_path / "run"))[1].startswith("complete:")
+
+
+def test_ctrl_c_saves_a_checkpoint_says_how_to_go_on_and_changes_no_bit(uninterrupted, phantoms, tmp_path):
+    whole, _ = uninterrupted
+    folder = RunFolder(str(tmp_path / "run"))
+    # A terminal sends Ctrl-C to the whole group; SIGTERM comes from whoever started the job, to the job alone.
+    for send, number in ((os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)):
+        before = max(folder.checkpoints(), default=0)
+        job = Job("train", *train(phantoms, tmp_path / "run"))
+        try:
+            until(lambda before=before: max(folder.checkpoints(), default=0) > before, what="a checkpoint")
+            send(job.process.pid, number)
+        finally:
+            code, output = job.wait()
+        assert code == 130, output
+        saved = folder.checkpoints()[-1]
+        assert output.strip().splitlines()[-1] == f"train.py: stopped at {saved:,} images; the same command goes on"
+        assert "Traceback" not in output
+    code, output = run_job("train", *train(phantoms, tmp_path / "run"))
+    assert code == 0, output
+    assert_same_bits(last_checkpoint(whole), last_checkpoint(folder))
+
+
+def test_more_workers_than_the_cluster_has_are_refused(phantoms, tmp_path):
+    code, output = run_job("train", *train(phantoms, tmp_path / "run", workers=99))
+    assert code == 2, output
+    assert output.strip().splitlines() == [f"train.py: --workers 99: the cluster has {os.cpu_count()} CPUs"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_workers_follow_one(uninterrupted, phantoms, tmp_path):
+    folder, _ = uninterrupted
+    code, output = run_job("train", *train(phantoms, tmp_path / "run", workers=2))
+    assert code == 0, output
+    one, two = (
+        {row["images_seen"]: row for row in read_rows(Path(location) / "metrics.jsonl") if "loss/D" in row}
+        for location in (folder.location, tmp_path / "run")
+    )
+    assert one.keys() == two.keys()
+    assert two[64]["loss/D"] == pytest.approx(one[64]["loss/D"], abs=1e-3)
+    assert two[128]["loss/G"] == pytest.approx(one[128]["loss/G"], abs=5e-3)
+
+
+def test_a_run_that_diverges_ends_with_one_line_and_keeps_the_last_good_checkpoint(phantoms, tmp_path):
+    wild = [
+        "--set",
+        "optim.lr_d=1",
+        "--set",
+        "optim.lr_g=1",
+        "--set",
+        "model.activation=silu",
+        "--set",
+        "loss.name=bce",
+    ]
+    code, output = run_job("train", *train(phantoms, tmp_path / "run"), *wild, "--set", "loss.r1_gamma=10000")
+    assert code == 1, output
+    last = output.strip().splitlines()[-1]
+    assert "training stopped:" in last
+    assert " is nan at " in last or "not finite" in last or " is inf at " in last
+    assert "Traceback" not in output
+
+
+@pytest.fixture
+def head(tmp_path):
+    """A head with tokens on, under a HOME of its own; (environment, dashboard address)."""
+    home = tmp_path / "home"
+    home.mkdir()
+    bin_folder = str(Path(sys.executable).parent)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    env |= {"HOME": str(home), "RAY_AUTH_MODE": "token", "PATH": f"{bin_folder}:{env['PATH']}"}
+    env["MEDGAN_TEST_MARK"] = mark = f"medgan-head-{uuid.uuid4().hex}"
+
+    def ray(*arguments):
+        return subprocess.run(["ray", *arguments], env=env, capture_output=True, text=True, timeout=120, cwd=ROOT)
+
+    generated = ray("get-auth-token", "--generate")
+    assert generated.returncode == 0, generated.stderr
+    started = ray("start", "--head", "--num-cpus", "2", "--disable-usage-stats")
+    assert started.returncode == 0, started.stdout + started.stderr
+    yield env, ray
+    job = Job.__new__(Job)
+    job.mark = mark
+    job.end()
+
+
+def test_the_submitted_job_of_the_readme_works_as_written(head, phantoms, tmp_path):
+    env, ray = head
+    lines = [line.strip() for line in (ROOT / "README.md").read_text().splitlines()]
+    written = next(line for line in lines if line.startswith("ray job submit"))
+    assert written.startswith("ray job submit --working-dir . -- python jobs/train.py --preset cgan --data ")
+    command = written.replace("/shared/data/phantom_cxr", phantoms).replace("/shared/runs/first", str(tmp_path / "run"))
+    assert phantoms in command
+    assert str(tmp_path / "run") in command
+    extra = settings(total_images=256)
+    result = subprocess.run([*command.split(), *extra], env=env, capture_output=True, text=True, timeout=240, cwd=ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "done: 256 images" in result.stdout
+    assert last_checkpoint(RunFolder(str(tmp_path / "run")))["images_seen"] == 256
+    relative = ray(
+        "job", "submit", "--working-dir", ".", "--", *command.split("-- ")[1].replace(phantoms, "data").split()
+    )
+    assert relative.returncode != 0
+    assert "--data data: a relative path in a submitted job" in relative.stdout + relative.stderr
+    stranger = {**env, "RAY_AUTH_TOKEN": "0" * 64}
+    refused = subprocess.run(["ray", "job", "list"], env=stranger, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert refused.returncode != 0
+
+
+def test_the_demo_learns_films_whose_class_can_be_read(tmp_path, key_file):
+    """What `make train` runs: KID falls at least ten-fold, and a classifier of real films reads the samples."""
+    from .classifier import accuracy, fit
+
+    data, out = tmp_path / "data", tmp_path / "run"
+    for command in (
+        ("prepare", "--source", "phantom_cxr", "--out", data, "--resolution", 32, "--patient-key-file", key_file),
+        ("train", "--config", "jobs/demo.yaml", "--data", data, "--out", out, "--workers", 2),
+        ("generate", "--run", out, "--out", tmp_path / "synthetic", "--per-class", 200),
+    ):
+        code, output = run_job(*command, timeout=500)
+        assert code == 0, output
+    kids = [row["metric/kid"] for row in read_rows(out / "metrics.jsonl") if "metric/kid" in row]
+    network = fit(str(data))
+    assert accuracy(network, str(data), "test") > 0.95
+    synthetic = accuracy(network, str(tmp_path / "synthetic"), "train")
+    print(json.dumps({"kid": kids, "class_accuracy": synthetic}))
+    assert kids[0] / min(kids) >= 10
+    assert synthetic >= 0.9
