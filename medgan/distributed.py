@@ -61,6 +61,7 @@ class World:
         """(n_r, ...) of every rank -> their concatenation on the CPU in rank order at rank 0, None elsewhere."""
         if self.size == 1:
             return rows.cpu()
+        rows = rows.to(self.device)  # NCCL moves nothing else
         shapes: list[Any] = [None] * self.size
         dist.all_gather_object(shapes, len(rows))
         padded = rows.new_zeros((max(shapes), *rows.shape[1:]))

@@ -192,6 +192,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     world = World.current(device)
     if device.type == "cuda":
+        torch.cuda.set_device(device)  # object collectives use the current device
         torch.set_float32_matmul_precision("high")
     queue = payload["queue"]
 

@@ -87,7 +87,7 @@ def _curves(rows: list[dict[str, Any]]) -> str:
                 figure.add_trace(go.Scatter(x=x, y=y, name=key, mode="lines", line_dash=dash), **place)
         positive = [row[key] for row in rows for key in keys if key in row and row[key] > 0]
         if logarithmic and positive:
-            figure.update_yaxes(type="log", **place)
+            figure.update_yaxes(type="log", dtick=1, **place)
     figure.update_xaxes(title_text="real images shown", row=3)
     figure.update_layout(height=900, template="plotly_white", margin={"l": 50, "r": 20, "t": 40, "b": 50})
     html: str = figure.to_html(full_html=False, include_plotlyjs="inline")

@@ -1,0 +1,71 @@
+"""Kermany's chest films, where MEDGAN_REAL_DATA points to them."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from medgan.data import ingest, shards
+from medgan.tracking import read_rows
+
+from .test_ray import run_job, settings
+
+pytestmark = [
+    pytest.mark.real_data,
+    pytest.mark.skipif(not os.environ.get("MEDGAN_REAL_DATA"), reason="MEDGAN_REAL_DATA is not set"),
+]
+
+
+@pytest.fixture
+def raw() -> Path:
+    return Path(os.environ["MEDGAN_REAL_DATA"]) / "kermany_cxr"
+
+
+def test_every_published_film_is_planned_and_no_patient_is_in_two_splits(raw, tmp_path):
+    request = ingest.Request("kermany_cxr", raw, str(tmp_path / "data"), 64)
+    plan = ingest.plan(request, bytes(32))
+    assert plan.count == len(list(raw.glob("*/*/*.jpeg")))
+    share = {split: len(records) / plan.count for split, records in plan.records.items()}
+    assert share == pytest.approx({"train": 0.8, "val": 0.1, "test": 0.1}, abs=0.005)
+    # Independent of our patient keys: names without their last number.
+    people = {
+        split: {re.sub(r"(_|-)\d+(_\d+)?\.jpeg$", "", Path(record.name).name) for record in records}
+        for split, records in plan.records.items()
+    }
+    names = list(people)
+    for index, split in enumerate(names):
+        for other in names[index + 1 :]:
+            shared = people[split] & people[other]
+            assert not {name for name in shared if name.startswith("person")}
+    for records in plan.records.values():
+        pneumonia = sum(record.labels == (1,) for record in records) / len(records)
+        assert pneumonia == pytest.approx(3909 / 5279, abs=0.02)
+
+
+@pytest.mark.ray
+def test_films_prepare_and_train_on_two_workers(raw, tmp_path):
+    (tmp_path / "key").write_text("ab" * 32)
+    data = tmp_path / "data"
+    prepare = ("prepare", "--source", "kermany_cxr", "--raw", raw, "--out", data, "--resolution", 64)
+    code, output = run_job(*prepare, "--patient-key-file", tmp_path / "key", timeout=300)
+    assert code == 0, output
+    manifest, _ = shards.read_manifest(data)
+    assert manifest.rejected == 0
+    text = b"".join(path.read_bytes() for path in data.rglob("*") if path.is_file())
+    assert not re.search(rb"person\d+_(bacteria|virus)|IM-\d{4}", text)
+    size = settings(
+        model__width=16,
+        model__max_width=64,
+        total_images=4096,
+        global_batch=64,
+        evaluate__interval_kimg=2,
+        evaluate__n=64,
+        checkpoint__interval_kimg=2,
+        precision="auto",
+    )
+    run = ("train", "--preset", "cgan", "--data", data, "--out", tmp_path / "run", "--workers", 2)
+    code, output = run_job(*run, *size, timeout=300)
+    assert code == 0, output
+    kids = [row["metric/kid"] for row in read_rows(tmp_path / "run/metrics.jsonl") if "metric/kid" in row]
+    assert kids[-1] < kids[0]
