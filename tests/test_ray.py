@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+import torch
 
 from medgan.data import shards
 from medgan.folder import RunFolder
@@ -283,25 +284,21 @@ def test_two_workers_follow_one(uninterrupted, phantoms, tmp_path):
 
 
 def test_a_run_that_diverges_ends_with_one_line_and_keeps_the_last_good_checkpoint(phantoms, tmp_path):
-    # Once D is sure of everything the hinge loss has no gradient, and Adam without eps then divides 0 by 0.
-    wild = settings(
-        total_images=6400,
-        loss__name="hinge",
-        loss__r1_gamma=0,
-        optim__lr_d=0.01,
-        optim__beta2=0,
-        optim__eps=1e-300,
-        evaluate__interval_kimg=100,
-    )
-    run = ["--preset", "cgan", "--data", phantoms, "--out", tmp_path / "run", "--workers", 1]
-    code, output = run_job("train", *run, *wild)
+    out = tmp_path / "run"
+    run = ["train", "--preset", "cgan", "--data", phantoms, "--out", out, "--workers", 1]
+    code, output = run_job(*run, *settings(total_images=256))
+    assert code == 0, output
+    # Adam's memory of one gradient is spoilt: the next step makes weights that are no numbers.
+    folder = RunFolder(str(out))
+    saved = last_checkpoint(folder)
+    saved["generator_optimizer"]["state"][0]["exp_avg"].fill_(float("nan"))
+    torch.save(saved, out / "checkpoints/000000000256.pt")
+    code, output = run_job(*run, *settings(total_images=6400))
     assert code == 1, output
     last = output.strip().splitlines()[-1]
-    assert re.search(r"training stopped: .* at [\d,]+ images; the last good checkpoint is at [\d,]+ images$", last)
+    assert re.search(r"training stopped: .* at 288 images; the last good checkpoint is at 256 images$", last)
     assert "Traceback" not in output
-    saved = last_checkpoint(RunFolder(str(tmp_path / "run")))
-    for network in ("generator", "discriminator", "ema"):
-        assert all(weight.isfinite().all() for weight in saved[network].values())
+    assert folder.checkpoints()[-1] == 256
 
 
 @pytest.fixture
