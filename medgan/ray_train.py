@@ -9,25 +9,28 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
 import ray
 from ray.util.queue import Empty, Queue
 
+from medgan.config import Refused
 from medgan.data.shards import filesystem
 
 Event = dict[str, Any]
 
 
 def connect(verbose: bool = False) -> dict[str, float]:
-    """Join the cluster that RAY_ADDRESS or this host names, or start one here; returns the cluster's resources.
+    """Join the cluster that RAY_ADDRESS names or that runs on this host, or start one here; returns its resources.
 
-    Ray's own messages stay quiet unless verbose.
+    Ray's own messages stay quiet unless verbose. Raises Refused where nobody answers at RAY_ADDRESS.
     """
     if not ray.is_initialized():
         level = logging.INFO if verbose else logging.ERROR
@@ -35,11 +38,38 @@ def connect(verbose: bool = False) -> dict[str, float]:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         for name in ("ray.data", "ray.train"):
             logging.getLogger(name).setLevel(level)
-        try:
-            ray.init(address="auto", **common)
-        except ConnectionError:
-            ray.init(include_dashboard=False, object_store_memory=256 * 2**20, **common)
+        address = cluster_address()
+        if address == "local":
+            common |= {"include_dashboard": False, "object_store_memory": 256 * 2**20}
+        ray.init(address=address, **common)
     return dict(ray.cluster_resources())
+
+
+def cluster_address(note: Path | None = None) -> str:
+    """RAY_ADDRESS, or the head that `ray start` noted on this host if it still answers, or `local`.
+
+    Ray's own `auto` also joins another user's private instance, and waits for minutes where a head died and left its
+    note behind. Raises Refused where nobody answers at RAY_ADDRESS.
+    """
+    named = os.environ.get("RAY_ADDRESS", "")
+    if named and named not in ("auto", "local") and "://" not in named:
+        if not _answers(named):
+            raise Refused(f"RAY_ADDRESS={named}: nobody answers there; start the head, or unset it to run here")
+        return named
+    if named and named != "auto":
+        return named
+    note = note or Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray/ray_current_cluster"
+    noted = note.read_text().strip() if note.exists() else ""
+    return noted if noted and _answers(noted) else "local"
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=5):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from medgan.config import Refused
 from medgan.data import shards
 from medgan.folder import RunFolder
 from medgan.tracking import read_rows
@@ -301,6 +303,24 @@ def test_a_run_that_diverges_ends_with_one_line_and_keeps_the_last_good_checkpoi
     assert folder.checkpoints()[-1] == 256
 
 
+def test_a_cluster_is_joined_only_where_one_answers(tmp_path, monkeypatch):
+    from medgan.ray_train import cluster_address
+
+    note = tmp_path / "ray_current_cluster"
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cluster_address(note) == "local"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        note.write_text(address)
+        assert cluster_address(note) == address
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert cluster_address(tmp_path / "none") == address
+    with pytest.raises(Refused, match=f"RAY_ADDRESS={address}: nobody answers"):
+        cluster_address(note)
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert cluster_address(note) == "local"  # the head died and left its note
+
+
 @pytest.fixture
 def head(tmp_path):
     """A head with tokens on, under a HOME of its own; (environment, dashboard address)."""
@@ -318,10 +338,14 @@ def head(tmp_path):
     assert generated.returncode == 0, generated.stderr
     started = ray("start", "--head", "--num-cpus", "2", "--disable-usage-stats")
     assert started.returncode == 0, started.stdout + started.stderr
+    note = Path("/tmp/ray/ray_current_cluster")
+    address = note.read_text()
     yield env, ray
     job = Job.__new__(Job)
     job.mark = mark
     job.end()
+    if note.exists() and note.read_text() == address:
+        note.unlink()
 
 
 def test_the_submitted_job_of_the_readme_works_as_written(head, phantoms, tmp_path):
