@@ -17,13 +17,13 @@ import numpy as np
 
 from medgan.config import Refused
 from medgan.data import shards
-from medgan.terminal import absolute, command
+from medgan.terminal import Parser, absolute, command
 
 MOST = 2000
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> Parser:
+    parser = Parser(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--run", help="run folder: its best generator draws the images")
     what.add_argument("--synthetic", help="data folder made by jobs/generate.py")

@@ -8,7 +8,6 @@ that any image can be drawn again. The same command gives the same images.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 import time
@@ -16,13 +15,13 @@ from collections.abc import Sequence
 
 from medgan.config import Refused
 from medgan.data import shards
-from medgan.terminal import Progress, absolute, command, duration
+from medgan.terminal import Parser, Progress, absolute, command, duration
 
 ROWS_PER_SHARD = 1024
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--run", required=True, help="run folder of jobs/train.py: a path or a URI")
     parser.add_argument("--out", required=True, help="data folder to make: a path or a URI")
     amount = parser.add_mutually_exclusive_group(required=True)

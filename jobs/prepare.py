@@ -8,7 +8,6 @@ Running the same command again does nothing where the folder is complete, and st
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -17,11 +16,11 @@ from pathlib import Path
 from medgan.config import RESOLUTIONS, Refused
 from medgan.data.shards import patient_key, prepared
 from medgan.data.sources import SOURCES
-from medgan.terminal import Progress, absolute, command, duration
+from medgan.terminal import Parser, Progress, absolute, command, duration
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--source", required=True, help=f"data set: {', '.join(SOURCES)}")
     parser.add_argument("--raw", help="folder of the data set as published; drawn sources have none")
     parser.add_argument("--out", required=True, help="data folder to make: a path or a URI")

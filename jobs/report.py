@@ -5,16 +5,15 @@ python jobs/report.py --run runs/demo
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from medgan.config import Refused
-from medgan.terminal import absolute, command
+from medgan.terminal import Parser, absolute, command
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--run", required=True, help="run folder of jobs/train.py: a path or a URI")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     return parser

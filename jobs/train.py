@@ -9,7 +9,6 @@ The same command goes on from the newest checkpoint. Every setting and what it m
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -18,11 +17,11 @@ from typing import Any
 from medgan import config as configs
 from medgan.config import Refused
 from medgan.data import shards
-from medgan.terminal import Failed, Progress, Stopped, absolute, command, duration
+from medgan.terminal import Failed, Parser, Progress, Stopped, absolute, command, duration
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> Parser:
+    parser = Parser(__doc__)
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--preset", help=f"a table of settings: {', '.join(configs.PRESETS)}")
     start.add_argument("--config", help="a YAML file of settings, such as another run's config.yaml")
@@ -32,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
     )
+    parser.add_argument("--init", metavar="RUN", help="start a new run from the weights of another one")
     parser.add_argument("--wait", action="store_true", help="wait for an autoscaler where the cluster is too small")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages and tracebacks")
     parser.add_argument("--settings", action="store_true", help="print every setting with its meaning, and end")
@@ -74,6 +74,9 @@ def main(argv: Sequence[str]) -> None:
         if max(folder.checkpoints(), default=0) >= config.total_images:
             print(f"complete: {out} has its {config.total_images:,} images; raise total_images to train on")
             return
+    init = absolute("--init", args.init) if args.init else None
+    if init is not None:
+        check_init(RunFolder(init), config)
     try:
         workers = Workers.parse(args.workers) if args.workers else None
     except ValueError as error:
@@ -96,7 +99,7 @@ def main(argv: Sequence[str]) -> None:
 
     view = View(config, out)
     print(f"training {config.model.name} at {config.data.resolution}x{config.data.resolution}, {precision}, into {out}")
-    outcome = fit(config.dump(), data, out, workers, view.show)
+    outcome = fit(config.dump(), data, out, workers, view.show, init)
     view.line.close()
     if "stopped" in outcome.events and "done" not in outcome.events:
         raise Stopped(f"stopped at {outcome.events['stopped']['images_seen']:,} images; the same command goes on")
@@ -118,6 +121,17 @@ def stored_config(folder: Any) -> configs.Config | None:
     if folder.names():
         raise Refused(f"--out {folder.location}: holds {folder.names()[0]} and is no run; choose another folder")
     return None
+
+
+def check_init(folder: Any, config: configs.Config) -> None:
+    """Refuse a run whose networks are not those of the config."""
+    other = stored_config(folder) if folder.names() else None
+    if other is None or not folder.checkpoints():
+        raise Refused(f"--init {folder.location}: no run with a checkpoint")
+    for key in ("model", "resolution", "channels", "classes"):
+        ours, theirs = (getattr(c if key == "model" else c.data, key) for c in (config, other))
+        if ours != theirs:
+            raise Refused(f"--init {folder.location}: has another {key} ({theirs}) than this run ({ours})")
 
 
 class View:

@@ -112,6 +112,7 @@ def fit(
     out: str,
     workers: Workers,
     on_event: Callable[[Event], None],
+    init: str | None = None,
     max_failures: int = 3,
 ) -> Outcome:
     """Train on the connected cluster until done; on_event is called here, in the driver, with what rank 0 says.
@@ -129,7 +130,7 @@ def fit(
     notes = f"{out}/.ray"
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"config": config, "data": data, "out": out, "queue": queue, "orders": orders},
+        train_loop_config={"config": config, "data": data, "out": out, "queue": queue, "orders": orders, "init": init},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.low if workers.low == workers.high else (workers.low, workers.high), use_gpu=gpu
@@ -232,6 +233,7 @@ def train_worker(payload: dict[str, Any]) -> None:
 
     try:
         config = validate(payload["config"])
-        run.train(config, payload["data"], payload["out"], world, say, lambda: not payload["orders"].empty())
+        stopping = lambda: not payload["orders"].empty()
+        run.train(config, payload["data"], payload["out"], world, say, stopping, payload["init"])
     except (Diverged, DataError, ConfigError, CheckpointError) as error:
         say({"event": "failed", "kind": type(error).__name__, "reason": str(error)})

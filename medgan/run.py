@@ -34,11 +34,13 @@ def train(
     world: World,
     on_event: Callable[[Event], None],
     stopping: Callable[[], bool] = lambda: False,
+    init: str | None = None,
 ) -> None:
     """Train one rank from the newest checkpoint in `out` to total_images.
 
     Every rank of the world calls it. on_event is called at rank 0 with what a person should see: a dict with the key
     `event`. Where `stopping` says so at rank 0, the run saves a checkpoint at the next report and ends.
+    A new run starts from the weights of the run `init`, if one is named: a path or a URI.
     Raises loop.Diverged where a value is no longer finite.
     """
     folder = RunFolder(out)
@@ -48,6 +50,9 @@ def train(
     if newest is not None:
         state.load(folder.read(checkpoint_name(newest)))
         on_event({"event": "resumed", "images_seen": newest})
+    elif init is not None:
+        other = RunFolder(init)
+        state.load_weights(other.read(checkpoint_name(max(other.checkpoints()))))
     tracker = _tracker(config, folder, state.images_seen) if world.first else NullTracker()
     part = rank_slice(config.global_batch, config.sample_group, world.rank, world.size)
     failed = True

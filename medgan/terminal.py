@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import sys
@@ -9,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from medgan.config import Refused
 
@@ -19,6 +21,18 @@ class Failed(RuntimeError):
 
 class Stopped(RuntimeError):
     """The user ended it. One line: how to go on."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Arguments whose mistakes are refused in one line, like any other; `description` is the script's docstring."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise Refused(f"{message}; --help shows what there is")
 
 
 def command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:

@@ -84,6 +84,14 @@ def test_an_unknown_preset_a_missing_flag_and_wrong_workers(refused, phantoms, t
         assert f"--workers {workers}" in refused("train", "--preset", "cgan", *run, f"--workers={workers}")
 
 
+@pytest.mark.parametrize("name", ["prepare", "train", "generate", "evaluate", "report"])
+def test_a_flag_that_is_unknown_or_of_the_wrong_type(refused, name):
+    assert "; --help shows what there is" in refused(name, "--wrong")
+    if name == "prepare":
+        rest = ("--source", "phantom_cxr", "--out", "x")
+        assert "--resolution: invalid int value: 'big'" in refused(name, *rest, "--resolution", "big")
+
+
 def test_a_data_folder_that_is_missing(refused, tmp_path):
     line = refused("train", "--preset", "cgan", "--data", tmp_path / "none", "--out", tmp_path / "run")
     assert f"--data {tmp_path}/none: no manifest.json in it" in line
@@ -117,6 +125,17 @@ def test_a_run_of_another_config_or_no_run_at_all(refused, phantoms, tmp_path, t
     (tmp_path / "home_work/letter.txt").write_text("x")
     line = refused("train", "--preset", "cgan", "--data", phantoms, "--out", tmp_path / "home_work")
     assert "holds letter.txt and is no run" in line
+
+
+def test_weights_of_another_model_or_of_no_run(refused, phantoms, tmp_path, tiny):
+    from medgan import config as configs
+
+    command = ("train", "--preset", "cgan", "--data", phantoms, "--out", tmp_path / "run", "--init")
+    assert "no run with a checkpoint" in refused(*command, tmp_path / "none")
+    (tmp_path / "other/checkpoints").mkdir(parents=True)
+    (tmp_path / "other/config.yaml").write_text(configs.to_yaml(tiny()))
+    (tmp_path / "other/checkpoints/000000000064.pt").write_bytes(b"")
+    assert "has another model" in refused(*command, tmp_path / "other")
 
 
 def test_a_relative_path_in_a_submitted_job(refused, phantoms, monkeypatch):

@@ -15,12 +15,12 @@ from medgan.state import CheckpointError, TrainState, ema_decay, open_checkpoint
 from medgan.tracking import read_rows
 
 
-def train(config, data, out, on_event=lambda event: None):
+def train(config, data, out, on_event=lambda event: None, **options):
     """What jobs/train.py does, on one process without Ray."""
     folder = RunFolder(str(out))
     folder.write("config.yaml", configs.to_yaml(config))
     folder.write("manifest.json", shards.read_manifest(data)[0].to_json())
-    run.train(config, data, str(out), World(), on_event)
+    run.train(config, data, str(out), World(), on_event, **options)
     return folder
 
 
@@ -101,6 +101,18 @@ def test_a_longer_run_is_the_same_as_one_that_was_asked_for_at_once(tiny, phanto
     once = train(tiny(total_images=256), phantoms, tmp_path / "once")
     a, b = last_checkpoint(once), last_checkpoint(twice)
     assert_same_bits({k: a[k] for k in a if k != "config"}, {k: b[k] for k in b if k != "config"})
+
+
+def test_a_run_may_start_from_anothers_weights(tiny, phantoms, tmp_path):
+    first = train(tiny(), phantoms, tmp_path / "first")
+    figures = {}
+    for name, options in (("fresh", {}), ("tuned", {"init": first.location})):
+        train(tiny(seed=1, total_images=128), phantoms, tmp_path / name, **options)
+        figures[name] = read_rows(tmp_path / name / "metrics.jsonl")[0]
+        assert figures[name]["images_seen"] == 0
+    last = read_rows(tmp_path / "first/metrics.jsonl")[-1]["metric/kid"]
+    assert figures["tuned"]["metric/kid"] == pytest.approx(last, rel=0.2)
+    assert figures["tuned"]["metric/kid"] != figures["fresh"]["metric/kid"]
 
 
 def test_the_newest_checkpoints_and_the_best_stay(tiny, phantoms, tmp_path):
