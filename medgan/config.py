@@ -228,6 +228,7 @@ def cell_of(config: Config) -> dict[str, str]:
 PRESETS: dict[str, dict[str, Any]] = {
     "dcgan": {"model.name": "dcgan", "loss.name": "bce"},
     "cgan": {
+        "global_batch": 32,
         "model.name": "cgan",
         "loss.name": "bce",
         "loss.r1_gamma": 0.1,
