@@ -27,9 +27,8 @@ def main(argv: Sequence[str]) -> None:
     from medgan.folder import RunFolder
 
     folder = RunFolder(run)
-    for name in ("config.yaml", "metrics.jsonl"):
-        if not folder.exists(name):
-            raise Refused(f"--run {run}: no {name} in it; name the folder that jobs/train.py wrote")
+    if folder.config() is None or not folder.exists("metrics.jsonl"):
+        raise Refused(f"--run {run}: no run in it; name the folder that jobs/train.py wrote")
     folder.write("report.html", report.run_page(folder))
     print(f"page: {run}/report.html")
 

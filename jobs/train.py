@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     from medgan.run import precision_of
 
     folder = RunFolder(out)
-    stored = stored_config(folder)
+    stored = folder.config()
     if stored is not None:
         config = configs.resume(stored, config)
         if max(folder.checkpoints(), default=0) >= config.total_images:
@@ -112,20 +112,9 @@ def main(argv: Sequence[str]) -> None:
     view.summary(outcome.events["done"], manifest.synthetic)
 
 
-def stored_config(folder: Any) -> configs.Config | None:
-    """The config of the run in a folder, None where the folder is new. Refuses a folder of something else."""
-    import yaml
-
-    if folder.exists("config.yaml"):
-        return configs.validate(yaml.safe_load(folder.read("config.yaml")))
-    if folder.names():
-        raise Refused(f"--out {folder.location}: holds {folder.names()[0]} and is no run; choose another folder")
-    return None
-
-
 def check_init(folder: Any, config: configs.Config) -> None:
     """Refuse a run whose networks are not those of the config."""
-    other = stored_config(folder) if folder.names() else None
+    other = folder.config()
     if other is None or not folder.checkpoints():
         raise Refused(f"--init {folder.location}: no run with a checkpoint")
     for key in ("model", "resolution", "channels", "classes"):

@@ -338,16 +338,23 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.dump(), sort_keys=False)
 
 
+def parse_yaml(content: str | bytes, where: str) -> dict[str, Any]:
+    """A mapping from YAML. Raises ConfigError naming `where`."""
+    try:
+        tree = yaml.safe_load(content)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where}: must be a mapping of settings, such as RUN/config.yaml")
+    return tree
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"--config {path}: must be a mapping of settings, such as RUN/config.yaml")
-    return tree
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from None
+    return parse_yaml(content, f"--config {path}")
 
 
 def _parse_override(text: str) -> tuple[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
+from medgan.config import Config, Refused, parse_yaml, validate
 from medgan.data.loader import cache_folder
 from medgan.data.shards import filesystem, read_file, write_file
 
@@ -43,6 +44,20 @@ class RunFolder:
     def exists(self, name: str) -> bool:
         fs, path = filesystem(self.location)
         return bool(fs.get_file_info(f"{path}/{name}").type == pafs.FileType.File)
+
+    def config(self) -> Config | None:
+        """The run's settled config; None where the folder is empty or not there yet.
+
+        Raises Refused where the location is a file, holds something else, or the config cannot be read.
+        """
+        fs, path = filesystem(self.location)
+        if fs.get_file_info(path).type == pafs.FileType.File:
+            raise Refused(f"{self.location}: is a file, a run is a folder")
+        if self.exists("config.yaml"):
+            return validate(parse_yaml(self.read("config.yaml"), f"{self.location}/config.yaml"))
+        if self.names():
+            raise Refused(f"{self.location}: holds {self.names()[0]} and is no run; choose another folder")
+        return None
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-import yaml
 from jinja2 import Environment, FileSystemLoader
 from plotly.subplots import make_subplots
 
-from medgan.config import validate
 from medgan.data.shards import Manifest
 from medgan.folder import RunFolder
 
@@ -28,8 +26,9 @@ GRIDS = 8
 
 
 def run_page(folder: RunFolder) -> str:
-    """The page of a run as it stands. Raises OSError where RUN holds no run."""
-    config = validate(yaml.safe_load(folder.read("config.yaml")))
+    """The page of a run as it stands. RUN must hold a run."""
+    config = folder.config()
+    assert config is not None
     rows = [json.loads(line) for line in folder.read("metrics.jsonl").decode().splitlines()]
     evaluated = [row for row in rows if "metric/kid" in row]
     best: dict[str, Any] = min(evaluated, key=lambda row: row["metric/kid"], default={})

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from medgan.config import Config, Dcgan, validate
+from medgan.config import Config, Dcgan, parse_yaml, validate
 from medgan.data.shards import DataError, read_file
 from medgan.models import build_gan
 from medgan.models.layers import measuring
@@ -113,14 +114,18 @@ class Sampler:
         """The best generator of a run folder (path or URI). Raises DataError where there is none."""
         try:
             weights = read_file(run, "generator/model.safetensors")
-            tree = yaml.safe_load(read_file(run, "generator/config.yaml"))
+            description = read_file(run, "generator/config.yaml")
         except OSError:
             raise DataError(f"--run {run}: no generator/ in it; train one with jobs/train.py") from None
-        config = validate(tree["config"])
+        tree = parse_yaml(description, f"--run {run}: generator/config.yaml")
+        config = validate(tree.get("config", {}))
         generator, _ = build_gan(config)
         if config.precision == "float64":
             generator.double()
-        generator.load_state_dict(load_safetensors(weights))
+        try:
+            generator.load_state_dict(load_safetensors(weights))
+        except (SafetensorError, RuntimeError):
+            raise DataError(f"--run {run}: generator/model.safetensors is damaged or of another config") from None
         generator.eval().requires_grad_(False).to(device)
         counts = {} if isinstance(config.model, Dcgan) else tree["label_counts"]
         return Sampler(generator, config, counts, hashlib.sha256(weights).hexdigest())

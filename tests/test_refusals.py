@@ -127,6 +127,20 @@ def test_a_run_of_another_config_or_no_run_at_all(refused, phantoms, tmp_path, t
     assert "holds letter.txt and is no run" in line
 
 
+def test_a_run_folder_that_is_a_file_or_damaged(refused, phantoms, tmp_path):
+    train = ("train", "--preset", "cgan", "--data", phantoms, "--out")
+    (tmp_path / "file").write_text("x")
+    assert "is a file, a run is a folder" in refused(*train, tmp_path / "file")
+    (tmp_path / "run/generator").mkdir(parents=True)
+    (tmp_path / "run/config.yaml").write_text("a: [")
+    assert "run/config.yaml: not YAML" in refused(*train, tmp_path / "run")
+    assert "run/config.yaml: not YAML" in refused("report", "--run", tmp_path / "run")
+    (tmp_path / "run/generator/model.safetensors").write_bytes(b"x")
+    (tmp_path / "run/generator/config.yaml").write_text("a: [")
+    generate = ("generate", "--run", tmp_path / "run", "--out", tmp_path / "syn", "--count", 1)
+    assert "generator/config.yaml: not YAML" in refused(*generate)
+
+
 def test_weights_of_another_model_or_of_no_run(refused, phantoms, tmp_path, tiny):
     from medgan import config as configs
 
@@ -196,4 +210,4 @@ def test_generate_evaluate_and_report_refuse_a_folder_that_is_no_run(refused, ph
     assert "no generator/ in it" in refused("generate", *run, "--out", tmp_path / "syn", "--count", 3)
     assert "--count 0: must be at least 1" in refused("generate", *run, "--out", tmp_path / "syn", "--count", 0)
     assert "no generator/ in it" in refused("evaluate", *run, "--data", phantoms)
-    assert "no config.yaml in it" in refused("report", *run)
+    assert "no run in it" in refused("report", *run)

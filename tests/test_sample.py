@@ -62,6 +62,14 @@ def test_a_run_without_a_generator_is_refused(tmp_path):
         Sampler.open(str(tmp_path))
 
 
+def test_weights_that_are_damaged_are_refused(tiny, tmp_path):
+    write(tmp_path, tiny())
+    file = tmp_path / "generator/model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(DataError, match="model.safetensors is damaged"):
+        Sampler.open(str(tmp_path))
+
+
 def test_calibration_is_the_same_wherever_it_is_done(tiny):
     config = tiny()
     one, two = (TrainState.create(config, World()).ema for _ in range(2))
