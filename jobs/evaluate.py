@@ -96,6 +96,8 @@ def generated(args: argparse.Namespace, subject: str, manifest: shards.Manifest,
 
     if args.synthetic:
         release, _ = shards.read_manifest(subject, "--synthetic")
+        if not release.synthetic:
+            raise Refused(f"--synthetic {subject}: holds real images; name a folder made by jobs/generate.py")
         if release.shape != manifest.shape:
             raise Refused(f"--synthetic {subject}: images of shape {release.shape}, --data has {manifest.shape}")
         split = open_split(subject, "train")

@@ -36,6 +36,8 @@ def parser() -> Parser:
 def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     run, out = absolute("--run", args.run), absolute("--out", args.out)
+    if args.seed < 0:
+        raise Refused(f"--seed {args.seed}: must be at least 0")
     flag, wanted = ("--per-class", args.per_class) if args.per_class is not None else ("--count", args.count)
     if wanted < 1:
         raise Refused(f"{flag} {wanted}: must be at least 1")
@@ -55,6 +57,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"complete: {out} holds these {len(labels)} images")
         return
 
+    shards.clear(out)
     line, start = Progress(), time.monotonic()
     written = []
     for number, first in enumerate(range(0, len(labels), ROWS_PER_SHARD)):

@@ -18,6 +18,8 @@ from medgan.data.shards import patient_key, prepared
 from medgan.data.sources import SOURCES
 from medgan.terminal import Parser, Progress, absolute, command, duration
 
+SHOWN = 20
+
 
 def parser() -> Parser:
     parser = Parser(__doc__)
@@ -45,30 +47,41 @@ def main(argv: Sequence[str]) -> None:
         raise Refused(f"--resolution {args.resolution}: must be a power of two, one of {_list(RESOLUTIONS)}")
     if args.limit is not None and args.limit < 1:
         raise Refused(f"--limit {args.limit}: must be at least 1")
+    if args.seed < 0:
+        raise Refused(f"--seed {args.seed}: must be at least 0")
     out = absolute("--out", args.out)
+    key_file = absolute("--patient-key-file", args.patient_key_file) if args.patient_key_file else None
     raw = Path(absolute("--raw", args.raw)) if args.raw else None
 
     from medgan.data import ingest
     from medgan.ray_train import connect
 
     request = ingest.Request(args.source, raw, out, args.resolution, args.channels, args.seed, args.fit, args.limit)
-    plan = ingest.plan(request, patient_key(args.patient_key_file))
+    found = ingest.find(request)
+    plan = ingest.plan(request, found, patient_key(key_file))  # the first thing that may write: a new key
     manifest = prepared(out, plan.digest)
     if manifest is None:
         connect(verbose=args.verbose)
         line, start = Progress(), time.monotonic()
 
-        def progress(done: int, rejected: int) -> None:
+        bad: list[dict[str, str]] = []
+
+        def progress(done: int, rejected: list[dict[str, str]]) -> None:
+            bad[:] = rejected
             rate = done / (time.monotonic() - start)
             left = duration((plan.count - done) / rate) if rate else "?"
             line.update(
-                f"prepare {done}/{plan.count} images  {rejected} rejected  {rate:.0f} img/s  {left} left",
+                f"prepare {done}/{plan.count} images  {len(rejected)} rejected  {rate:.0f} img/s  {left} left",
                 force=done == plan.count,
             )
 
         print(f"preparing {plan.count} images of {args.source} at {args.resolution}x{args.resolution}", flush=True)
         manifest = ingest.write(plan, progress)
         line.close()
+        for row in bad[:SHOWN]:
+            print(f"rejected: {row['name']}: {row['reason']}", flush=True)
+        if len(bad) > SHOWN:
+            print(f"rejected: and {len(bad) - SHOWN} more", flush=True)
     counts = ", ".join(f"{split} {manifest.rows(split)}" for split in manifest.splits)
     print(f"data: {out} ({counts}; {manifest.rejected} rejected), summary: {out}/summary.html", flush=True)
 

@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
     workers = workers or Workers.default(resources)
     unit = "GPU" if resources.get("GPU") else "CPU"
     if workers.low > resources.get(unit, 0) and not args.wait:
-        raise Refused(f"--workers {args.workers}: the cluster has {resources.get(unit, 0):.0f} {unit}s")
+        raise Refused(f"--workers {args.workers or workers.low}: the cluster has {resources.get(unit, 0):.0f} {unit}s")
     try:
         rank_slice(config.global_batch, config.sample_group, 0, workers.high)
     except ValueError as error:
@@ -138,6 +138,9 @@ class View:
             self.line.update("reading the data and measuring the real images ...", force=True)
         elif kind == "resumed":
             self.line.update(f"going on from the checkpoint at {seen:,} images", force=True)
+            self.line.close()
+        elif kind == "damaged":
+            self.line.update(f"the checkpoint at {seen:,} images is damaged, taking the one before", force=True)
             self.line.close()
         elif kind == "stopping":
             self.line.close()

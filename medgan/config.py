@@ -224,6 +224,8 @@ def cell_of(config: Config) -> dict[str, str]:
     }
 
 
+FOUND_IN_DATA = ("channels", "classes", "manifest_sha256")
+
 # A preset is a table of dotted keys: what differs from the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
     "dcgan": {"model.name": "dcgan", "loss.name": "bce"},
@@ -255,6 +257,8 @@ def load(
             _put(tree, key, value)
     if file is not None:
         tree = _read_yaml(Path(file))
+        if isinstance(tree.get("data"), dict):  # what the file's run found in its DATA; only a resolution is a wish
+            tree["data"] = {key: value for key, value in tree["data"].items() if key not in FOUND_IN_DATA}
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(_parse_override, overrides)
     for key, value in pairs:
         _put(tree, key, value)

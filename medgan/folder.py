@@ -74,6 +74,12 @@ class RunFolder:
             if old != best:
                 fs.delete_file(f"{path}/{checkpoint_name(old)}")
 
+    def set_aside(self, images_seen: int) -> None:
+        """Rename a checkpoint that does not open to *.damaged."""
+        fs, path = filesystem(self.location)
+        name = f"{path}/{checkpoint_name(images_seen)}"
+        fs.move(name, f"{name}.damaged")
+
     # -- what grows in the work folder -----------------------------------------------------------------------------
 
     def fetch(self, name: str) -> Path:

@@ -93,7 +93,7 @@ class Workers:
     @staticmethod
     def default(resources: dict[str, float]) -> Workers:
         """Every GPU of the cluster, or min(2, CPUs) where there is none."""
-        count = int(resources.get("GPU", 0)) or min(2, int(resources.get("CPU", 1)))
+        count = int(resources.get("GPU", 0)) or max(1, min(2, int(resources.get("CPU", 0))))
         return Workers(count, count)
 
 
@@ -236,4 +236,6 @@ def train_worker(payload: dict[str, Any]) -> None:
         stopping = lambda: not payload["orders"].empty()
         run.train(config, payload["data"], payload["out"], world, say, stopping, payload["init"])
     except (Diverged, DataError, ConfigError, CheckpointError) as error:
+        if not world.first and not isinstance(error, Diverged):
+            raise  # it is this rank's alone: ended quietly, the others would wait for it
         say({"event": "failed", "kind": type(error).__name__, "reason": str(error)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 
 from medgan.data.shards import Manifest
 from medgan.folder import RunFolder
+from medgan.tracking import parse_rows
 
 CURVES = (
     ("KID", ("metric/kid", "floor/kid"), True),
@@ -29,9 +30,14 @@ def run_page(folder: RunFolder) -> str:
     """The page of a run as it stands. RUN must hold a run."""
     config = folder.config()
     assert config is not None
-    rows = [json.loads(line) for line in folder.read("metrics.jsonl").decode().splitlines()]
+    rows = parse_rows(folder.read("metrics.jsonl").decode())
     evaluated = [row for row in rows if "metric/kid" in row]
-    best: dict[str, Any] = min(evaluated, key=lambda row: row["metric/kid"], default={})
+    n = evaluated[-1]["metric/n"] if evaluated else 0
+    # Figures of unlike n are not compared: what was evaluated under other settings stays out of the table.
+    evaluated = [row for row in evaluated if row["metric/n"] == n]
+    best: dict[str, Any] = min(
+        [row for row in evaluated if row["images_seen"]], key=lambda row: row["metric/kid"], default={}
+    )
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("report.html")
     classes = config.data.classes or ()
     return template.render(
@@ -41,7 +47,7 @@ def run_page(folder: RunFolder) -> str:
         images_seen=rows[-1]["images_seen"] if rows else 0,
         total_images=config.total_images,
         figures=_figures(evaluated, best),
-        identity=f"EfficientNet-Lite0 features, n at most {config.evaluate.n}, against val.",
+        identity=f"{config.evaluate.extractor} features, n = {n}, against val.",
         best_at=best.get("images_seen", 0),
         grids=_grids(folder),
         classes=classes if config.model.name != "dcgan" else (),
@@ -65,7 +71,7 @@ def _figures(evaluated: list[dict[str, Any]], best: dict[str, Any]) -> list[dict
 
 def _grids(folder: RunFolder) -> list[dict[str, str]]:
     """At most GRIDS pictures, evenly over time, the first and the last among them."""
-    names = folder.names("samples")
+    names = [name for name in folder.names("samples") if re.fullmatch(r"\d+\.png", name)]
     if len(names) > GRIDS:
         names = [names[round(index * (len(names) - 1) / (GRIDS - 1))] for index in range(GRIDS)]
     return [

@@ -19,7 +19,7 @@ from medgan.folder import RunFolder, checkpoint_name
 from medgan.metrics.features import EXTRACTORS, choose_rows, my_part, real_features
 from medgan.metrics.fidelity import fidelity, identity
 from medgan.pixels import encode_png, grid
-from medgan.state import TrainState
+from medgan.state import CheckpointError, TrainState, open_checkpoint
 from medgan.streams import stream
 from medgan.tracking import JsonlTracker, NullTracker, Row, Several, Tracker, WandbTracker
 
@@ -46,7 +46,7 @@ def train(
     folder = RunFolder(out)
     split = open_split(data, "train")
     state = TrainState.create(config, world)
-    newest = world.broadcast(max(folder.checkpoints(), default=None) if world.first else None)
+    newest = world.broadcast(newest_sound(folder, on_event) if world.first else None)
     if newest is not None:
         state.load(folder.read(checkpoint_name(newest)))
         on_event({"event": "resumed", "images_seen": newest})
@@ -68,6 +68,19 @@ def train(
         tracker.close(failed)
         if world.first:
             folder.publish("metrics.jsonl", "wandb")
+
+
+def newest_sound(folder: RunFolder, on_event: Callable[[Event], None]) -> int | None:
+    """images_seen of the newest checkpoint that opens; damaged ones are set aside, and it is said."""
+    for images_seen in reversed(folder.checkpoints()):
+        try:
+            open_checkpoint(folder.read(checkpoint_name(images_seen)))
+        except CheckpointError as error:
+            folder.set_aside(images_seen)
+            on_event({"event": "damaged", "images_seen": images_seen, "reason": str(error)})
+        else:
+            return images_seen
+    return None
 
 
 def _tracker(config: Config, folder: RunFolder, images_seen: int) -> Tracker:
@@ -110,7 +123,8 @@ class Evaluator:
         fake = self.world.gather_rows(self.extractor(pixels))
         if fake is None or self.real is None:
             return {}
-        return {f"metric/{name}": value for name, value in fidelity(self.real, fake).items()} | self.floor
+        figures = {f"metric/{name}": value for name, value in fidelity(self.real, fake).items()}
+        return {**figures, **self.floor, "metric/n": self.n}
 
 
 class Recorder:
@@ -148,10 +162,12 @@ class Recorder:
         kid = state.world.broadcast(row.get("metric/kid"))
         best = state.best
         assert kid is not None
+        if not state.images_seen:
+            return  # the untrained generator is nobody's best
         # Figures of unlike identity are not compared: with other settings the search for the best starts anew.
         if not best or best["identity"] != self.evaluator.identity or kid < best["kid"]:
             state.best = {"images_seen": state.images_seen, "kid": kid, "identity": self.evaluator.identity}
-            if self.first and state.images_seen:
+            if self.first:
                 self._export(state, row)
         if self.first:
             self._page()

@@ -99,7 +99,7 @@ class TrainState:
 
     def load(self, content: bytes) -> None:
         """Take over what `save` wrote; the config stays as it is."""
-        saved = open_checkpoint(content, self.world.device)
+        saved = open_checkpoint(content)  # on the CPU: Adam wants its step counters there
         self.generator.module.load_state_dict(saved["generator"])
         self.discriminator.module.load_state_dict(saved["discriminator"])
         self.ema.load_state_dict(saved["ema"])
@@ -110,16 +110,16 @@ class TrainState:
 
     def load_weights(self, content: bytes) -> None:
         """Take over the networks of another run, and start counting anew: G from its average, D as it is."""
-        saved = open_checkpoint(content, self.world.device)
+        saved = open_checkpoint(content)
         self.generator.module.load_state_dict(saved["ema"])
         self.discriminator.module.load_state_dict(saved["discriminator"])
         self.ema.load_state_dict(saved["ema"])
 
 
-def open_checkpoint(content: bytes, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The dict that `TrainState.save` wrote. Raises CheckpointError."""
+def open_checkpoint(content: bytes) -> dict[str, Any]:
+    """On the CPU, the dict that `TrainState.save` wrote. Raises CheckpointError."""
     try:
-        saved: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        saved: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         version = saved["schema_version"]
     except Exception as error:
         raise CheckpointError(f"not a checkpoint that can be opened ({type(error).__name__})") from None

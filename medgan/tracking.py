@@ -118,10 +118,13 @@ class Several:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl, without a last line that a crash cut short."""
-    if not path.exists():
-        return []
+    return parse_rows(path.read_text()) if path.exists() else []
+
+
+def parse_rows(text: str) -> list[dict[str, Any]]:
+    """As `read_rows`, from the file's text."""
     rows = []
-    for line in path.read_text().splitlines():
+    for line in text.splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

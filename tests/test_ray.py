@@ -126,7 +126,7 @@ def test_prepare_gives_the_same_bytes_with_one_and_two_workers_and_counts_bad_fi
         ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
         try:
             request = ingest.Request("kermany_cxr", raw, str(tmp_path / f"out{cpus}"), 32, rows_per_shard=16)
-            manifest = ingest.write(ingest.plan(request, key))
+            manifest = ingest.write(ingest.plan(request, ingest.find(request), key))
         finally:
             ray.shutdown()
         written.append((bytes_of(tmp_path / f"out{cpus}"), (tmp_path / f"out{cpus}/manifest.json").read_bytes()))
@@ -136,9 +136,9 @@ def test_prepare_gives_the_same_bytes_with_one_and_two_workers_and_counts_bad_fi
     import pyarrow.parquet as pq
 
     rejected = pq.read_table(tmp_path / "out1/rejected.parquet").to_pylist()
-    assert rejected == [
-        {"name": "train/NORMAL/IM-9999-0001.jpeg", "reason": "not a readable image (UnidentifiedImageError)"}
-    ]
+    name_id = shards.keyed_id(key, "name", "train/NORMAL/IM-9999-0001.jpeg")
+    assert rejected == [{"name_id": name_id, "reason": "not a readable image (UnidentifiedImageError)"}]
+    assert not any(b"IM-9999" in path.read_bytes() for path in (tmp_path / "out1").rglob("*.*"))
     shards.verify(tmp_path / "out1", manifest)
 
 

@@ -24,7 +24,7 @@ def raw() -> Path:
 
 def test_every_published_film_is_planned_and_no_patient_is_in_two_splits(raw, tmp_path):
     request = ingest.Request("kermany_cxr", raw, str(tmp_path / "data"), 64)
-    plan = ingest.plan(request, bytes(32))
+    plan = ingest.plan(request, ingest.find(request), bytes(32))
     assert plan.count == len(list(raw.glob("*/*/*.jpeg")))
     share = {split: len(records) / plan.count for split, records in plan.records.items()}
     assert share == pytest.approx({"train": 0.8, "val": 0.1, "test": 0.1}, abs=0.005)

@@ -115,6 +115,27 @@ def test_a_run_may_start_from_anothers_weights(tiny, phantoms, tmp_path):
     assert figures["tuned"]["metric/kid"] != figures["fresh"]["metric/kid"]
 
 
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_taken(tiny, phantoms, tmp_path):
+    whole = train(tiny(), phantoms, tmp_path / "whole")
+    folder = train(tiny(total_images=192), phantoms, tmp_path / "run")
+    newest = tmp_path / "run/checkpoints/000000000192.pt"
+    newest.write_bytes(newest.read_bytes()[:500])
+    events = []
+    train(tiny(), phantoms, tmp_path / "run", events.append)
+    said = {event["event"]: event["images_seen"] for event in events if event["event"] in ("damaged", "resumed")}
+    assert said == {"damaged": 192, "resumed": 128}
+    a, b = last_checkpoint(whole), last_checkpoint(folder)
+    assert_same_bits(a["generator"], b["generator"])
+
+
+def test_a_generator_that_only_gets_worse_is_exported_all_the_same(tiny, phantoms, tmp_path, monkeypatch):
+    scores = iter([0.0, 1.0, 2.0, 3.0])  # the floor, untrained, and after
+    monkeypatch.setattr(run, "fidelity", lambda real, fake: {"kid": next(scores), "fid": 1.0})
+    folder = train(tiny(), phantoms, tmp_path / "run")
+    assert last_checkpoint(folder)["best"]["images_seen"] == 128
+    assert "model.safetensors" in folder.names("generator")
+
+
 def test_the_newest_checkpoints_and_the_best_stay(tiny, phantoms, tmp_path):
     config = tiny(checkpoint__keep=1, total_images=512)
     folder = train(config, phantoms, tmp_path / "run")

@@ -20,7 +20,7 @@ from medgan.data.shards import (
     Manifest,
     Shard,
     check_target,
-    filesystem,
+    clear,
     keyed_id,
     label_counts,
     publish,
@@ -61,8 +61,8 @@ class Plan:
         return sum(map(len, self.records.values()))
 
 
-def plan(request: Request, key: bytes) -> Plan:
-    """List, check and split the records; nothing is written. Raises SourceError or DataError."""
+def find(request: Request) -> list[Record]:
+    """List and check the records; nothing is written. Raises SourceError or DataError."""
     source = SOURCES[request.source]
     if source.needs_raw:
         if request.raw is None:
@@ -77,6 +77,12 @@ def plan(request: Request, key: bytes) -> Plan:
     if source.needs_raw and not any(_decodes(request, record) for record in found):
         raise SourceError(f"--raw {request.raw}: none of its {len(found)} files is an image that can be read")
 
+    check_target(request.out)
+    return found
+
+
+def plan(request: Request, found: list[Record], key: bytes) -> Plan:
+    """Split and order what `find` found; nothing is written."""
     split_of = split_patients(((record.patient, record.labels) for record in found), request.seed)
     records: dict[str, list[Record]] = {split: [] for split in SPLITS}
     # A keyed order: shards mix the classes, and the order tells nothing about patients.
@@ -85,20 +91,17 @@ def plan(request: Request, key: bytes) -> Plan:
     listing = [[record.name, record.labels, record.patient] for record in found]
     asked = [request.source, request.resolution, request.channels, request.seed, request.fit, request.rows_per_shard]
     digest = keyed_id(key, json.dumps([asked, listing]))
-    check_target(request.out)
     return Plan(request, key, records, digest)
 
 
-def write(plan: Plan, progress: Callable[[int, int], None] = lambda done, rejected: None) -> Manifest:
+def write(plan: Plan, progress: Callable[[int, list[dict[str, str]]], None] = lambda done, rejected: None) -> Manifest:
     """Write every shard, then rejected.parquet, summary.html and last the manifest, without which DATA is no data.
 
-    progress(done, rejected) is called after each shard. Needs a running Ray.
+    progress(done, rejected) is called after each shard; rejected lists the name and reason of every file so far.
+    Needs a running Ray.
     """
     request, source = plan.request, SOURCES[plan.request.source]
-    fs, path = filesystem(request.out)
-    for split in SPLITS:
-        fs.create_dir(f"{path}/{split}", recursive=True)
-        fs.delete_dir_contents(f"{path}/{split}")
+    clear(request.out)
     items = [
         {"split": split, "number": number, "records": records[start : start + request.rows_per_shard]}
         for split, records in plan.records.items()
@@ -111,7 +114,7 @@ def write(plan: Plan, progress: Callable[[int, int], None] = lambda done, reject
         written[result["split"]].append(result)
         rejected += result["rejected"]
         done += result["shard"]["rows"] + len(result["rejected"])
-        progress(done, len(rejected))
+        progress(done, rejected)
 
     splits, counts, patients = {}, {}, {}
     for split, results in written.items():
@@ -137,10 +140,12 @@ def write(plan: Plan, progress: Callable[[int, int], None] = lambda done, reject
         request=plan.digest,
         versions=versions(),
     )
-    rejected.sort(key=lambda row: row["name"])
-    columns = pa.schema([("name", pa.string()), ("reason", pa.string())])
+    # File names hold patient ids: the folder gets keyed ones, the caller the names.
+    rows = [{"name_id": keyed_id(plan.key, "name", row["name"]), "reason": row["reason"]} for row in rejected]
+    rows.sort(key=lambda row: row["name_id"])
+    columns = pa.schema([("name_id", pa.string()), ("reason", pa.string())])
     table = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rejected, columns), table)
+    pq.write_table(pa.Table.from_pylist(rows, columns), table)
     publish(request.out, manifest, {"rejected.parquet": table.getvalue()})
     return manifest
 
@@ -168,7 +173,9 @@ def _write_shard(item: dict[str, Any], plan: Plan) -> str:
             content = source.read(request.raw, request.seed, record)
             pixels.append(decode(content, request.resolution, request.channels, request.fit))
         except (OSError, ValueError) as error:
-            rejected.append({"name": record.name, "reason": str(error)})
+            # A message of the operating system holds the path, and so the patient's id.
+            reason = (error.strerror or "cannot be read") if isinstance(error, OSError) else str(error)
+            rejected.append({"name": record.name, "reason": reason})
             continue
         labels.append([int(index in record.labels) for index in range(len(source.classes))])
         patients.append(keyed_id(plan.key, source.name, record.patient))

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import platform
+import re
 import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +35,10 @@ from medgan.config import Refused
 
 SCHEMA_VERSION = 1
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
-BESIDE = ("manifest.json", "rejected.parquet", "summary.html", "evaluation.json", "png")
+OURS = re.compile(
+    r"((train|val|test)/\d{5}\.parquet|png/[^/]+/\d{6}\.png"
+    r"|manifest\.json|rejected\.parquet|summary\.html|evaluation\.json)(\.tmp)?"
+)
 DEFAULT_KEY_FILE = Path("~/.config/medgan/patient.key")
 
 
@@ -289,10 +293,19 @@ def check_target(out: str | Path) -> None:
     if info.type == pafs.FileType.File:
         raise DataError(f"--out {out}: is a file")
     if info.type == pafs.FileType.Directory:
-        names = {entry.base_name for entry in fs.get_file_info(pafs.FileSelector(path))}
-        foreign = names - {*SPLITS, *BESIDE}
-        if foreign:
-            raise DataError(f"--out {out}: holds {min(foreign)}, which is not medgan data; choose another folder")
+        for entry in fs.get_file_info(pafs.FileSelector(path, recursive=True)):
+            name = entry.path[len(path) :].lstrip("/")
+            if entry.type == pafs.FileType.File and not OURS.fullmatch(name):
+                raise DataError(f"--out {out}: holds {name}, which is not medgan data; choose another folder")
+
+
+def clear(out: str | Path) -> None:
+    """Remove what an unfinished writer left of shards and pictures, and nothing that is not ours."""
+    check_target(out)
+    fs, path = filesystem(out)
+    for name in (*SPLITS, "png"):
+        if fs.get_file_info(f"{path}/{name}").type == pafs.FileType.Directory:
+            fs.delete_dir(f"{path}/{name}")
 
 
 def prepared(out: str | Path, request: str) -> Manifest | None:

@@ -6,6 +6,7 @@ A new source is a class with these two methods and an entry in SOURCES.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Record:
     labels: tuple[int, ...]
     """Indices into the source's classes."""
     patient: str
-    """The data set's own patient id; it never leaves the preparing process."""
+    """The data set's own patient id; it stays within the preparing job and is stored nowhere."""
 
 
 class SourceError(Refused):
@@ -96,7 +97,7 @@ class KermanyCxr:
             nested = next((path.parent for path in sorted(raw.glob("*/train")) if path.is_dir()), None)
             hint = f"; did you mean --raw {nested}?" if nested else ""
             raise SourceError(f"--raw {raw}: expected {{train,test,val}}/{{NORMAL,PNEUMONIA}}/ in it{hint}")
-        count = 0
+        found: list[Record] = []
         for folder in folders:
             for class_folder in sorted(path for path in folder.iterdir() if _visible(path)):
                 if not class_folder.is_dir():
@@ -105,10 +106,10 @@ class KermanyCxr:
                     raise SourceError(f"--raw {class_folder}: unknown class, expected {' or '.join(self.classes)}")
                 label = self.classes.index(class_folder.name)
                 for path in sorted(path for path in class_folder.iterdir() if _visible(path)):
-                    if limit is not None and count == limit:
-                        return
-                    count += 1
-                    yield Record(str(path.relative_to(raw)), (label,), self.patient(path.name))
+                    found.append(Record(str(path.relative_to(raw)), (label,), self.patient(path.name)))
+        # A limit takes whole patients' films in a seeded order, so that every class is among them.
+        drawn = sorted(found, key=lambda r: hashlib.sha256(f"{seed}/limit/{r.patient}".encode()).digest())[:limit]
+        yield from sorted(drawn, key=lambda record: (record.name.split("/"),))
 
     def patient(self, file_name: str) -> str:
         """The patient key of a published file name; a file named otherwise is a patient of its own."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,7 +57,8 @@ class EfficientNetLite0:
             images = chunk.to(self.device, torch.float32) / 255
             images = F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
             images = (images.expand(-1, 3, -1, -1) - self.mean) / self.std
-            maps = self.network.extract_features(images.contiguous(memory_format=torch.channels_last))
+            with torch.backends.cudnn.flags(allow_tf32=False):  # float32 is part of the figure's identity
+                maps = self.network.extract_features(images.contiguous(memory_format=torch.channels_last))
             features.append(maps.mean((2, 3)).cpu())
         return torch.cat(features) if features else torch.zeros(0, 1280)
 
@@ -79,7 +82,8 @@ def real_features(data: str, split: Split, name: str, n: int, extractor: Extract
     Every rank must call it: the work is shared where the cache is cold.
     """
     sha256 = read_manifest(data)[1]
-    file = cache_folder() / sha256[:32] / f"features-{extractor.identity['extractor']}-{name}-{n}.npy"
+    which = hashlib.sha256(json.dumps(extractor.identity, sort_keys=True).encode()).hexdigest()[:12]
+    file = cache_folder() / sha256[:32] / f"features-{which}-{name}-{n}.npy"
     if world.broadcast(file.exists() if world.first else None):
         return torch.from_numpy(np.load(file)) if world.first else None
     rows = choose_rows(len(split), n)
