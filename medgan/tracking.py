@@ -80,7 +80,14 @@ class WandbTracker:
             config=config.dump(),
             tags=[config.model.name, config.loss.name],
             settings=wandb.Settings(
-                silent=True, console="off", disable_git=True, disable_code=True, save_code=False, x_disable_stats=True
+                silent=True,
+                console="off",
+                disable_git=True,
+                disable_code=True,
+                save_code=False,
+                x_disable_stats=True,
+                x_disable_meta=True,
+                x_disable_machine_info=True,
             ),
         )
         self.run.define_metric("images_seen")
