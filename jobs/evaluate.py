@@ -61,8 +61,7 @@ def main(argv: Sequence[str]) -> None:
     extractor = features.EfficientNetLite0("cuda" if torch.cuda.is_available() else "cpu")
     world = World()
     real, control = (
-        features.real_features(data, open_split(data, split), split, n, extractor, world)
-        for split in (args.split, other)
+        features.real_features(open_split(data, split), n, extractor, world) for split in (args.split, other)
     )
     assert real is not None
     assert control is not None

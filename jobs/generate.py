@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import time
 from collections.abc import Sequence
 
 from medgan.config import Refused
 from medgan.data import shards
-from medgan.terminal import Parser, Progress, absolute, command, duration
+from medgan.terminal import Parser, Progress, absolute, command
 
 ROWS_PER_SHARD = 1024
 
@@ -58,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
         return
 
     shards.clear(out)
-    line, start = Progress(), time.monotonic()
+    line = Progress()
     written = []
     for number, first in enumerate(range(0, len(labels), ROWS_PER_SHARD)):
         some = labels[first : first + ROWS_PER_SHARD]
@@ -68,10 +67,7 @@ def main(argv: Sequence[str]) -> None:
             for index, (tile, label) in enumerate(zip(pixels, some, strict=True)):
                 folder = classes[int(label.argmax())] if classes else "all"
                 shards.write_file(out, f"png/{folder}/{first + index:06d}.png", encode_png(tile))
-        done = first + len(some)
-        rate = done / (time.monotonic() - start)
-        left = duration((len(labels) - done) / rate)
-        line.update(f"generate {done}/{len(labels)} images  {rate:.0f} img/s  {left} left", force=done == len(labels))
+        line.images("generate", first + len(some), len(labels))
     line.close()
     assert config.data.resolution is not None
     assert config.data.channels is not None

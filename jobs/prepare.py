@@ -9,14 +9,13 @@ Running the same command again does nothing where the folder is complete, and st
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from medgan.config import RESOLUTIONS, Refused
 from medgan.data.shards import patient_key, prepared
 from medgan.data.sources import SOURCES
-from medgan.terminal import Parser, Progress, absolute, command, duration
+from medgan.terminal import Parser, Progress, absolute, command
 
 SHOWN = 20
 
@@ -62,18 +61,12 @@ def main(argv: Sequence[str]) -> None:
     manifest = prepared(out, plan.digest)
     if manifest is None:
         connect(verbose=args.verbose)
-        line, start = Progress(), time.monotonic()
-
+        line = Progress()
         bad: list[dict[str, str]] = []
 
         def progress(done: int, rejected: list[dict[str, str]]) -> None:
             bad[:] = rejected
-            rate = done / (time.monotonic() - start)
-            left = duration((plan.count - done) / rate) if rate else "?"
-            line.update(
-                f"prepare {done}/{plan.count} images  {len(rejected)} rejected  {rate:.0f} img/s  {left} left",
-                force=done == plan.count,
-            )
+            line.images("prepare", done, plan.count, f"{len(rejected)} rejected  ")
 
         print(f"preparing {plan.count} images of {args.source} at {args.resolution}x{args.resolution}", flush=True)
         manifest = ingest.write(plan, progress)

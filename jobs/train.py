@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
         raise Failed(f"training stopped: {outcome.events['failed']['reason']}; {kept}")
     if "done" not in outcome.events:
         raise Failed(f"training stopped: {outcome.error or 'the workers ended early'}; the same command goes on")
-    view.summary(outcome.events["done"], manifest.synthetic)
+    view.summary(outcome.events["done"])
 
 
 def check_init(folder: Any, config: configs.Config) -> None:
@@ -160,7 +160,7 @@ class View:
                 force=seen >= self.config.total_images,
             )
 
-    def summary(self, done: dict[str, Any], synthetic: bool) -> None:
+    def summary(self, done: dict[str, Any]) -> None:
         best = done["best"]
         print(f"done: {done['images_seen']:,} images, best KID {best['kid']:.4g} at {best['images_seen']:,} images")
         for name, what in (

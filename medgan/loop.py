@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 
@@ -17,8 +17,6 @@ from medgan.config import Config
 from medgan.data.loader import Batch
 from medgan.state import TrainState
 from medgan.step import SCALARS, takes_penalty, train_step
-
-Event = dict[str, Any]
 
 
 class Diverged(RuntimeError):
@@ -47,13 +45,7 @@ def due(interval_kimg: float, before: int, now: int) -> bool:
     return now // interval > before // interval
 
 
-def run(
-    config: Config,
-    state: TrainState,
-    batches: Iterator[Batch],
-    hooks: Hooks,
-    clock: Callable[[], float] = time.perf_counter,
-) -> None:
+def run(config: Config, state: TrainState, batches: Iterator[Batch], hooks: Hooks) -> None:
     """Train until total_images, or until a report at which a stop is asked for: then a checkpoint is saved first.
 
     Raises Diverged, after which the newest checkpoint is still good.
@@ -61,7 +53,7 @@ def run(
     world = state.world
     if state.images_seen == 0:
         hooks.evaluate(state)
-    meter = Meter(clock)
+    meter = Meter()
     while state.images_seen < config.total_images:
         before = state.images_seen
         batch = meter.wait(batches)
@@ -87,22 +79,22 @@ def run(
                 hooks.save(state)
             if stopped:
                 return
-            meter = Meter(clock)
+            meter = Meter()
 
 
 class Meter:
     """Sums of one stretch of steps, without waiting for the device: scalars, steps, time, time spent on data."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock, self.start = clock, clock()
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
         self.total = torch.zeros(len(SCALARS), dtype=torch.float64)
         self.steps = self.penalties = self.images = 0
         self.waited = 0.0
 
     def wait(self, batches: Iterator[Batch]) -> Batch:
-        before = self.clock()
+        before = time.perf_counter()
         batch = next(batches)
-        self.waited += self.clock() - before
+        self.waited += time.perf_counter() - before
         return batch
 
     def add(self, scalars: torch.Tensor, images: int, penalty: bool) -> None:
@@ -113,7 +105,7 @@ class Meter:
 
     def read(self, total: list[float]) -> dict[str, float]:
         """total: the scalars summed over ranks. Means over steps (penalty/r1: over those that took one), and times."""
-        seconds = self.clock() - self.start
+        seconds = time.perf_counter() - self.start
         row = {name: value / self.steps for name, value in zip(SCALARS, total, strict=True)}
         penalty = row.pop("penalty/r1")
         if self.penalties:

@@ -102,7 +102,6 @@ class Outcome:
     """How a run ended: the last event of each kind (`done`, `stopped`, or `failed` with a reason), or Ray's error."""
 
     events: dict[str, Event] = field(default_factory=dict)
-    interrupted: bool = False
     error: str | None = None
 
 
@@ -141,12 +140,12 @@ def fit(
             failure_config=FailureConfig(max_failures=max_failures),
         ),
     )
-    training, interrupt = Training(trainer), Interrupt()
+    training, interrupt, told = Training(trainer), Interrupt(), False
     training.start()
     with interrupt:
         while (event := _next(queue)) or training.is_alive():
-            if interrupt.asked and not outcome.interrupted:
-                outcome.interrupted = True
+            if interrupt.asked and not told:
+                told = True
                 on_event({"event": "stopping"})
                 orders.put("stop")
             if event:

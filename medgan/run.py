@@ -108,8 +108,8 @@ class Evaluator:
         self.extractor = EXTRACTORS[config.evaluate.extractor](world.device)
         self.identity = identity(self.extractor.identity, self.n, REFERENCE_SPLIT)
         self.labels = torch.from_numpy(val.labels[choose_rows(len(val), self.n)].astype(np.float32))
-        self.real = real_features(data, val, REFERENCE_SPLIT, self.n, self.extractor, world)
-        other = real_features(data, train_split, "train", self.n, self.extractor, world)
+        self.real = real_features(val, self.n, self.extractor, world)
+        other = real_features(train_split, self.n, self.extractor, world)
         self.floor: Row = {}
         if self.real is not None and other is not None:
             self.floor = {f"floor/{name}": value for name, value in fidelity(self.real, other).items()}
@@ -162,10 +162,9 @@ class Recorder:
         kid = state.world.broadcast(row.get("metric/kid"))
         best = state.best
         assert kid is not None
-        if not state.images_seen:
-            return  # the untrained generator is nobody's best
         # Figures of unlike identity are not compared: with other settings the search for the best starts anew.
-        if not best or best["identity"] != self.evaluator.identity or kid < best["kid"]:
+        better = not best or best["identity"] != self.evaluator.identity or kid < best["kid"]
+        if better and state.images_seen:  # the untrained generator is nobody's best
             state.best = {"images_seen": state.images_seen, "kid": kid, "identity": self.evaluator.identity}
             if self.first:
                 self._export(state, row)
@@ -180,20 +179,16 @@ class Recorder:
             self.on_event({"event": "saved", "images_seen": state.images_seen})
 
     def finish(self, state: TrainState) -> None:
-        self._page()
         kind = "done" if state.images_seen >= state.config.total_images else "stopped"
+        if kind == "stopped":  # a run that is done has just been evaluated
+            self._page()
         self.on_event({"event": kind, "images_seen": state.images_seen, "best": state.best})
 
     def _picture(self, state: TrainState) -> None:
         tiles = sample.grid_samples(state.ema, state.config)
         png = encode_png(grid(tiles.numpy(), state.config.tracking.grid_columns))
-        name = f"samples/{round(state.images_seen / 1000):06d}.png"
-        self.folder.write(name, png)
-        local = self.folder.work / name
-        if self.folder.remote:
-            local.parent.mkdir(parents=True, exist_ok=True)
-            local.write_bytes(png)
-        self.tracker.picture(state.images_seen, "samples", local)
+        self.folder.write(f"samples/{round(state.images_seen / 1000):06d}.png", png)
+        self.tracker.picture(state.images_seen, "samples", png)
 
     def _export(self, state: TrainState, row: Row) -> None:
         counts = label_counts(self.evaluator.label_pool, state.config.data.classes or ())

@@ -7,7 +7,6 @@ no image depends on the others of its batch.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,12 +87,11 @@ def export(
     description = {
         "config": config.dump(),
         "label_counts": label_counts,
-        "images_seen": figures["images_seen"],
         "figures": figures,
     }
     return {
         "model.safetensors": save_safetensors(weights, {"images_seen": str(figures["images_seen"])}),
-        "config.yaml": yaml.safe_dump(json.loads(json.dumps(description)), sort_keys=False),
+        "config.yaml": yaml.safe_dump(description, sort_keys=False),
         "README.md": card(config, label_counts, figures),
     }
 
@@ -110,8 +108,8 @@ class Sampler:
     """Of the weights, hex."""
 
     @staticmethod
-    def open(run: str, device: torch.device | str = "cpu") -> Sampler:
-        """The best generator of a run folder (path or URI). Raises DataError where there is none."""
+    def open(run: str) -> Sampler:
+        """The best generator of a run folder (path or URI), on the CPU. Raises DataError where there is none."""
         try:
             weights = read_file(run, "generator/model.safetensors")
             description = read_file(run, "generator/config.yaml")
@@ -126,7 +124,7 @@ class Sampler:
             generator.load_state_dict(load_safetensors(weights))
         except (SafetensorError, RuntimeError):
             raise DataError(f"--run {run}: generator/model.safetensors is damaged or of another config") from None
-        generator.eval().requires_grad_(False).to(device)
+        generator.eval().requires_grad_(False)
         counts = {} if isinstance(config.model, Dcgan) else tree["label_counts"]
         return Sampler(generator, config, counts, hashlib.sha256(weights).hexdigest())
 

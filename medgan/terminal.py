@@ -83,8 +83,15 @@ class Progress:
     def __init__(self, every_s: float = 5.0) -> None:
         self.live = sys.stdout.isatty()
         self.every_s = 0.2 if self.live else every_s
+        self.start = time.monotonic()
         self.last = 0.0
         self.open = False
+
+    def images(self, verb: str, done: int, total: int, note: str = "") -> None:
+        """How many of the images are done, how fast since the line was made, and the time left."""
+        rate = done / (time.monotonic() - self.start)
+        left = duration((total - done) / rate) if rate else "?"
+        self.update(f"{verb} {done}/{total} images  {note}{rate:.0f} img/s  {left} left", force=done == total)
 
     def update(self, text: str, force: bool = False) -> None:
         now = time.monotonic()

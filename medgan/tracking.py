@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import netrc
 import os
@@ -9,7 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from PIL import Image
+
 from medgan.config import Config
+from medgan.data.shards import write_file
 
 Row = dict[str, float]
 
@@ -19,7 +23,7 @@ class Tracker(Protocol):
 
     def log(self, images_seen: int, row: Row) -> None: ...
 
-    def picture(self, images_seen: int, name: str, path: Path) -> None: ...
+    def picture(self, images_seen: int, name: str, png: bytes) -> None: ...
 
     def close(self, failed: bool = False) -> None: ...
 
@@ -30,7 +34,7 @@ class NullTracker:
     def log(self, images_seen: int, row: Row) -> None:
         pass
 
-    def picture(self, images_seen: int, name: str, path: Path) -> None:
+    def picture(self, images_seen: int, name: str, png: bytes) -> None:
         pass
 
     def close(self, failed: bool = False) -> None:
@@ -42,15 +46,13 @@ class JsonlTracker:
 
     def __init__(self, path: Path, resumed_at: int) -> None:
         kept = [json.dumps(row) + "\n" for row in read_rows(path) if row["images_seen"] <= resumed_at]
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text("".join(kept if resumed_at else []))
-        unfinished.replace(path)
+        write_file(path.parent, path.name, "".join(kept if resumed_at else []).encode())
         self.file = open(path, "a", buffering=1)  # noqa: SIM115
 
     def log(self, images_seen: int, row: Row) -> None:
         self.file.write(json.dumps({"images_seen": images_seen, **row}) + "\n")
 
-    def picture(self, images_seen: int, name: str, path: Path) -> None:
+    def picture(self, images_seen: int, name: str, png: bytes) -> None:
         pass
 
     def close(self, failed: bool = False) -> None:
@@ -97,8 +99,10 @@ class WandbTracker:
     def log(self, images_seen: int, row: Row) -> None:
         self.run.log({"images_seen": images_seen, **row}, step=images_seen)
 
-    def picture(self, images_seen: int, name: str, path: Path) -> None:
-        self.run.log({"images_seen": images_seen, name: self.wandb.Image(str(path))}, step=images_seen)
+    def picture(self, images_seen: int, name: str, png: bytes) -> None:
+        self.run.log(
+            {"images_seen": images_seen, name: self.wandb.Image(Image.open(io.BytesIO(png)))}, step=images_seen
+        )
 
     def close(self, failed: bool = False) -> None:
         self.run.finish(exit_code=int(failed))
@@ -114,9 +118,9 @@ class Several:
         for tracker in self.trackers:
             tracker.log(images_seen, row)
 
-    def picture(self, images_seen: int, name: str, path: Path) -> None:
+    def picture(self, images_seen: int, name: str, png: bytes) -> None:
         for tracker in self.trackers:
-            tracker.picture(images_seen, name, path)
+            tracker.picture(images_seen, name, png)
 
     def close(self, failed: bool = False) -> None:
         for tracker in self.trackers:

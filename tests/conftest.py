@@ -1,5 +1,6 @@
 """A small data folder of drawn films, settings of a net that trains in seconds, and caches that tests do not share."""
 
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,13 @@ def own_cache(tmp_path_factory):
     torch.set_num_threads(1)  # for nets this small a second thread costs more than it gives
     yield
     patch.undo()
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def write_phantoms(out: Path, resolution: int = 32, count: int = 240, rows_per_shard: int = 64) -> Path:

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,8 @@ from medgan.data.loader import Batch, rank_slice
 from medgan.distributed import World
 from medgan.state import TrainState
 from medgan.step import SCALARS, train_step
+
+from .conftest import free_port
 
 STEPS = 20
 GLOBAL_BATCH = 64
@@ -87,9 +88,7 @@ def single(index: int) -> dict:
 @pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda world: f"{world}-ranks")
 def ranks(request, tmp_path_factory):
     out = tmp_path_factory.mktemp("exactness") / "results.pt"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     mp.spawn(worker, (request.param, port, str(out)), nprocs=request.param)
     return torch.load(Path(out), weights_only=True)
 

@@ -90,9 +90,9 @@ def test_real_features_are_cached_by_data_split_and_number(phantoms):
             return pixels.flatten(1).float()
 
     extractor, split = Counting(), open_split(phantoms, "val")
-    first = features.real_features(phantoms, split, "val", 10, extractor, World())
-    again = features.real_features(phantoms, split, "val", 10, extractor, World())
+    first = features.real_features(split, 10, extractor, World())
+    again = features.real_features(split, 10, extractor, World())
     assert extractor.calls == 1
     assert torch.equal(first, again)
-    assert features.real_features(phantoms, split, "val", 12, extractor, World()).shape[0] == 12
+    assert features.real_features(split, 12, extractor, World()).shape[0] == 12
     assert extractor.calls == 2

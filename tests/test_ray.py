@@ -21,7 +21,7 @@ from medgan.folder import RunFolder
 from medgan.tracking import read_rows
 
 from .conftest import TINY
-from .test_run import assert_same_bits, last_checkpoint
+from .test_run import assert_same_bits, last_checkpoint, untimed_rows
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parent.parent
@@ -212,12 +212,7 @@ def test_a_worker_killed_at_random_moments_changes_no_bit(uninterrupted, phantom
     assert code == 0, output
     assert "going on from the checkpoint at" in output
     assert_same_bits(last_checkpoint(folder), last_checkpoint(killed))
-    times = ("time/images_per_s", "time/step_s", "time/data_wait_s", "time/evaluate_s")
-    undisturbed, disturbed = (
-        [{k: v for k, v in row.items() if k not in times} for row in read_rows(Path(f.location) / "metrics.jsonl")]
-        for f in (folder, killed)
-    )
-    assert undisturbed == disturbed
+    assert untimed_rows(folder) == untimed_rows(killed)
 
 
 def test_a_driver_killed_at_random_moments_goes_on_by_the_same_command_and_changes_no_bit(

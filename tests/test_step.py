@@ -1,7 +1,6 @@
 """One process's step against the same mathematics written out by hand, and the all-reduce's second derivative."""
 
 import os
-import socket
 
 import torch
 import torch.distributed as dist
@@ -15,6 +14,8 @@ from medgan.models.layers import SumOverRanks
 from medgan.state import TrainState
 from medgan.step import SCALARS, train_step
 from medgan.streams import stream, stream_seed
+
+from .conftest import free_port
 
 
 def test_a_step_is_its_mathematics_with_the_penalty_every_second_step(tiny):
@@ -76,9 +77,7 @@ def second_derivative(rank: int, world: int, port: int, out: str) -> None:
 
 
 def test_the_sum_over_ranks_can_be_differentiated_twice(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     mp.spawn(second_derivative, (2, port, str(tmp_path / "out.pt")), nprocs=2)
     first, second = torch.load(tmp_path / "out.pt", weights_only=True)
     assert first.item() == 2 * 3 * 9

@@ -8,6 +8,7 @@ integer, and data larger than memory works.
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from medgan.data.shards import Manifest, read_manifest, read_shard, shard_labels, shard_pixels
+from medgan.data.shards import Manifest, read_manifest, read_shard, shard_labels, shard_pixels, write_file
 from medgan.streams import stream_seed
 
 
@@ -30,7 +31,9 @@ class Split:
 
     pixels: np.ndarray
     labels: np.ndarray
-    classes: tuple[str, ...]
+    name: str
+    cache: Path
+    """Where the node keeps what is derived from this DATA: one folder per manifest."""
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -66,7 +69,7 @@ def open_split(data: str | Path, split: str) -> Split:
                 read_shard(data, shard)
         else:
             _fill(data, manifest, split, pixels, labels)
-    return Split(np.load(pixels, mmap_mode="r"), np.load(labels), manifest.classes)
+    return Split(np.load(pixels, mmap_mode="r"), np.load(labels), split, folder)
 
 
 def _fill(data: str | Path, manifest: Manifest, split: str, pixels: Path, labels: Path) -> None:
@@ -83,9 +86,14 @@ def _fill(data: str | Path, manifest: Manifest, split: str, pixels: Path, labels
     target.flush()
     del target
     unfinished.replace(pixels)
-    with open(labels.with_suffix(".tmp"), "wb") as out:
-        np.save(out, found)
-    labels.with_suffix(".tmp").replace(labels)
+    keep_array(labels, found)
+
+
+def keep_array(file: Path, array: np.ndarray) -> None:
+    """An array as a file of the cache: complete or not there."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_file(file.parent, file.name, buffer.getvalue())
 
 
 def rank_slice(global_batch: int, group: int, rank: int, world: int) -> slice:

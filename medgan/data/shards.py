@@ -266,6 +266,9 @@ def split_patients(patients: Iterable[tuple[str, tuple[int, ...]]], seed: int) -
     return split_of
 
 
+# -- a folder being written --------------------------------------------------------------------------------------
+
+
 def publish(out: str | Path, manifest: Manifest, files: Mapping[str, bytes] | None = None) -> None:
     """Files beside the shards, the summary page, and last of all the manifest, without which DATA is no data."""
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("summary.html")

