@@ -27,6 +27,13 @@ def parser() -> Parser:
     amount.add_argument("--per-class", type=int, metavar="N", help="N images of every class")
     amount.add_argument("--count", type=int, metavar="N", help="N images, classes as frequent as in training")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other images (default 0)")
+    parser.add_argument(
+        "--truncation",
+        type=float,
+        default=1.0,
+        metavar="PSI",
+        help="stylegan2-lite: below 1, samples are drawn towards the mean of their class: truer, but more alike",
+    )
     parser.add_argument("--png", action="store_true", help="also write png/<class>/<row>.png")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     return parser
@@ -40,16 +47,20 @@ def main(argv: Sequence[str]) -> None:
     flag, wanted = ("--per-class", args.per_class) if args.per_class is not None else ("--count", args.count)
     if wanted < 1:
         raise Refused(f"{flag} {wanted}: must be at least 1")
+    if not 0 <= args.truncation <= 1:
+        raise Refused(f"--truncation {args.truncation}: must be between 0 and 1")
 
     from medgan.pixels import encode_png
     from medgan.sample import Sampler
 
     sampler = Sampler.open(run)
     config, classes = sampler.config, sampler.classes
+    if args.truncation != 1:
+        sampler.truncate(args.truncation)
     if args.per_class is not None and not classes:
         raise Refused(f"--per-class {args.per_class}: the generator of {run} is unconditional; use --count")
     labels = sampler.labels(args.seed, per_class=args.per_class, count=args.count or 0)
-    asked = f"{sampler.sha256} {args.seed} {flag} {wanted} {args.png}"
+    asked = f"{sampler.sha256} {args.seed} {flag} {wanted} {args.truncation} {args.png}"
     digest = hashlib.sha256(asked.encode()).hexdigest()[:32]
     shards.check_target(out)
     if shards.prepared(out, digest):
@@ -57,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
         return
 
     shards.clear(out)
-    line = Progress()
+    line = Progress(every_s=5)
     written = []
     for number, first in enumerate(range(0, len(labels), ROWS_PER_SHARD)):
         some = labels[first : first + ROWS_PER_SHARD]
@@ -72,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
     assert config.data.resolution is not None
     assert config.data.channels is not None
     manifest = shards.Manifest(
-        source=f"medgan {config.model.name}",
+        source=f"medgan {config.model.name}" + (f", truncation {args.truncation}" if args.truncation != 1 else ""),
         classes=classes,
         resolution=config.data.resolution,
         channels=config.data.channels,

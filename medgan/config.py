@@ -44,6 +44,8 @@ class Data(Section):
     """Class names in label order. None: as in DATA."""
     manifest_sha256: str | None = None
     """SHA-256 of DATA/manifest.json, hex. None: any DATA; filled in when the run starts."""
+    balance: float = Field(0.0, ge=0, le=1)
+    """How far rare classes are shown more often: 0 as in DATA, 1 all classes equally often. For G and D alike."""
 
 
 class ConvModel(Section):
@@ -68,16 +70,42 @@ class Dcgan(ConvModel):
     """Normalisation in D: batch (as in the paper) or none (wanted by gradient penalties)."""
 
 
-class Cgan(ConvModel):
+class Conditional(ConvModel):
+    """Knobs of the models that take labels."""
+
+    stddev_group: int = Field(4, ge=1, le=64)
+    """Samples per minibatch-stddev group in D; 1 turns the statistic off."""
+    anneal_from_kimg: float = Field(0.0, ge=0)
+    """Up to here, in thousands of images, the model trains as if there were no labels."""
+    anneal_to_kimg: float = Field(0.0, ge=0)
+    """From here on labels have their full strength, in between it grows linearly (arXiv:2201.06578); 0: from the
+    first image on."""
+
+
+class Cgan(Conditional):
     """Conditional: class-conditional BatchNorm in G, projection D (Miyato and Koyama 2018, arXiv:1802.05637)."""
 
     name: Literal["cgan"] = "cgan"
     """cgan: conditional."""
-    stddev_group: int = Field(4, ge=1, le=64)
-    """Samples per minibatch-stddev group in D; 1 turns the statistic off."""
 
 
-Model = Annotated[Dcgan | Cgan, Field(discriminator="name")]
+class Stylegan2Lite(Conditional):
+    """A lean StyleGAN2 (Karras et al. 2020, arXiv:1912.04958); conditional where DATA has classes."""
+
+    name: Literal["stylegan2-lite"] = "stylegan2-lite"
+    """stylegan2-lite: style-based; conditional where DATA has classes."""
+    w_dim: int = Field(128, ge=1, le=1024)
+    """Length of the intermediate latent w."""
+    mapping_layers: int = Field(2, ge=1, le=16)
+    """Layers of the mapping network from z to w."""
+    mapping_lr: float = Field(0.01, gt=0, le=1)
+    """Share of the learning rate at which the mapping network learns."""
+    noise: bool = True
+    """A noise image per level of G, part of z, with a learned strength in each layer."""
+
+
+Model = Annotated[Dcgan | Cgan | Stylegan2Lite, Field(discriminator="name")]
+MODELS: tuple[type[ConvModel], ...] = (Dcgan, Cgan, Stylegan2Lite)
 
 
 class Loss(Section):
@@ -136,6 +164,9 @@ class Tracking(Section):
     """W&B project."""
     grid_columns: int = Field(8, ge=1, le=64)
     """Samples per class in the grids."""
+    real_images: bool = False
+    """Show real training images beside the samples on the run's page (they never go to W&B). Only for data that
+    whoever gets the page may see."""
 
 
 class Config(Section):
@@ -163,12 +194,25 @@ class Config(Section):
     @property
     def sample_group(self) -> int:
         """Samples that must stay on one rank because D looks at them together."""
-        return self.model.stddev_group if isinstance(self.model, Cgan) else 1
+        return self.model.stddev_group if isinstance(self.model, Conditional) else 1
+
+    def label_strength(self, images_seen: int) -> float:
+        """What labels are multiplied with: from 0 to 1 between model.anneal_from_kimg and model.anneal_to_kimg."""
+        model = self.model
+        if not isinstance(model, Conditional) or images_seen >= model.anneal_to_kimg * 1000:
+            return 1.0
+        start, end = model.anneal_from_kimg * 1000, model.anneal_to_kimg * 1000
+        return max(0.0, (images_seen - start) / (end - start))
+
+    @property
+    def conditional(self) -> bool:
+        """Whether labels matter; config.data must be filled from DATA."""
+        return isinstance(self.model, Conditional) and bool(self.data.classes)
 
 
 # What may be combined. AXES are the choices, EXCLUDED what does not go together and why; anything else is allowed.
 AXES: dict[str, tuple[str, ...]] = {
-    "model.name": ("dcgan", "cgan"),
+    "model.name": ("dcgan", "cgan", "stylegan2-lite"),
     "model.norm_d": ("batch", "none"),
     "loss.name": get_args(Loss.model_fields["name"].annotation),
     "penalty": ("none", "r1"),
@@ -191,9 +235,12 @@ EXCLUDED: tuple[Exclusion, ...] = (
         {"model.name": "cgan", "condition": "none"},
         "model.name=cgan needs labels and DATA has none: use model.name=dcgan",
     ),
-    Exclusion(
-        {"model.name": "cgan", "model.norm_d": "batch"},
-        "model.norm_d=batch is a choice of dcgan: the D of cgan has no normalisation",
+    *(
+        Exclusion(
+            {"model.name": name, "model.norm_d": "batch"},
+            f"model.norm_d=batch is a choice of dcgan: the D of {name} has no normalisation",
+        )
+        for name in ("cgan", "stylegan2-lite")
     ),
 )
 
@@ -239,6 +286,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optim.beta1": 0.0,
         "optim.beta2": 0.99,
     },
+    "stylegan2-lite": {
+        "global_batch": 32,
+        "model.name": "stylegan2-lite",
+        "loss.name": "bce",
+        "loss.r1_gamma": 0.1,
+        "optim.lr_g": 2.5e-3,
+        "optim.lr_d": 2.5e-3,
+        "optim.beta1": 0.0,
+        "optim.beta2": 0.99,
+    },
 }
 
 
@@ -280,6 +337,19 @@ def validate(tree: Mapping[str, Any]) -> Config:
         )
     if config.precision == "float16":
         raise ConfigError("precision=float16: gradients need loss scaling, which is not built: use bfloat16 or float32")
+    model = config.model
+    if isinstance(model, Conditional) and model.anneal_to_kimg:
+        if model.anneal_from_kimg > model.anneal_to_kimg:
+            raise ConfigError(
+                f"model.anneal_from_kimg={model.anneal_from_kimg:g}: must be at most "
+                f"model.anneal_to_kimg={model.anneal_to_kimg:g}"
+            )
+        if model.anneal_to_kimg * 1000 >= config.total_images:
+            raise ConfigError(
+                f"model.anneal_to_kimg={model.anneal_to_kimg:g}: must end before total_images={config.total_images:,}"
+            )
+    elif isinstance(model, Conditional) and model.anneal_from_kimg:
+        raise ConfigError("model.anneal_from_kimg needs model.anneal_to_kimg, where labels have their full strength")
     if config.model.max_width < config.model.width:
         raise ConfigError(
             f"model.max_width={config.model.max_width}: must be at least model.width={config.model.width}"
@@ -300,7 +370,7 @@ def for_data(config: Config, *, resolution: int, channels: int, classes: Sequenc
         if wanted is not None and wanted != value:
             raise ConfigError(f"data.{key}={_show(wanted)}: DATA has {_show(value)}")
     tree = config.dump()
-    tree["data"] = {**found, "classes": list(classes)}
+    tree["data"] |= {**found, "classes": list(classes)}
     return validate(tree)
 
 
@@ -403,7 +473,7 @@ def _one_line(error: ValidationError) -> str:
 
 def known_keys() -> list[str]:
     """Every dotted key of every variant."""
-    trees = [Config(model=variant()).dump() for variant in (Dcgan, Cgan)]
+    trees = [Config(model=variant()).dump() for variant in MODELS]
     return sorted({key for tree in trees for key in flatten(tree)})
 
 

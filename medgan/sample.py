@@ -18,9 +18,9 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from medgan.config import Config, Dcgan, parse_yaml, validate
+from medgan.config import Config, parse_yaml, validate
 from medgan.data.shards import DataError, read_file
-from medgan.models import build_gan
+from medgan.models import build_gan, stylegan2, z_size
 from medgan.models.layers import measuring
 from medgan.pixels import to_pixels
 from medgan.streams import stream, stream_seed
@@ -35,24 +35,32 @@ def draw_labels(label_pool: np.ndarray, count: int, seed: int, name: str) -> Ten
 
 
 @torch.no_grad()
-def calibrate(generator: nn.Module, config: Config, label_pool: np.ndarray, passes: int = 4, size: int = 128) -> None:
-    """Measure the normalisation statistics of a generator for evaluation mode, from seeded latents.
+def calibrate(
+    generator: nn.Module,
+    config: Config,
+    label_pool: np.ndarray,
+    strength: float = 1.0,
+    passes: int = 4,
+    size: int = 128,
+) -> None:
+    """Measure what a generator needs for evaluation mode, from seeded latents: normalisation statistics, the mean w.
 
-    Needed for an averaged generator, since the statistics of the raw weights are wrong for averaged ones; without
-    normalisation layers it changes nothing. Each process does it alone and gets the same.
+    Needed for an averaged generator, since the statistics of the raw weights are wrong for averaged ones. label_pool:
+    uint8 (N, K), labels as often as in training; strength: of labels (see Config.label_strength). Each process does
+    it alone and gets the same.
     """
     example = next(generator.parameters())
-    labels = draw_labels(label_pool, passes * size, config.seed, "calibrate/labels")
+    labels = strength * draw_labels(label_pool, passes * size, config.seed, "calibrate/labels")
     with measuring(generator):
         for index in range(passes):
             random = stream(config.seed, "calibrate/z", index)
-            z = torch.randn(size, config.model.z_dim, generator=random, dtype=example.dtype)
+            z = torch.randn(size, z_size(config), generator=random, dtype=example.dtype)
             generator(z.to(example.device), labels[index * size : (index + 1) * size].to(example))
 
 
 @torch.no_grad()
 def generate(generator: nn.Module, z: Tensor, labels: Tensor) -> Tensor:
-    """z (N, z_dim), labels (N, K) -> uint8 pixels (N, C, R, R) on the CPU, in the generator's own precision."""
+    """z (N, z_size), labels (N, K) -> uint8 pixels (N, C, R, R) on the CPU, in the generator's own precision."""
     example = next(generator.parameters())
     generator.eval()
     chunks = [
@@ -62,26 +70,29 @@ def generate(generator: nn.Module, z: Tensor, labels: Tensor) -> Tensor:
     return torch.cat(chunks) if chunks else torch.zeros(0, dtype=torch.uint8)
 
 
-def grid_samples(generator: nn.Module, config: Config) -> Tensor:
+def grid_samples(generator: nn.Module, config: Config, strength: float = 1.0) -> Tensor:
     """uint8 (rows * columns, C, R, R): a row per class, the same latents in each; four rows without classes."""
     classes = len(config.data.classes or ())
     columns = config.tracking.grid_columns
-    if isinstance(config.model, Dcgan) or not classes:
-        z = torch.randn(4 * columns, config.model.z_dim, generator=stream(config.seed, "grid", 0))
+    rows = classes if config.conditional else 4
+    random = stream(config.seed, "grid", 0)
+    if not config.conditional:
+        z = torch.randn(rows * columns, z_size(config), generator=random)
         return generate(generator, z, torch.zeros(len(z), classes))
-    z = torch.randn(columns, config.model.z_dim, generator=stream(config.seed, "grid", 0)).repeat(classes, 1)
-    return generate(generator, z, torch.eye(classes).repeat_interleave(columns, 0))
+    z = torch.randn(columns, z_size(config), generator=random).repeat(rows, 1)
+    return generate(generator, z, strength * torch.eye(classes).repeat_interleave(columns, 0))
 
 
 # -- the generator folder ----------------------------------------------------------------------------------------
 
 
 def export(
-    ema: nn.Module, config: Config, label_counts: dict[str, int], figures: dict[str, Any]
+    ema: nn.Module, config: Config, label_counts: dict[str, int], figures: dict[str, Any], picture: bytes
 ) -> dict[str, bytes | str]:
     """The averaged generator as files: what users share. D stays behind: it tells who was trained on.
 
-    label_counts: training images of each class; figures: what is known of this generator, for its card.
+    label_counts: training images of each class; figures: what is known of this generator, for its card; picture: a
+    sample grid, PNG.
     """
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in ema.state_dict().items()}
     description = {
@@ -92,6 +103,7 @@ def export(
     return {
         "model.safetensors": save_safetensors(weights, {"images_seen": str(figures["images_seen"])}),
         "config.yaml": yaml.safe_dump(description, sort_keys=False),
+        "samples.png": picture,
         "README.md": card(config, label_counts, figures),
     }
 
@@ -125,7 +137,7 @@ class Sampler:
         except (SafetensorError, RuntimeError):
             raise DataError(f"--run {run}: generator/model.safetensors is damaged or of another config") from None
         generator.eval().requires_grad_(False)
-        counts = {} if isinstance(config.model, Dcgan) else tree["label_counts"]
+        counts = tree["label_counts"] if config.conditional else {}
         return Sampler(generator, config, counts, hashlib.sha256(weights).hexdigest())
 
     @property
@@ -143,48 +155,76 @@ class Sampler:
         chosen = np.random.default_rng(seed).choice(classes, count, p=images / images.sum())
         return np.eye(classes, dtype=np.uint8)[chosen]
 
+    def truncate(self, psi: float) -> None:
+        """Draw samples towards the mean w of their class: 1 not at all, 0 all the way. Raises DataError."""
+        if not isinstance(self.generator, stylegan2.Generator):
+            raise DataError(f"--truncation {psi:g}: {self.config.model.name} has no w to truncate; leave it out")
+        self.generator.mapping.truncation = psi
+
     def draw(self, labels: np.ndarray, seed: int, first: int = 0) -> tuple[np.ndarray, list[int]]:
         """Images first, first + 1, ... of a release: (uint8 (N, C, R, R), each image's own seed).
 
         Any image can be drawn again from its seed and label alone.
         """
         seeds = [stream_seed(seed, "generate", first + index) for index in range(len(labels))]
-        z_dim = self.config.model.z_dim
-        latents = [torch.randn(z_dim, generator=torch.Generator().manual_seed(own)) for own in seeds]
+        size = z_size(self.config)
+        latents = [torch.randn(size, generator=torch.Generator().manual_seed(own)) for own in seeds]
         hot = torch.from_numpy(labels.astype(np.float32))
         return generate(self.generator, torch.stack(latents), hot).numpy(), seeds
 
 
+FIGURES = ("kid", "fid", "precision", "recall", "density", "coverage")
+
+
 def card(config: Config, label_counts: dict[str, int], figures: dict[str, Any]) -> str:
-    """A model card in Markdown."""
-    classes = ", ".join(f"{name} ({count:,} training images)" for name, count in label_counts.items()) or "none"
-    conditional = "" if isinstance(config.model, Dcgan) else " --per-class 100"
+    """A model card in Markdown: what it draws, how good that is, what it is not for."""
+    data, model = config.data, config.model
+    kind = f"a row per class ({', '.join(data.classes or ())})" if config.conditional else "unconditional"
     lines = [
-        f"# {config.model.name} generator, {config.data.resolution}x{config.data.resolution}",
+        f"# {model.name} generator, {data.resolution}x{data.resolution}",
         "",
         "Draws synthetic medical images. Made with medgan; the discriminator is not part of it, on purpose.",
         "",
-        f"- architecture: {config.model.name}, loss {config.loss.name}, seed {config.seed}",
-        f"- images: {config.data.channels} channel(s), {config.data.resolution} pixels a side",
-        f"- classes: {classes}",
-        f"- real images shown while training: {figures['images_seen']:,}",
-        f"- data manifest (SHA-256): {config.data.manifest_sha256}",
+        f"![Samples](samples.png)\n\nSamples, {kind}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| architecture, loss, seed | {model.name}, {config.loss.name}, {config.seed} |",
+        f"| images | {data.channels} channel{'s' if data.channels != 1 else ''}, {data.resolution} pixels a side |",
+        f"| real images shown while training | {figures['images_seen']:,} |",
+        f"| data manifest (SHA-256) | {data.manifest_sha256} |",
+        "",
     ]
-    for name in ("kid", "fid"):
-        if f"metric/{name}" in figures:
-            floor = figures.get(f"floor/{name}")
-            beside = f"; real against real {floor:.4g}" if floor is not None else ""
-            lines.append(f"- {name.upper()}: {figures[f'metric/{name}']:.4g} ({figures.get('figure', '')}{beside})")
+    if label_counts:
+        lines += ["| class | training images | KID | real against real |", "|---|---|---|---|"]
+        for name, count in label_counts.items():
+            kid, floor = (figures.get(f"{side}/kid/{name}") for side in ("metric", "floor"))
+            lines.append(f"| {name} | {count:,} | {_figure(kid)} | {_figure(floor)} |")
+        lines.append("")
+    known = [name for name in FIGURES if f"metric/{name}" in figures]
+    if known:
+        lines += [f"Figures of the run's own evaluation ({figures.get('figure', '')}):", ""]
+        lines += ["| figure | value | real against real |", "|---|---|---|"]
+        lines += [f"| {n} | {_figure(figures[f'metric/{n}'])} | {_figure(figures.get(f'floor/{n}'))} |" for n in known]
+        lines += [
+            "",
+            "KID and FID: smaller is better; the others: larger is better. Real images score the last column.",
+        ]
+    amount = "--per-class 100" if config.conditional else "--count 100"
     lines += [
         "",
         "## Use",
         "",
-        f"    python jobs/generate.py --run RUN --out OUT{conditional or ' --count 100'}",
+        f"    python jobs/generate.py --run RUN --out OUT {amount}",
         "",
         "## Limits",
         "",
         "Not for diagnosis. Whether these images help a classifier, and whether they copy a patient, is not shown by",
-        "KID or FID: measure both before relying on them.",
+        "these figures: measure both before relying on the images.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

@@ -15,6 +15,7 @@ from torch import Tensor
 from medgan.config import Config
 from medgan.data.loader import Batch, rank_slice
 from medgan.losses import LOSSES, r1_penalty
+from medgan.models import z_size
 from medgan.pixels import to_images
 from medgan.state import TrainState
 from medgan.streams import stream
@@ -35,7 +36,7 @@ def train_step(state: TrainState, batch: Batch) -> Tensor:
 
     dtype = next(generator.module.parameters()).dtype
     real = to_images(batch.pixels.to(world.device), dtype).contiguous(memory_format=torch.channels_last)
-    labels = batch.labels.to(world.device, dtype)
+    labels = batch.labels.to(world.device, dtype) * config.label_strength(state.images_seen)
     share = 1.0 / config.global_batch
 
     # D learns: the DDP wrapper of D, G bare.
@@ -76,11 +77,11 @@ def takes_penalty(config: Config, images_seen: int) -> bool:
 
 
 def latents(state: TrainState, name: str, dtype: torch.dtype) -> Tensor:
-    """This rank's slice of the global batch's z: (n, z_dim) standard normal."""
+    """This rank's slice of the global batch's z: (n, z_size) standard normal."""
     config, world = state.config, state.world
     part = rank_slice(config.global_batch, config.sample_group, world.rank, world.size)
     random = stream(config.seed, name, state.images_seen)
-    z = torch.randn(config.global_batch, config.model.z_dim, generator=random, dtype=dtype)
+    z = torch.randn(config.global_batch, z_size(config), generator=random, dtype=dtype)
     return z[part].to(world.device)
 
 

@@ -30,6 +30,8 @@ def allowed():
             if cell["model.name"] == "dcgan":
                 chosen["model.norm_d"] = cell["model.norm_d"]
             chosen["loss.r1_gamma"] = 1.0 if cell["penalty"] == "r1" else 0.0
+            if cell["model.name"] == "stylegan2-lite":
+                chosen["model.w_dim"] = 8
             yield chosen
 
 
@@ -38,7 +40,10 @@ NAMES = ["-".join(str(value) for value in cell.values()) for cell in CELLS]
 
 
 def run(overrides: dict, steps: int) -> dict:
-    """Train on random pixels in this process's world; weights, last gradients and scalars."""
+    """Train on random bright pixels in this process's world; weights, last gradients and scalars.
+
+    Bright, so that D's gradients at real and generated images do not cancel to what rounding left over.
+    """
     config = configs.load(overrides={**SMALL, **overrides})
     config = configs.for_data(config, resolution=32, channels=1, classes=("a", "b"), manifest_sha256="0")
     world = World.current()
@@ -46,7 +51,7 @@ def run(overrides: dict, steps: int) -> dict:
     part = rank_slice(GLOBAL_BATCH, config.sample_group, world.rank, world.size)
     for step in range(steps):
         random = torch.Generator().manual_seed(step)
-        pixels = torch.randint(0, 256, (GLOBAL_BATCH, 1, 32, 32), dtype=torch.uint8, generator=random)
+        pixels = torch.randint(192, 256, (GLOBAL_BATCH, 1, 32, 32), dtype=torch.uint8, generator=random)
         labels = torch.eye(2)[torch.randint(0, 2, (GLOBAL_BATCH,), generator=random)]
         scalars = world.sum(train_step(state, Batch(pixels[part], labels[part], None)))
     networks = {"G": state.generator.module, "D": state.discriminator.module, "ema": state.ema}
@@ -108,13 +113,13 @@ def test_float32_gradients_equal_one_process_at_the_initial_weights(ranks, index
     ours, plain = (result["gradients"][activation] for result in (ranks[index], single(index)))
     for key, gradient in plain.items():
         network = max(g.norm() for k, g in plain.items() if k[0] == key[0])
-        # Less than a thousandth of the largest is what a sum left over when it cancelled (D's last bias: real
+        # Less than a hundredth of the largest is what a sum left over when it cancelled (D's last bias: real
         # against fake). Its own norm says nothing about its rounding.
-        scale = max(gradient.norm(), 1e-3 * network)
+        scale = max(gradient.norm(), 1e-2 * network)
         assert (ours[key] - gradient).norm() / scale <= tolerance, key
 
 
 def test_every_model_loss_and_penalty_is_among_the_cells():
-    assert {cell["model.name"] for cell in CELLS} == {"dcgan", "cgan"}
+    assert {cell["model.name"] for cell in CELLS} == {"dcgan", "cgan", "stylegan2-lite"}
     assert {cell["loss.name"] for cell in CELLS} == {"bce", "hinge"}
     assert {cell["loss.r1_gamma"] for cell in CELLS} == {0.0, 1.0}

@@ -21,6 +21,7 @@ RANKS = {
     "medgan.models.layers": 2,
     "medgan.models.dcgan": 3,
     "medgan.models.cgan": 4,
+    "medgan.models.stylegan2": 4,
     "medgan.models": 5,
     "medgan.data.shards": 2,
     "medgan.data.sources": 2,

@@ -5,35 +5,41 @@ import torch
 from torch import nn
 
 from medgan import config as configs
-from medgan.models import build_gan
+from medgan.models import build_gan, z_size
 from medgan.models.layers import BatchNorm, MinibatchStddev, channels_at, measuring
 
 NETS = {
     "dcgan": {"model.name": "dcgan"},
     "dcgan-none": {"model.name": "dcgan", "model.norm_d": "none"},
     "cgan": {"model.name": "cgan"},
+    "stylegan2-lite": {"model.name": "stylegan2-lite", "model.w_dim": 8},
 }
 
 
-def gan(name, resolution=32, channels=1):
-    small = {"model.width": 4, "model.max_width": 16, "model.z_dim": 8}
-    config = configs.for_data(
-        configs.load(overrides={**small, **NETS[name]}),
+def small(name, resolution=32, channels=1, classes=("a", "b", "c")):
+    overrides = {"model.width": 4, "model.max_width": 16, "model.z_dim": 8, **NETS[name]}
+    return configs.for_data(
+        configs.load(overrides=overrides),
         resolution=resolution,
         channels=channels,
-        classes=("a", "b", "c"),
+        classes=classes,
         manifest_sha256="0",
     )
-    return build_gan(config)
+
+
+def gan(name, *shape):
+    """(G, D, numbers in a z)."""
+    config = small(name, *shape)
+    return *build_gan(config), z_size(config)
 
 
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("resolution", configs.RESOLUTIONS)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_model_keeps_the_contract(name, resolution, channels):
-    generator, discriminator = gan(name, resolution, channels)
+    generator, discriminator, size = gan(name, resolution, channels)
     labels = torch.eye(3)[[0, 1, 2, 0]]
-    images = generator(torch.randn(4, 8), labels)
+    images = generator(torch.randn(4, size), labels)
     assert images.shape == (4, channels, resolution, resolution)
     assert images.abs().max() <= 1
     logits = discriminator(images, labels)
@@ -43,23 +49,24 @@ def test_every_model_keeps_the_contract(name, resolution, channels):
         assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-def test_labels_change_what_a_conditional_model_says_and_nothing_else_needs_them():
+@pytest.mark.parametrize("name", ["cgan", "stylegan2-lite"])
+def test_labels_change_what_a_conditional_model_says_and_nothing_else_needs_them(name):
     torch.manual_seed(0)
-    generator, discriminator = gan("cgan")
-    z, a, b = torch.randn(4, 8), torch.eye(3)[[0] * 4], torch.eye(3)[[1] * 4]
+    generator, discriminator, size = gan(name)
+    z, a, b = torch.randn(4, size), torch.eye(3)[[0] * 4], torch.eye(3)[[1] * 4]
     images = generator(z, a)
     assert not torch.allclose(images, generator(z, b))
     assert not torch.allclose(discriminator(images, a), discriminator(images, b))
     for call in (lambda: generator(z, None), lambda: discriminator(images, None)):
         with pytest.raises(ValueError, match="needs labels"):
             call()
-    plain, _ = gan("dcgan")
-    assert plain(z, None).shape == images.shape
+    plain, _, size = gan("dcgan")
+    assert plain(z[:, :size], None).shape == images.shape
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_no_convolution_before_a_normalisation_has_a_bias(name):
-    for network in gan(name):
+    for network in gan(name)[:2]:
         modules = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | BatchNorm)]
         if name == "cgan":  # listed by kind there: every convolution of G but the last feeds a normalisation
             convolutions = [m for m in modules if isinstance(m, nn.ConvTranspose2d)]

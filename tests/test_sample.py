@@ -2,13 +2,20 @@ import numpy as np
 import pytest
 import torch
 
+from medgan import config as configs
 from medgan import sample
 from medgan.data import shards
 from medgan.data.shards import DataError
 from medgan.distributed import World
+from medgan.models import z_size
 from medgan.sample import Sampler
 from medgan.state import TrainState
 
+FIGURES = {
+    "images_seen": 64,
+    "figure": "n = 16",
+    **{"metric/kid": 0.5, "floor/kid": 0.25, "metric/kid/NORMAL": 0.75},
+}
 POOL = np.eye(2, dtype=np.uint8)[[0] * 30 + [1] * 10]
 
 
@@ -16,25 +23,29 @@ def write(tmp_path, config):
     state = TrainState.create(config, World())
     sample.calibrate(state.ema, config, POOL)
     counts = {"NORMAL": 30, "PNEUMONIA": 10}
-    files = sample.export(state.ema, config, counts, {"images_seen": 64, "metric/kid": 0.5, "figure": "n = 16"})
+    files = sample.export(state.ema, config, counts, FIGURES, b"png")
     for name, content in files.items():
         data = content if isinstance(content, bytes) else content.encode()
         shards.write_file(tmp_path, f"generator/{name}", data)
     return state
 
 
-@pytest.mark.parametrize("preset", ["dcgan", "cgan"])
+@pytest.mark.parametrize("preset", configs.PRESETS)
 def test_an_exported_generator_draws_what_the_averaged_one_does(preset, tiny, tmp_path):
     config = tiny(preset)
     state = write(tmp_path, config)
     sampler = Sampler.open(str(tmp_path))
-    z, labels = torch.randn(6, config.model.z_dim), torch.eye(2)[[0, 1, 0, 1, 0, 1]]
+    z, labels = torch.randn(6, z_size(config)), torch.eye(2)[[0, 1, 0, 1, 0, 1]]
     expected = sample.generate(state.ema, z, labels).int()
     # The exported one holds plain memory order, so a rounding may fall the other way.
     assert (sample.generate(sampler.generator, z, labels).int() - expected).abs().max() <= 1
     assert expected.float().std() > 1
     card = (tmp_path / "generator/README.md").read_text()
-    assert "KID: 0.5 (n = 16)" in card
+    assert "(n = 16)" in card
+    assert "| kid | 0.5 | 0.25 |" in card
+    assert "| NORMAL | 30 | 0.75 |  |" in card
+    assert "![Samples](samples.png)" in card
+    assert (tmp_path / "generator/samples.png").read_bytes() == b"png"
     assert "Not for diagnosis" in card
 
 
@@ -86,3 +97,17 @@ def test_grids_have_a_row_per_class_with_the_same_latents(tiny):
     state = TrainState.create(config, World())
     sample.calibrate(state.ema, config, POOL)
     assert sample.grid_samples(state.ema, config).shape == (6, 1, 32, 32)
+
+
+def test_truncation_makes_samples_of_a_class_more_alike_and_only_stylegan_has_it(tiny, tmp_path):
+    write(tmp_path / "style", tiny("stylegan2-lite"))
+    sampler = Sampler.open(str(tmp_path / "style"))
+    labels = sampler.labels(0, per_class=20)
+    spread = []
+    for psi in (1.0, 0.5, 0.0):
+        sampler.truncate(psi)
+        spread.append(sampler.draw(labels, seed=0)[0].reshape(2, 20, -1).astype(float).std(1).mean())
+    assert spread[0] > spread[1] > spread[2] >= 0
+    write(tmp_path / "plain", tiny("cgan"))
+    with pytest.raises(DataError, match="--truncation 0.5: cgan has no w"):
+        Sampler.open(str(tmp_path / "plain")).truncate(0.5)

@@ -1,6 +1,6 @@
 """The contract of G and D, and build_gan.
 
-    G(z, labels) -> images (N, C, R, R) in [-1, 1]        z: (N, z_dim) standard normal
+    G(z, labels) -> images (N, C, R, R) in [-1, 1]        z: (N, z_size(config)) standard normal
     D(images, labels) -> logits (N,)                      labels: float (N, K), one-hot or multi-hot, or None
 
 The training step never asks which model it has.
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from medgan.config import Cgan, Config, Dcgan
-from medgan.models import cgan, dcgan
+from medgan.config import Cgan, Config, Dcgan, Stylegan2Lite
+from medgan.models import cgan, dcgan, stylegan2
 
 
 def build_gan(config: Config) -> tuple[nn.Module, nn.Module]:
@@ -31,6 +31,22 @@ def build_gan(config: Config) -> tuple[nn.Module, nn.Module]:
                 cgan.Generator(model, data.resolution, data.channels, len(data.classes)),
                 cgan.Discriminator(model, data.resolution, data.channels, len(data.classes)),
             )
+        case Stylegan2Lite() as model:
+            return (
+                stylegan2.Generator(model, data.resolution, data.channels, len(data.classes)),
+                stylegan2.Discriminator(model, data.resolution, data.channels, len(data.classes)),
+            )
+
+
+def z_size(config: Config) -> int:
+    """Numbers in one sample's z: model.z_dim, and where G has noise inputs one for each of their pixels."""
+    size = config.model.z_dim
+    if isinstance(config.model, Stylegan2Lite) and config.model.noise:
+        assert config.data.resolution is not None
+        side = 4
+        while side <= config.data.resolution:
+            size, side = size + side**2, 2 * side
+    return size
 
 
 def parameters(module: nn.Module) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from medgan.config import Cgan
 from medgan.models.dcgan import init_dcgan, init_he
-from medgan.models.layers import BatchNorm, MinibatchStddev, activation, channels_at
+from medgan.models.layers import BatchNorm, MinibatchStddev, activation, channels_at, labelled
 
 
 class Generator(nn.Module):
@@ -29,9 +29,7 @@ class Generator(nn.Module):
         self.apply(init_dcgan)
 
     def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        if labels is None:
-            raise ValueError("a conditional generator needs labels")
-        x = self.first(torch.cat([z, labels.to(z.dtype)], 1)[:, :, None, None])
+        x = self.first(torch.cat([z, labelled(labels, z)], 1)[:, :, None, None])
         for level, norm in enumerate(self.norms):
             x = self.act(norm(x, labels))
             x = self.ups[level](x) if level < len(self.ups) else self.last(x)
@@ -60,9 +58,7 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """<features, embed(labels)> / sqrt(dim) + a linear score (arXiv:1802.05637, eq. 3)."""
-        if labels is None:
-            raise ValueError("a conditional discriminator needs labels")
         features = self.act(self.pool(self.trunk(images))).flatten(1)
-        projected = (features * self.embed(labels.to(features.dtype))).sum(1) / features.shape[1] ** 0.5
+        projected = (features * self.embed(labelled(labels, features))).sum(1) / features.shape[1] ** 0.5
         logits: Tensor = self.linear(features).flatten() + projected
         return logits

@@ -35,7 +35,27 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-class BatchNorm(nn.Module):
+class Measured(nn.Module):
+    """A layer that uses, in evaluation mode, figures which `measuring` takes from passes in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.measured: list[Tensor] | None = None
+        """A tensor of sums of each pass while measuring."""
+
+    def settle(self, measured: Tensor) -> None:
+        """Keep what follows from the sums of all passes together, float64."""
+        raise NotImplementedError
+
+
+def labelled(labels: Tensor | None, like: Tensor) -> Tensor:
+    """The labels that a conditional model cannot do without, in the dtype of another tensor."""
+    if labels is None:
+        raise ValueError("a conditional model needs labels")
+    return labels.to(like.dtype)
+
+
+class BatchNorm(Measured):
     """BatchNorm over the global batch (Ioffe and Szegedy 2015, arXiv:1502.03167), optionally class-conditional.
 
     In training it normalises with the mean and variance of all ranks' samples together. It keeps no running
@@ -60,15 +80,12 @@ class BatchNorm(nn.Module):
         self.conditional = classes > 0
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("var", torch.ones(features))
-        self.measured: list[Tensor] | None = None  # count, sum, sum of squares of each pass while calibrating
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         weight: Tensor = self.weight
         bias: Tensor = self.bias
         if self.conditional:
-            if labels is None:
-                raise ValueError("a class-conditional BatchNorm needs labels")
-            labels = labels.to(weight.dtype)
+            labels = labelled(labels, weight)
             with torch.autocast(x.device.type, enabled=False):
                 weight, bias = weight + labels @ self.class_weight, bias + labels @ self.class_bias
         if self.training and self.measured is None and world_size() == 1:
@@ -86,37 +103,38 @@ class BatchNorm(nn.Module):
         count = wide.new_full((1,), x.shape[0] * x.shape[2] * x.shape[3])
         sums = torch.cat([count, wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))])
         if self.measured is not None:  # by this process alone
-            self.measured.append(sums.detach())
+            self.measured.append(sums.detach().double())
         elif world_size() > 1:
             sums = SumOverRanks.apply(sums)
         count, total, squares = sums.split([1, x.shape[1], x.shape[1]])
         mean = total / count
         return mean, (squares / count - mean.square()).clamp(min=0)
 
+    def settle(self, measured: Tensor) -> None:
+        count, total, squares = measured.split([1, len(self.mean), len(self.mean)])
+        self.mean.copy_(total / count)
+        self.var.copy_((squares / count - self.mean.square()).clamp(min=0))
+
 
 @contextmanager
 def measuring(module: nn.Module) -> Iterator[None]:
-    """Within it, forward passes in training mode measure the statistics that evaluation mode then uses.
+    """Within it, forward passes in training mode measure the figures that evaluation mode then uses.
 
     The passes see this process's samples only, so that every rank may calibrate the same generator by itself.
     """
-    norms = [layer for layer in module.modules() if isinstance(layer, BatchNorm)]
+    layers = [layer for layer in module.modules() if isinstance(layer, Measured)]
     was_training = module.training
     module.train()
-    for norm in norms:
-        norm.measured = []
+    for layer in layers:
+        layer.measured = []
     try:
         yield
-        for norm in norms:
-            assert norm.measured is not None
-            count, total, squares = (
-                torch.stack(norm.measured).double().sum(0).split([1, len(norm.mean), len(norm.mean)])
-            )
-            norm.mean.copy_(total / count)
-            norm.var.copy_((squares / count - norm.mean.square()).clamp(min=0))
+        for layer in layers:
+            assert layer.measured is not None
+            layer.settle(torch.stack(layer.measured).sum(0))
     finally:
-        for norm in norms:
-            norm.measured = None
+        for layer in layers:
+            layer.measured = None
         module.train(was_training)
 
 
