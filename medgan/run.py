@@ -9,18 +9,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from medgan import loop, report, sample
 from medgan.config import Config
-from medgan.data.loader import Split, batches, open_split, rank_slice
+from medgan.data.loader import Order, Split, batches, open_split, rank_slice
 from medgan.data.shards import label_counts
 from medgan.distributed import World
 from medgan.folder import RunFolder, checkpoint_name
 from medgan.metrics.features import EXTRACTORS, choose_rows, my_part, real_features
-from medgan.metrics.fidelity import fidelity, identity
+from medgan.metrics.fidelity import class_kid, fidelity, identity
+from medgan.models import z_size
 from medgan.pixels import encode_png, grid
 from medgan.state import CheckpointError, TrainState, open_checkpoint
-from medgan.streams import stream
+from medgan.streams import stream, stream_seed
 from medgan.tracking import JsonlTracker, NullTracker, Row, Several, Tracker, WandbTracker
 
 Event = dict[str, Any]
@@ -45,6 +47,7 @@ def train(
     """
     folder = RunFolder(out)
     split = open_split(data, "train")
+    order = Order(split.labels, config.seed, config.data.balance)
     state = TrainState.create(config, world)
     newest = world.broadcast(newest_sound(folder, on_event) if world.first else None)
     if newest is not None:
@@ -56,11 +59,13 @@ def train(
     tracker = _tracker(config, folder, state.images_seen) if world.first else NullTracker()
     part = rank_slice(config.global_batch, config.sample_group, world.rank, world.size)
     failed = True
+    if world.first and config.tracking.real_images:
+        folder.write("samples/real.png", real_grid(config, split))
     try:
         on_event({"event": "features"})
-        evaluator = Evaluator(config, data, split, world)
+        evaluator = Evaluator(config, data, split, order, world)
         recorder = Recorder(folder, tracker, evaluator, on_event, stopping)
-        loop.run(config, state, batches(split, config.seed, state.images_seen, config.global_batch, part), recorder)
+        loop.run(config, state, batches(split, order, state.images_seen, config.global_batch, part), recorder)
         if world.first:
             recorder.finish(state)
         failed = False
@@ -68,6 +73,20 @@ def train(
         tracker.close(failed)
         if world.first:
             folder.publish("metrics.jsonl", "wandb")
+
+
+def real_grid(config: Config, split: Split) -> bytes:
+    """Real images arranged as the samples are: a row per class, or four rows; black where a class has too few. PNG."""
+    columns, classes = config.tracking.grid_columns, len(config.data.classes or ())
+    shuffled = np.random.default_rng(stream_seed(config.seed, "real grid", 0)).permutation(len(split))
+    if config.conditional:
+        rows = [shuffled[split.labels[shuffled, index] > 0][:columns] for index in range(classes)]
+    else:
+        rows = [shuffled[row * columns : (row + 1) * columns] for row in range(4)]
+    tiles = np.zeros((len(rows), columns, *split.pixels.shape[1:]), np.uint8)
+    for row, chosen in enumerate(rows):
+        tiles[row, : len(chosen)] = split.pixels[chosen]
+    return encode_png(grid(tiles.reshape(-1, *split.pixels.shape[1:]), columns))
 
 
 def newest_sound(folder: RunFolder, on_event: Callable[[Event], None]) -> int | None:
@@ -94,15 +113,16 @@ def _tracker(config: Config, folder: RunFolder, images_seen: int) -> Tracker:
 
 
 class Evaluator:
-    """KID and FID of the averaged generator against the val split, with the real-against-real floor.
+    """Figures of the averaged generator against the val split, overall and by class, with the real-against-real floor.
 
     Real features are computed once (and cached per node): n images of val, and as many of train for the floor. The
     latents and labels of the generated images are the same each time.
     """
 
-    def __init__(self, config: Config, data: str, train_split: Split, world: World) -> None:
+    def __init__(self, config: Config, data: str, train_split: Split, order: Order, world: World) -> None:
         self.config, self.world = config, world
-        self.label_pool = np.asarray(train_split.labels)
+        self.train_labels = np.asarray(train_split.labels)
+        self.label_pool = self.train_labels[order.epoch(0)]
         val = open_split(data, REFERENCE_SPLIT)
         self.n = min(config.evaluate.n, len(val), len(train_split))
         self.extractor = EXTRACTORS[config.evaluate.extractor](world.device)
@@ -112,19 +132,27 @@ class Evaluator:
         other = real_features(train_split, self.n, self.extractor, world)
         self.floor: Row = {}
         if self.real is not None and other is not None:
-            self.floor = {f"floor/{name}": value for name, value in fidelity(self.real, other).items()}
+            rows = choose_rows(len(train_split), self.n)
+            self.floor = self._row("floor", self.real, other, torch.from_numpy(train_split.labels[rows]))
 
     def __call__(self, state: TrainState) -> Row:
         """metric/* and floor/* at rank 0, nothing elsewhere. Calibrates the averaged generator."""
-        sample.calibrate(state.ema, self.config, self.label_pool)
+        strength = self.config.label_strength(state.images_seen)
+        sample.calibrate(state.ema, self.config, self.label_pool, strength)
         part = my_part(self.n, self.world)
-        z = torch.randn(self.n, self.config.model.z_dim, generator=stream(self.config.seed, "evaluate", 0))
-        pixels = sample.generate(state.ema, z[part], self.labels[part])
+        z = torch.randn(self.n, z_size(self.config), generator=stream(self.config.seed, "evaluate", 0))
+        pixels = sample.generate(state.ema, z[part], strength * self.labels[part])
         fake = self.world.gather_rows(self.extractor(pixels))
         if fake is None or self.real is None:
             return {}
-        figures = {f"metric/{name}": value for name, value in fidelity(self.real, fake).items()}
-        return {**figures, **self.floor, "metric/n": self.n}
+        return {**self._row("metric", self.real, fake, self.labels), **self.floor, "metric/n": self.n}
+
+    def _row(self, kind: str, real: Tensor, other: Tensor, labels: Tensor) -> Row:
+        """kind/kid, kind/kid/CLASS and so on; classes where the model is conditional and has enough of them."""
+        row = {f"{kind}/{name}": value for name, value in fidelity(real, other).items()}
+        classes = (self.config.data.classes or ()) if self.config.conditional else ()
+        by_class = class_kid(real, self.labels, other, labels, classes)
+        return row | {f"{kind}/kid/{name}": figure["value"] for name, figure in by_class.items()}
 
 
 class Recorder:
@@ -141,6 +169,8 @@ class Recorder:
         self.folder, self.tracker, self.evaluator, self.on_event = folder, tracker, evaluator, on_event
         self.first = evaluator.world.first
         self.asked = stopping
+        self.picture = b""
+        """The newest sample grid."""
 
     def stopping(self) -> bool:
         return self.first and self.asked()
@@ -164,7 +194,8 @@ class Recorder:
         assert kid is not None
         # Figures of unlike identity are not compared: with other settings the search for the best starts anew.
         better = not best or best["identity"] != self.evaluator.identity or kid < best["kid"]
-        if better and state.images_seen:  # the untrained generator is nobody's best
+        # The untrained generator is nobody's best, nor is one whose labels do not have their full strength yet.
+        if better and state.images_seen and state.config.label_strength(state.images_seen) == 1:
             state.best = {"images_seen": state.images_seen, "kid": kid, "identity": self.evaluator.identity}
             if self.first:
                 self._export(state, row)
@@ -185,16 +216,17 @@ class Recorder:
         self.on_event({"event": kind, "images_seen": state.images_seen, "best": state.best})
 
     def _picture(self, state: TrainState) -> None:
-        tiles = sample.grid_samples(state.ema, state.config)
+        tiles = sample.grid_samples(state.ema, state.config, state.config.label_strength(state.images_seen))
         png = encode_png(grid(tiles.numpy(), state.config.tracking.grid_columns))
         self.folder.write(f"samples/{round(state.images_seen / 1000):06d}.png", png)
+        self.picture = png
         self.tracker.picture(state.images_seen, "samples", png)
 
     def _export(self, state: TrainState, row: Row) -> None:
-        counts = label_counts(self.evaluator.label_pool, state.config.data.classes or ())
+        counts = label_counts(self.evaluator.train_labels, state.config.data.classes or ())
         figure = f"n = {self.evaluator.n} against {REFERENCE_SPLIT}, {self.evaluator.extractor.identity['extractor']}"
         figures = {"images_seen": state.images_seen, "figure": figure, **row}
-        for name, content in sample.export(state.ema, state.config, counts, figures).items():
+        for name, content in sample.export(state.ema, state.config, counts, figures, self.picture).items():
             self.folder.write(f"generator/{name}", content)
 
     def _page(self) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from medgan.data import loader
-from medgan.data.loader import batch_rows, batches, open_split, rank_slice
+from medgan.data.loader import Order, batches, open_split, rank_slice, row_weights
 from medgan.data.shards import DataError
 
 from .conftest import write_phantoms
@@ -13,9 +13,9 @@ from .conftest import write_phantoms
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 5])
 def test_every_image_comes_once_per_epoch_in_any_world(world):
     rows, global_batch, group = 103, 20, 4
-    seen = []
+    order, seen = Order(np.zeros((rows, 2), np.uint8), seed=7), []
     for images_seen in range(0, 3 * rows + global_batch, global_batch):
-        whole = batch_rows(7, images_seen, global_batch, rows)
+        whole = order.batch(images_seen, global_batch)
         parts = [whole[rank_slice(global_batch, group, rank, world)] for rank in range(world)]
         assert np.array_equal(np.concatenate(parts), whole)
         assert all(len(part) % group == 0 and len(part) for part in parts)
@@ -33,13 +33,13 @@ def test_slices_are_as_even_as_whole_groups_allow():
 
 def test_a_batch_depends_on_seed_and_images_seen_alone(phantoms):
     split = open_split(phantoms, "train")
-    stream = batches(split, seed=0, images_seen=0, global_batch=16, part=slice(0, 16))
+    stream = batches(split, Order(split.labels, 0), images_seen=0, global_batch=16, part=slice(0, 16))
     for _ in range(20):
         batch = next(stream)
-    again = next(batches(split, seed=0, images_seen=19 * 16, global_batch=16, part=slice(0, 16)))
+    again = next(batches(split, Order(split.labels, 0), images_seen=19 * 16, global_batch=16, part=slice(0, 16)))
     assert np.array_equal(batch.rows, again.rows)
     assert torch.equal(batch.pixels, again.pixels)
-    other = next(batches(split, seed=1, images_seen=19 * 16, global_batch=16, part=slice(0, 16)))
+    other = next(batches(split, Order(split.labels, 1), images_seen=19 * 16, global_batch=16, part=slice(0, 16)))
     assert not np.array_equal(batch.rows, other.rows)
 
 
@@ -63,3 +63,29 @@ def test_a_shard_that_changed_is_found_also_when_the_cache_is_warm(tmp_path):
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(DataError, match="train/00000.parquet has"):
         open_split(data, "train")
+
+
+def test_balance_shows_rare_classes_as_often_as_asked_and_every_row_its_share():
+    labels = np.zeros((1000, 3), np.uint8)
+    labels[:900, 0] = labels[900:990, 1] = labels[990:, 2] = 1
+    for balance in (0.0, 0.5, 1.0):
+        wanted = np.array([0.9, 0.09, 0.01]) ** (1 - balance)
+        expected = 1000 * wanted / wanted.sum()
+        order = Order(labels, seed=3, balance=balance)
+        for epoch in range(3):
+            rows = order.epoch(epoch)
+            assert len(rows) == 1000
+            assert np.abs(labels[rows].sum(0) - expected).max() <= 1
+            times = np.bincount(rows, minlength=1000)
+            for which, share in zip(labels.T, expected, strict=True):
+                each = share / which.sum()
+                assert np.abs(times[which == 1] - each).max() < 1
+        assert not np.array_equal(order.epoch(0), order.epoch(1))
+        assert np.array_equal(order.epoch(1), Order(labels, seed=3, balance=balance).epoch(1))
+
+
+def test_a_row_of_several_labels_weighs_their_mean_and_having_none_is_a_class_too():
+    labels = np.array([[1, 0], [1, 0], [1, 1], [0, 0]], np.uint8)
+    weights = row_weights(labels, 1.0)
+    assert weights.tolist() == [4 / 3, 4 / 3, (4 / 3 + 4) / 2, 4]
+    assert row_weights(labels, 0.0).tolist() == [1, 1, 1, 1]

@@ -96,3 +96,39 @@ def test_real_features_are_cached_by_data_split_and_number(phantoms):
     assert torch.equal(first, again)
     assert features.real_features(split, 12, extractor, World()).shape[0] == 12
     assert extractor.calls == 2
+
+
+def test_a_collapsed_generator_has_precision_without_recall_and_covers_nothing():
+    real = gaussian(400, 0.0, 1.0)
+    collapsed = gaussian(400, 0.0, 0.02, seed=1)
+    figures = fidelity.neighbourhoods(real, collapsed)
+    assert figures["precision"] > 0.95
+    assert figures["recall"] < 0.05
+    assert figures["coverage"] < 0.2
+    good = fidelity.neighbourhoods(real, gaussian(400, 0.0, 1.0, seed=2))
+    assert min(good["precision"], good["recall"], good["coverage"]) > 0.8
+    assert good["density"] == pytest.approx(1, abs=0.15)
+    far = fidelity.neighbourhoods(real, gaussian(400, 20.0, 1.0, seed=3))
+    assert set(far.values()) == {0.0}
+
+
+def test_density_and_coverage_by_their_definition():
+    real, fake = gaussian(30, 0.0, 1.0), gaussian(20, 0.3, 1.0, seed=1)
+    inside = np.zeros((30, 20), bool)
+    for i in range(30):
+        distances = sorted(float((real[i] - real[j]).norm()) for j in range(30) if j != i)
+        inside[i] = [float((real[i] - other).norm()) < distances[4] for other in fake]  # the fifth nearest
+    figures = fidelity.neighbourhoods(real, fake)
+    assert figures["density"] == pytest.approx(inside.sum() / (5 * 20))
+    assert figures["coverage"] == pytest.approx(inside.any(1).mean())
+
+
+def test_kid_by_class_sees_a_class_that_is_wrong_and_leaves_out_one_that_is_too_rare():
+    labels = torch.eye(3)[[0] * 100 + [1] * 100 + [2] * 10]
+    real = gaussian(210, 0.0, 1.0)
+    fake = gaussian(210, 0.0, 1.0, seed=1) + labels[:, 1:2]  # the second class is moved
+    figures = fidelity.class_kid(real, labels, fake, labels, ("a", "b", "c"))
+    assert set(figures) == {"a", "b"}
+    assert abs(figures["a"]["value"]) < 0.1
+    assert figures["b"]["value"] > 0.5
+    assert figures["a"]["n"] == 100

@@ -1,19 +1,26 @@
 """A run without Ray: its folder, resuming bit for bit, the best generator, what happens when it diverges."""
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from medgan import config as configs
 from medgan import run
 from medgan.data import shards
+from medgan.data.loader import Batch, open_split
 from medgan.distributed import World
 from medgan.folder import RunFolder
 from medgan.loop import Diverged, due
 from medgan.state import CheckpointError, TrainState, ema_decay, open_checkpoint
+from medgan.step import train_step
 from medgan.tracking import read_rows
+
+from .conftest import write_phantoms
 
 
 def train(config, data, out, on_event=lambda event: None, **options):
@@ -62,7 +69,8 @@ def test_a_run_leaves_the_folder_that_is_promised(preset, tiny, phantoms, tmp_pa
     folder = train(tiny(preset), phantoms, tmp_path / "run", events.append)
     names = {"config.yaml", "metrics.jsonl", "samples", "checkpoints", "generator", "report.html"}
     assert names <= set(folder.names())
-    assert folder.names("generator") == ["README.md", "config.yaml", "model.safetensors"]
+    assert folder.names("generator") == ["README.md", "config.yaml", "model.safetensors", "samples.png"]
+    assert "real.png" not in folder.names("samples")
     rows = read_rows(tmp_path / "run/metrics.jsonl")
     assert rows[0]["images_seen"] == 0
     assert {"metric/kid", "metric/fid", "floor/kid", "floor/fid"} <= rows[0].keys()
@@ -243,3 +251,60 @@ def test_a_half_written_last_row_is_cut(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text(json.dumps({"images_seen": 1}) + '\n{"images_se')
     assert read_rows(file) == [{"images_seen": 1}]
+
+
+def test_labels_are_annealed_in_and_no_best_is_chosen_before_they_have_their_full_strength(tiny, phantoms, tmp_path):
+    annealed = tiny(model__anneal_from_kimg=0.064, model__anneal_to_kimg=0.192)
+    assert [annealed.label_strength(seen) for seen in (0, 64, 128, 192, 256)] == [0, 0, 0.5, 1, 1]
+    folder = train(annealed, phantoms, tmp_path / "run")
+    best = last_checkpoint(folder)["best"]["images_seen"]
+    assert best == 256  # evaluated at 128, at half strength, and at 256
+    early = train(tiny(model__anneal_to_kimg=0.24), phantoms, tmp_path / "early", stopping=lambda: True)
+    assert not early.exists("generator/model.safetensors")
+
+
+def test_without_strength_labels_change_neither_network(tiny):
+    config = tiny(model__anneal_from_kimg=0.1, model__anneal_to_kimg=0.2)
+    weights = []
+    for hot in (0, 1):
+        state = TrainState.create(config, World())
+        random = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            pixels = torch.randint(0, 256, (16, 1, 32, 32), dtype=torch.uint8, generator=random)
+            train_step(state, Batch(pixels, torch.eye(2)[[hot] * 16], None))
+        weights.append(torch.cat([p.flatten() for p in state.generator.module.parameters()]))
+    assert torch.equal(*weights)
+
+
+def test_rare_classes_can_be_shown_more_often(tiny, phantoms, tmp_path):
+    config = tiny(data__balance=1.0)
+    assert config.data.balance == 1.0  # filling in what DATA has keeps it
+    train(config, phantoms, tmp_path / "run")
+    assert read_rows(tmp_path / "run/metrics.jsonl")[-1]["images_seen"] == 256
+
+
+def test_figures_by_class_stand_beside_the_overall_one(tiny, tmp_path):
+    data = str(write_phantoms(tmp_path / "data", count=600))
+    manifest, sha256 = shards.read_manifest(data)
+    config = configs.for_data(
+        tiny(evaluate__n=64).model_copy(update={"data": configs.Data()}),
+        resolution=32,
+        channels=1,
+        classes=manifest.classes,
+        manifest_sha256=sha256,
+    )
+    train(config, data, tmp_path / "run")
+    first = read_rows(tmp_path / "run/metrics.jsonl")[0]
+    for name in manifest.classes:
+        assert first[f"metric/kid/{name}"] > 10 * abs(first[f"floor/kid/{name}"])
+
+
+def test_real_images_are_written_only_when_asked_for(tiny, phantoms, tmp_path):
+    folder = train(tiny(tracking__real_images=True, tracking__grid_columns=4), phantoms, tmp_path / "run")
+    shown = np.asarray(Image.open(io.BytesIO(folder.read("samples/real.png"))))
+    split = open_split(phantoms, "train")
+    assert shown.shape == (2 * 34 + 2, 4 * 34 + 2)
+    tile = shown[2:34, 2:34]
+    rows = [index for index, image in enumerate(split.pixels) if np.array_equal(image[0], tile)]
+    assert rows
+    assert split.labels[rows[0], 0] == 1

@@ -107,28 +107,56 @@ def rank_slice(global_batch: int, group: int, rank: int, world: int) -> slice:
     return slice(groups * rank // world * group, groups * (rank + 1) // world * group)
 
 
-@lru_cache(maxsize=2)
-def _epoch_order(seed: int, epoch: int, rows: int) -> np.ndarray:
-    return np.random.default_rng(stream_seed(seed, "epoch", epoch)).permutation(rows)
+class Order:
+    """Which row comes when: a function of (seed, images_seen) alone.
 
-
-def batch_rows(seed: int, images_seen: int, global_batch: int, rows: int) -> np.ndarray:
-    """Row numbers of the global batch that starts at images_seen: int64 (global_batch,).
-
-    Every row comes once per epoch; a batch may straddle two epochs.
+    labels: uint8 (N, K). An epoch has N places. With balance 0 every row comes once in it. With more, rows of rare
+    classes come more often: a class's share of an epoch goes with its frequency to the power 1 - balance, so that at
+    1 all classes are equally frequent. Each row then comes floor or ceil of its expected number of times.
     """
-    positions = np.arange(images_seen, images_seen + global_batch)
-    chosen = np.empty(global_batch, np.int64)
-    for epoch in range(positions[0] // rows, positions[-1] // rows + 1):
-        here = positions // rows == epoch
-        chosen[here] = _epoch_order(seed, int(epoch), rows)[positions[here] % rows]
-    return chosen
+
+    def __init__(self, labels: np.ndarray, seed: int, balance: float = 0.0) -> None:
+        self.seed, self.rows = seed, len(labels)
+        self.weights = row_weights(labels, balance) if balance and labels.shape[1] else None
+        self.epoch = lru_cache(maxsize=2)(self._epoch)
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        random = np.random.default_rng(stream_seed(self.seed, "epoch", epoch))
+        order = random.permutation(self.rows)
+        if self.weights is None:
+            return order
+        # Systematic resampling: one offset, then every whole step of the summed weights picks a row. Sorted by
+        # weight, so that each class gets its share to within one row.
+        order = order[np.argsort(self.weights[order], kind="stable")]
+        steps = np.cumsum(self.weights[order]) * (self.rows / self.weights.sum())
+        picks = np.searchsorted(steps, np.arange(self.rows) + random.random())
+        return random.permutation(order[np.minimum(picks, self.rows - 1)])
+
+    def batch(self, images_seen: int, global_batch: int) -> np.ndarray:
+        """Row numbers of the global batch that starts at images_seen: int64 (global_batch,). It may straddle epochs."""
+        positions = np.arange(images_seen, images_seen + global_batch)
+        chosen = np.empty(global_batch, np.int64)
+        for epoch in range(positions[0] // self.rows, positions[-1] // self.rows + 1):
+            here = positions // self.rows == epoch
+            chosen[here] = self.epoch(int(epoch))[positions[here] % self.rows]
+        return chosen
 
 
-def batches(split: Split, seed: int, images_seen: int, global_batch: int, part: slice) -> Iterator[Batch]:
+def row_weights(labels: np.ndarray, balance: float) -> np.ndarray:
+    """How often each row should come, relative to others: float64 (N,).
+
+    Each class, and having none, weighs its frequency to the power -balance; a row of several the mean of theirs.
+    """
+    hot = np.concatenate([labels, ~labels.any(1, keepdims=True)], 1).astype(float)
+    of_class = np.maximum(hot.mean(0), 1 / len(hot)) ** -balance
+    weights: np.ndarray = hot @ of_class / hot.sum(1)
+    return weights
+
+
+def batches(split: Split, order: Order, images_seen: int, global_batch: int, part: slice) -> Iterator[Batch]:
     """This rank's slices of the global batches from images_seen on, without end."""
     while True:
-        rows = batch_rows(seed, images_seen, global_batch, len(split))[part]
+        rows = order.batch(images_seen, global_batch)[part]
         yield Batch(
             torch.from_numpy(split.pixels[rows]),
             torch.from_numpy(split.labels[rows].astype(np.float32)),

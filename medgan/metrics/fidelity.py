@@ -1,15 +1,23 @@
-"""KID and FID of features, with torch-fidelity's arithmetic, and the real-against-real floor beside each."""
+"""Figures of generated against real features: KID, FID, precision and recall with torch-fidelity's arithmetic.
+
+Density and coverage are our own. Real against other real images of equal number is the floor of each.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 SUBSETS = 100
 MAX_SUBSET = 1000
+LEAST = 16
+"""Images of a class, on each side, below which it gets no figure of its own."""
 
 
 def kid(real: Tensor, fake: Tensor) -> dict[str, float]:
@@ -40,8 +48,43 @@ def identity(extractor: dict[str, Any], n: int, split: str) -> dict[str, Any]:
     return {**extractor, "n": n, "split": split, "kid_subsets": SUBSETS, "kid_subset_size": min(MAX_SUBSET, n // 2)}
 
 
+def neighbourhoods(real: Tensor, fake: Tensor, k: int = 3, k_density: int = 5) -> dict[str, float]:
+    """Precision and recall (arXiv:1904.06991, k = 3), density and coverage (arXiv:2002.09797, k = 5).
+
+    real, fake: float32 (n, F). A ball around a sample reaches to its k-th nearest neighbour of the same side.
+    Precision: the share of fakes in a ball of a real; recall: the share of reals in a ball of a fake; density: how
+    many balls of reals a fake lies in, over k; coverage: the share of reals whose ball holds a fake. Larger is better.
+    """
+    both = prc_features_to_metric(fake, real, prc_neighborhood=k, verbose=False)
+    radii = torch.cdist(real, real).kthvalue(k_density + 1).values  # the nearest one is the sample itself
+    apart = torch.cdist(real, fake)
+    inside = apart < radii[:, None]
+    return {
+        "precision": float(both["precision"]),
+        "recall": float(both["recall"]),
+        "density": float(inside.sum() / (k_density * len(fake))),
+        "coverage": float(inside.any(1).float().mean()),
+    }
+
+
 def fidelity(real: Tensor, fake: Tensor) -> dict[str, float]:
-    """metric/* of features of equal n."""
+    """Every figure of features of equal n."""
     if len(real) != len(fake):
         raise ValueError(f"{len(real)} real against {len(fake)} generated images: figures need equal numbers")
-    return {"kid": kid(real, fake)["value"], "fid": fid(real, fake)}
+    return {"kid": kid(real, fake)["value"], "fid": fid(real, fake), **neighbourhoods(real, fake)}
+
+
+def class_kid(
+    real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: Tensor, classes: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """KID within each class that has LEAST images on both sides: {class: {value, low, high, n}}.
+
+    Features float32 (n, F) with their labels (n, K); n is the smaller side's, and as many of the larger are taken.
+    """
+    figures = {}
+    for index, name in enumerate(classes):
+        ours, theirs = real[real_labels[:, index] > 0], fake[fake_labels[:, index] > 0]
+        n = min(len(ours), len(theirs))
+        if n >= LEAST:
+            figures[name] = {**kid(ours[:n], theirs[:n]), "n": n}
+    return figures
