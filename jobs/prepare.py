@@ -61,12 +61,12 @@ def main(argv: Sequence[str]) -> None:
     manifest = prepared(out, plan.digest)
     if manifest is None:
         connect(verbose=args.verbose)
-        line = Progress()
+        line = Progress(every_s=5)
         bad: list[dict[str, str]] = []
 
         def progress(done: int, rejected: list[dict[str, str]]) -> None:
             bad[:] = rejected
-            line.images("prepare", done, plan.count, f"{len(rejected)} rejected  ")
+            line.images("prepare", done, plan.count, f"{len(rejected)} rejected")
 
         print(f"preparing {plan.count} images of {args.source} at {args.resolution}x{args.resolution}", flush=True)
         manifest = ingest.write(plan, progress)

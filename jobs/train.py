@@ -17,7 +17,7 @@ from typing import Any
 from medgan import config as configs
 from medgan.config import Refused
 from medgan.data import shards
-from medgan.terminal import Failed, Parser, Progress, Stopped, absolute, command, duration
+from medgan.terminal import Failed, Parser, Progress, Stopped, absolute, again, command, duration
 
 
 def parser() -> Parser:
@@ -102,13 +102,13 @@ def main(argv: Sequence[str]) -> None:
     outcome = fit(config.dump(), data, out, workers, view.show, init)
     view.line.close()
     if "stopped" in outcome.events and "done" not in outcome.events:
-        raise Stopped(f"stopped at {outcome.events['stopped']['images_seen']:,} images; the same command goes on")
+        raise Stopped(f"stopped at {outcome.events['stopped']['images_seen']:,} images; {again()}")
     if "failed" in outcome.events:
         last = max(folder.checkpoints(), default=None)
         kept = f"the last good checkpoint is at {last:,} images" if last else "there is no checkpoint yet"
         raise Failed(f"training stopped: {outcome.events['failed']['reason']}; {kept}")
     if "done" not in outcome.events:
-        raise Failed(f"training stopped: {outcome.error or 'the workers ended early'}; the same command goes on")
+        raise Failed(f"training stopped: {outcome.error or 'the workers ended early'}; {again()}")
     view.summary(outcome.events["done"])
 
 
@@ -137,26 +137,23 @@ class View:
         if kind == "features":
             self.line.update("reading the data and measuring the real images ...", force=True)
         elif kind == "resumed":
-            self.line.update(f"going on from the checkpoint at {seen:,} images", force=True)
-            self.line.close()
+            self.line.say(f"going on from the checkpoint at {seen:,} images")
         elif kind == "damaged":
-            self.line.update(f"the checkpoint at {seen:,} images is damaged, taking the one before", force=True)
-            self.line.close()
+            self.line.say(f"the checkpoint at {seen:,} images is damaged, taking the one before")
         elif kind == "stopping":
-            self.line.close()
-            self.line.update("saving a checkpoint at the next report; Ctrl-C again stops at once", force=True)
-            self.line.close()
+            self.line.say("saving a checkpoint at the next report; Ctrl-C again stops at once")
         elif kind == "evaluated":
             self.kid = event["metric/kid"]
         elif kind == "progress":
             now = time.monotonic()
             self.first = self.first or (now, seen)
             pace = (seen - self.first[1]) / (now - self.first[0]) if now > self.first[0] else 0
-            left = duration((self.config.total_images - seen) / pace) if pace else "?"
-            kid = "" if self.kid is None else f"  KID {self.kid:.3g}"
             self.line.update(
-                f"{seen:,}/{self.config.total_images:,} images  {event['time/images_per_s']:.0f} img/s  "
-                f"D {event['loss/D']:.2f} G {event['loss/G']:.2f}{kid}  {left} left",
+                f"{seen:,}/{self.config.total_images:,} images",
+                f"{duration((self.config.total_images - seen) / pace)} left" if pace else "? left",
+                f"{event['time/images_per_s']:.0f} img/s",
+                "" if self.kid is None else f"KID {self.kid:.3g}",
+                f"D {event['loss/D']:.2f} G {event['loss/G']:.2f}",
                 force=seen >= self.config.total_images,
             )
 

@@ -1,4 +1,4 @@
-"""A run -> one HTML file that opens from disk: figures with floors, grids over time, curves, data, config."""
+"""A run -> one HTML file that opens from disk: samples over time, figures with floors, curves, data, config."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from typing import Any
 
 import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader
-from plotly.subplots import make_subplots
+from plotly.offline import get_plotlyjs
 
+from medgan.config import Config
 from medgan.data.shards import Manifest
 from medgan.folder import RunFolder
 from medgan.tracking import parse_rows
 
-CURVES = (
-    ("KID", ("metric/kid", "floor/kid"), True),
-    ("FID", ("metric/fid", "floor/fid"), True),
-    ("losses", ("loss/D", "loss/G"), False),
-    ("logits", ("logits/real", "logits/fake"), False),
-    ("images per second", ("time/images_per_s",), False),
-    ("R1 penalty", ("penalty/r1",), False),
-)
-GRIDS = 8
+FIGURES = {
+    "kid": ("KID", "kernel distance: smaller is better"),
+    "fid": ("FID", "Frechet distance, biased upwards in small n: smaller is better"),
+    "precision": ("precision", "share of samples that look real"),
+    "recall": ("recall", "share of real images that the samples could be"),
+    "density": ("density", "how deep samples lie among real images: about 1 is good"),
+    "coverage": ("coverage", "share of real images that have a sample nearby"),
+}
+GRIDS = 25
 
 
 def run_page(folder: RunFolder) -> str:
@@ -39,64 +40,98 @@ def run_page(folder: RunFolder) -> str:
         [row for row in evaluated if row["images_seen"]], key=lambda row: row["metric/kid"], default={}
     )
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("report.html")
-    classes = config.data.classes or ()
     return template.render(
         title=folder.location.rstrip("/").rpartition("/")[2],
-        model=config.model.name,
+        config=config,
         data=_data(folder, config.data.manifest_sha256),
         images_seen=rows[-1]["images_seen"] if rows else 0,
-        total_images=config.total_images,
         figures=_figures(evaluated, best),
-        identity=f"{config.evaluate.extractor} features, n = {n}, against val.",
+        identity=f"{config.evaluate.extractor} features, n = {n}, against the val split",
         best_at=best.get("images_seen", 0),
         grids=_grids(folder),
-        classes=classes if config.model.name != "dcgan" else (),
-        curves=_curves(rows),
-        config=folder.read("config.yaml").decode(),
+        real=_picture(folder, "samples/real.png") if folder.exists("samples/real.png") else None,
+        classes=(config.data.classes or ()) if config.conditional else (),
+        curves=[{"title": title, "json": figure.to_json()} for title, figure in _curves(rows, config)],
+        plotlyjs=get_plotlyjs(),
+        settings=folder.read("config.yaml").decode(),
     )
 
 
 def _figures(evaluated: list[dict[str, Any]], best: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the table: name, meaning, and the value untrained, best, last and real against real."""
     if not evaluated:
         return []
+    last = evaluated[-1]
+    of_classes = [name for name in last if name.startswith("metric/kid/")]
+    shown = {f"metric/{key}": text for key, text in FIGURES.items()}
+    shown |= {name: (f"KID, {name.removeprefix('metric/kid/')}", "within the class") for name in of_classes}
     return [
         {
-            "name": name.upper(),
-            "cells": [row.get(f"metric/{name}") for row in (evaluated[0], best, evaluated[-1])]
-            + [evaluated[-1].get(f"floor/{name}")],
+            "name": title,
+            "meaning": meaning,
+            "cells": [row.get(name) for row in (evaluated[0], best, last)]
+            + [last.get(name.replace("metric/", "floor/"))],
         }
-        for name in ("kid", "fid")
+        for name, (title, meaning) in shown.items()
+        if name in last
     ]
 
 
-def _grids(folder: RunFolder) -> list[dict[str, str]]:
+def _grids(folder: RunFolder) -> list[dict[str, Any]]:
     """At most GRIDS pictures, evenly over time, the first and the last among them."""
     names = [name for name in folder.names("samples") if re.fullmatch(r"\d+\.png", name)]
     if len(names) > GRIDS:
         names = [names[round(index * (len(names) - 1) / (GRIDS - 1))] for index in range(GRIDS)]
-    return [
-        {"kimg": str(int(name.split(".")[0])), "png": base64.b64encode(folder.read(f"samples/{name}")).decode()}
-        for name in names
-    ]
+    return [{"kimg": int(name.split(".")[0]), "png": _picture(folder, f"samples/{name}")} for name in names]
 
 
-def _curves(rows: list[dict[str, Any]]) -> str:
-    figure = make_subplots(rows=3, cols=2, subplot_titles=[title for title, _, _ in CURVES])
-    for index, (_, keys, logarithmic) in enumerate(CURVES):
-        place = {"row": index // 2 + 1, "col": index % 2 + 1}
+def _picture(folder: RunFolder, name: str) -> str:
+    return base64.b64encode(folder.read(name)).decode()
+
+
+def _curves(rows: list[dict[str, Any]], config: Config) -> list[tuple[str, go.Figure]]:
+    """One plot per title whose keys the rows have; a floor is dotted and named as one."""
+    classes = config.data.classes or ()
+    plots: tuple[tuple[str, tuple[str, ...], bool], ...] = (
+        ("KID", ("metric/kid", "floor/kid"), True),
+        ("KID by class", tuple(f"{kind}/kid/{name}" for name in classes for kind in ("metric", "floor")), True),
+        ("FID", ("metric/fid", "floor/fid"), True),
+        ("precision, recall and coverage", ("metric/precision", "metric/recall", "metric/coverage"), False),
+        ("losses", ("loss/D", "loss/G"), False),
+        ("logits", ("logits/real", "logits/fake"), False),
+        ("R1 penalty", ("penalty/r1",), False),
+        ("images per second", ("time/images_per_s",), False),
+    )
+    made = []
+    for title, keys, logarithmic in plots:
+        figure = go.Figure()
         for key in keys:
             points = [(row["images_seen"], row[key]) for row in rows if key in row]
+            # The logarithm of an unbiased distance that is by chance below 0 does not exist: it is left out.
+            points = [(x, y) for x, y in points if not logarithmic or y > 0]
             if points:
                 x, y = zip(*points, strict=True)
-                dash = "dot" if key.startswith("floor/") else "solid"
-                figure.add_trace(go.Scatter(x=x, y=y, name=key, mode="lines", line_dash=dash), **place)
-        positive = [row[key] for row in rows for key in keys if key in row and row[key] > 0]
-        if logarithmic and positive:
-            figure.update_yaxes(type="log", dtick=1, **place)
-    figure.update_xaxes(title_text="real images shown", row=3)
-    figure.update_layout(height=900, template="plotly_white", margin={"l": 50, "r": 20, "t": 40, "b": 50})
-    html: str = figure.to_html(full_html=False, include_plotlyjs="inline")
-    return html
+                floor = key.startswith("floor/")
+                name = key.split("/", 1)[1].removeprefix("kid/")
+                figure.add_scatter(
+                    x=x,
+                    y=y,
+                    name=f"{name}, real against real" if floor else name,
+                    mode="lines" if floor else "lines+markers",
+                    opacity=0.6 if floor else 1,
+                    line_dash="dot" if floor else "solid",
+                    marker_size=4,
+                )
+        if figure.data:
+            figure.update_layout(template="none", height=300, margin={"l": 55, "r": 10, "t": 50, "b": 40})
+            figure.update_layout(
+                legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, hovermode="x unified", showlegend=True
+            )
+            figure.update_xaxes(title_text="real images shown")
+            if logarithmic:
+                figure.update_yaxes(type="log", dtick=1)
+            made.append((title, figure))
+    return made
 
 
 def _data(folder: RunFolder, sha256: str | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -48,7 +49,7 @@ def command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = 
     except Failed as error:
         return _say(error, 1, arguments)
     except (Stopped, KeyboardInterrupt) as error:
-        return _say(str(error) or "stopped; the same command goes on", 130, arguments)
+        return _say(str(error) or f"stopped; {again()}", 130, arguments)
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return _say(text if len(text) < 500 else text[:500] + "...", 1, arguments, hint="; --verbose shows more")
@@ -78,38 +79,54 @@ def absolute(flag: str, location: str) -> str:
 
 
 class Progress:
-    """One line, rewritten on a terminal; elsewhere a line of its own, at most every few seconds."""
+    """One line, rewritten on a terminal; elsewhere, such as in a log file, a line of its own for each report."""
 
-    def __init__(self, every_s: float = 5.0) -> None:
+    def __init__(self, every_s: float = 0.0) -> None:
+        """every_s: outside of a terminal, at most one line in so many seconds."""
         self.live = sys.stdout.isatty()
         self.every_s = 0.2 if self.live else every_s
         self.start = time.monotonic()
-        self.last = 0.0
+        self.last = -self.every_s
         self.open = False
 
-    def images(self, verb: str, done: int, total: int, note: str = "") -> None:
-        """How many of the images are done, how fast since the line was made, and the time left."""
+    def images(self, verb: str, done: int, total: int, *more: str) -> None:
+        """How many of the images are done, the time left, how fast since the line was made, and more."""
         rate = done / (time.monotonic() - self.start)
         left = duration((total - done) / rate) if rate else "?"
-        self.update(f"{verb} {done}/{total} images  {note}{rate:.0f} img/s  {left} left", force=done == total)
+        fields = (f"{verb} {done:,}/{total:,} images", f"{left} left", f"{rate:.0f} img/s", *more)
+        self.update(*fields, force=done == total)
 
-    def update(self, text: str, force: bool = False) -> None:
+    def update(self, *fields: str, force: bool = False) -> None:
+        """Show fields, the most important first: a terminal too narrow for all shows as many as fit."""
         now = time.monotonic()
         if not force and now - self.last < self.every_s:
             return
         self.last = now
-        if self.live:
-            columns = shutil.get_terminal_size().columns
-            print("\r\x1b[K" + text[: columns - 1], end="", flush=True)
-            self.open = True
-        else:
-            print(text, flush=True)
+        fields = tuple(filter(None, fields))
+        if not self.live:
+            print("  ".join(fields), flush=True)
+            return
+        columns = shutil.get_terminal_size().columns - 1
+        while len(fields) > 1 and len("  ".join(fields)) > columns:
+            fields = fields[:-1]
+        print("\r\x1b[K" + "  ".join(fields)[:columns], end="", flush=True)
+        self.open = True
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.close()
+        print(text, flush=True)
 
     def close(self) -> None:
         """End the rewritten line, so that what follows starts on its own."""
         if self.open:
             print(flush=True)
             self.open = False
+
+
+def again() -> str:
+    """How to give the present command again."""
+    return f"to go on: python {shlex.join(sys.argv)}"
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,8 @@
 """A small data folder of drawn films, settings of a net that trains in seconds, and caches that tests do not share."""
 
+import shutil
 import socket
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +33,20 @@ TINY = {
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """A node cache of this test session, which subprocesses inherit."""
+    """A node cache and a folder for Ray's sessions, which subprocesses inherit.
+
+    Ray puts sockets there, whose paths must be short; with a folder of its own no test sees or leaves a session of
+    the machine's.
+    """
     patch = pytest.MonkeyPatch()
     patch.setenv("MEDGAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+    ray_folder = tempfile.mkdtemp(prefix="mg-")
+    patch.setenv("RAY_TMPDIR", ray_folder)
     patch.setenv("WANDB_MODE", "offline")
     torch.set_num_threads(1)  # for nets this small a second thread costs more than it gives
     yield
     patch.undo()
+    shutil.rmtree(ray_folder)
 
 
 def free_port() -> int:

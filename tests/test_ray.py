@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -32,8 +33,9 @@ class Job:
 
     def __init__(self, name, *arguments, env=None):
         self.mark = f"medgan-test-{uuid.uuid4().hex}"
+        self.command = [str(ROOT / f"jobs/{name}.py"), *map(str, arguments)]
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / f"jobs/{name}.py"), *map(str, arguments)],
+            [sys.executable, *self.command],
             env={**os.environ, "MEDGAN_TEST_MARK": self.mark, **(env or {})},
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -253,7 +255,8 @@ def test_ctrl_c_saves_a_checkpoint_says_how_to_go_on_and_changes_no_bit(uninterr
             code, output = job.wait()
         assert code == 130, output
         saved = folder.checkpoints()[-1]
-        assert output.strip().splitlines()[-1] == f"train.py: stopped at {saved:,} images; the same command goes on"
+        last_line = output.strip().splitlines()[-1]
+        assert last_line == f"train.py: stopped at {saved:,} images; to go on: python {shlex.join(job.command)}"
         assert "Traceback" not in output
     code, output = run_job("train", *train(phantoms, tmp_path / "run"))
     assert code == 0, output
@@ -322,7 +325,7 @@ def head(tmp_path):
     home = tmp_path / "home"
     home.mkdir()
     bin_folder = str(Path(sys.executable).parent)
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == "RAY_TMPDIR"}
     env |= {"HOME": str(home), "RAY_AUTH_MODE": "token", "PATH": f"{bin_folder}:{env['PATH']}"}
     env["MEDGAN_TEST_MARK"] = mark = f"medgan-head-{uuid.uuid4().hex}"
 
@@ -333,14 +336,12 @@ def head(tmp_path):
     assert generated.returncode == 0, generated.stderr
     started = ray("start", "--head", "--num-cpus", "2", "--disable-usage-stats")
     assert started.returncode == 0, started.stdout + started.stderr
-    note = Path("/tmp/ray/ray_current_cluster")
-    address = note.read_text()
     yield env, ray
     job = Job.__new__(Job)
     job.mark = mark
     job.end()
-    if note.exists() and note.read_text() == address:
-        note.unlink()
+    # So that what is tested next does not find the head's note.
+    (Path(os.environ["RAY_TMPDIR"]) / "ray/ray_current_cluster").unlink()
 
 
 def test_the_submitted_job_of_the_readme_works_as_written(head, phantoms, tmp_path):

@@ -25,7 +25,7 @@ def test_every_end_has_its_exit_code_and_one_line(error, code, capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert "Traceback" not in lines[0]
-    assert str(error) in lines[0] or "stopped; the same command goes on" in lines[0]
+    assert str(error) in lines[0] or "stopped; to go on: python " in lines[0]
 
 
 def test_verbose_shows_the_traceback(capsys):
@@ -47,29 +47,43 @@ def test_a_relative_path_is_made_absolute_but_refused_in_a_submitted_job(monkeyp
         absolute("--out", "runs/x")
 
 
-def test_progress_to_a_file_is_whole_lines_seldom(monkeypatch):
+def test_progress_to_a_file_is_one_whole_line_per_report(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    line = Progress()
+    for number in range(3):
+        line.update(f"{number} images", "KID 1")
+    line.say("saved")
+    line.close()
+    assert out.getvalue() == "0 images  KID 1\n1 images  KID 1\n2 images  KID 1\nsaved\n"
+
+
+def test_progress_to_a_file_can_be_seldom(monkeypatch):
     out = io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
     line = Progress(every_s=100)
-    line.update("one")
-    line.update("two")
-    line.update("three", force=True)
-    line.close()
-    assert out.getvalue() == "one\nthree\n"
+    for number in range(3):
+        line.images("prepare", number, 2)
+    lines = out.getvalue().splitlines()
+    assert [text.split(" images")[0] for text in lines] == ["prepare 0/2", "prepare 2/2"]
 
 
-def test_progress_on_a_narrow_terminal_stays_on_one_line(monkeypatch):
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [(80, "5 images  0:10 left  KID 1"), (22, "5 images  0:10 left"), (9, "5 images"), (6, "5 ima")],
+)
+def test_progress_on_a_narrow_terminal_stays_on_one_line(columns, shown, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
     out = Terminal()
     monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("COLUMNS", str(columns))
     line = Progress()
-    line.update("x" * 50)
-    line.close()
-    assert out.getvalue() == "\r\x1b[K" + "x" * 19 + "\n"
+    line.update("5 images", "0:10 left", "KID 1")
+    line.say("saved")
+    assert out.getvalue() == f"\r\x1b[K{shown}\nsaved\n"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (95, "1:35"), (3700, "1:01:40"), (-3, "0:00")])
