@@ -5,7 +5,7 @@ DEMO_DATA := data/phantom_cxr
 DEMO_RUN := runs/demo
 HEAVY := ray or hosts or browser or real_data
 
-.PHONY: setup train test test-heavy check clean
+.PHONY: setup train test test-heavy check prove shots clean
 setup: .venv/installed
 
 .venv/installed: requirements.txt requirements-dev.txt pyproject.toml
@@ -30,6 +30,12 @@ check: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+prove: setup ## long proofs, into results/: all of them, or ONLY=films (about nine hours on 2 cores)
+	$(BIN)/python -m tests.prove.$(or $(ONLY),films)
+
+shots: setup ## the pictures in docs/, from runs/demo
+	$(BIN)/python -m tests.shots
 
 clean: ## what the targets made, the environment included
 	rm -rf .venv data runs .pytest_cache .mypy_cache .ruff_cache *.egg-info
