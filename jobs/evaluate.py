@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,11 @@ def parser() -> Parser:
     what.add_argument("--run", help="run folder: its best generator draws the images")
     what.add_argument("--synthetic", help="data folder made by jobs/generate.py")
     parser.add_argument("--data", required=True, help="data folder with the real images")
-    parser.add_argument("--fidelity", action="store_true", help="KID and FID (the default)")
+    parser.add_argument(
+        "--fidelity",
+        action="store_true",
+        help="KID, FID, precision, recall, coverage (the default)",
+    )
     parser.add_argument("--split", default="test", choices=tuple(shards.SPLITS), help="real images to compare with")
     parser.add_argument("--n", type=int, default=MOST, help=f"at most so many images on each side (default {MOST:,})")
     parser.add_argument("--seed", type=int, default=0, help="seed of the images drawn from --run (default 0)")
@@ -56,39 +61,59 @@ def main(argv: Sequence[str]) -> None:
     from medgan.distributed import World
     from medgan.metrics import features, fidelity
 
-    pixels = generated(args, subject, manifest, min(args.n, *available))
+    pixels, labels = generated(args, subject, manifest, min(args.n, *available))
     n = min(args.n, len(pixels), *available)
     extractor = features.EfficientNetLite0("cuda" if torch.cuda.is_available() else "cpu")
     world = World()
-    real, control = (
-        features.real_features(open_split(data, split), n, extractor, world) for split in (args.split, other)
-    )
+    rows = {split: open_split(data, split) for split in (args.split, other)}
+    real, control = (features.real_features(split, n, extractor, world) for split in rows.values())
     assert real is not None
     assert control is not None
     fake = extractor(torch.from_numpy(pixels[:n]))
-    result = {
+    figures, floors = fidelity.fidelity(real, fake), fidelity.fidelity(real, control)
+    result: dict[str, Any] = {
         "settings": {
             **fidelity.identity(extractor.identity, n, args.split),
             "manifest_sha256": sha256,
             "seed": args.seed,
             "floor_split": other,
         },
-        "fidelity": {
-            "kid": {**fidelity.kid(real, fake), "n": n, "floor": fidelity.kid(real, control)["value"]},
-            "fid": {"value": fidelity.fid(real, fake), "n": n, "floor": fidelity.fid(real, control)},
-        },
+        "fidelity": {name: {"value": value, "n": n, "floor": floors[name]} for name, value in figures.items()},
     }
+    result["fidelity"]["kid"] |= fidelity.kid(real, fake)
+    if labels.shape[1]:
+        hot = [torch.from_numpy(split.labels[features.choose_rows(len(split), n)]) for split in rows.values()]
+        classes = manifest.classes
+        by_class = fidelity.class_kid(real, hot[0], fake, torch.from_numpy(labels[:n]), classes)
+        controls = fidelity.class_kid(real, hot[0], control, hot[1], classes)
+        result["fidelity"]["classes"] = {
+            name: {"kid": {**figure, "floor": controls.get(name, {}).get("value")}} for name, figure in by_class.items()
+        }
     folder, _, name = out.rpartition("/")
     shards.write_file(folder, name, (json.dumps(result, indent=1) + "\n").encode())
-    for key in ("kid", "fid"):
-        figure = result["fidelity"][key]
-        beside = f"n {n}, {args.split} split; real against real {figure['floor']:.4g}"
-        print(f"{key.upper()} {figure['value']:.4g}  ({beside})")
+    show(result["fidelity"], n, args.split)
     print(f"written: {out}")
 
 
-def generated(args: argparse.Namespace, subject: str, manifest: shards.Manifest, most: int) -> np.ndarray:
-    """uint8 (N, C, R, R), N <= most: drawn from a run with the class frequencies of training, or from a release."""
+def show(figures: dict[str, Any], n: int, split: str) -> None:
+    """A table for people."""
+    print(f"against {n} images of the {split} split{'':<11} real against real")
+    for name, figure in figures.items():
+        if name != "classes":
+            print(f"  {name.upper() if len(name) == 3 else name:<20}{figure['value']:>12.4g}{figure['floor']:>12.4g}")
+    for name, by_class in figures.get("classes", {}).items():
+        floor = by_class["kid"]["floor"]
+        beside = "" if floor is None else f"{floor:>12.4g}"
+        print(f"  KID {name:<16}{by_class['kid']['value']:>12.4g}{beside}  (n {by_class['kid']['n']})")
+
+
+def generated(
+    args: argparse.Namespace, subject: str, manifest: shards.Manifest, most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (N, C, R, R) with labels (N, K), N <= most: drawn with the class frequencies of training, or a release's.
+
+    K is 0 where the images are of no class.
+    """
     from medgan.data.loader import open_split
     from medgan.metrics.features import choose_rows
     from medgan.sample import Sampler
@@ -100,13 +125,16 @@ def generated(args: argparse.Namespace, subject: str, manifest: shards.Manifest,
         if release.shape != manifest.shape:
             raise Refused(f"--synthetic {subject}: images of shape {release.shape}, --data has {manifest.shape}")
         split = open_split(subject, "train")
-        return split.pixels[choose_rows(len(split), most)]
+        chosen = choose_rows(len(split), most)
+        known = split.labels if release.classes == manifest.classes else split.labels[:, :0]
+        return split.pixels[chosen], known[chosen]
     sampler = Sampler.open(subject)
     if (sampler.config.data.channels, sampler.config.data.resolution) != manifest.shape[:2]:
         raise Refused(
             f"--run {subject}: draws {sampler.config.data.resolution} pixels a side, --data has {manifest.shape}"
         )
-    return sampler.draw(sampler.labels(args.seed, count=most), args.seed)[0]
+    labels = sampler.labels(args.seed, count=most)
+    return sampler.draw(labels, args.seed)[0], labels
 
 
 if __name__ == "__main__":

@@ -1,0 +1,198 @@
+"""Chest films of children: what each preset reaches in 20 and in 60 minutes on this machine, beside a tutorial's DCGAN.
+
+    MEDGAN_REAL_DATA=... python -m tests.prove.films                      # everything, into results/films.json
+    MEDGAN_REAL_DATA=... python -m tests.prove.films --only 64:cgan:20    # one row
+    python -m tests.prove.films --table                                   # results/films.json as Markdown
+
+First the speed of every model is measured, in turns on the otherwise idle machine; so many minutes then stand for so
+many images, evaluations included. That makes a row the same whatever else the machine does while it trains, and any
+row can be stopped and gone on with. The longer training of a model continues its shorter one. Checkpoints are chosen
+on val, figures are of the test split; nothing here was tuned on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from medgan.tracking import read_rows
+from tests import classifier
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "results/films.json"
+YARDSTICK = "tutorial-dcgan"
+MODELS = (YARDSTICK, "dcgan", "cgan", "stylegan2-lite")
+CELLS = [
+    (resolution, model, minutes) for resolution in (64, 32) for model in MODELS for minutes in (20, 60)
+]  # in the order in which they run: a model's longer training after its shorter one
+SEED = 0
+INTERVAL_KIMG = 20
+
+
+def call(*command: object) -> str:
+    """Run a script of this project; what it printed last. Raises where it fails."""
+    words = [sys.executable, *map(str, command)]
+    result = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if result.returncode:
+        raise SystemExit(f"{shlex.join(words[1:])} ended with {result.returncode}:\n{result.stdout}")
+    return result.stdout.strip().splitlines()[-1]
+
+
+def training(model: str, data: Path, out: Path, images: int) -> list[str]:
+    """The command that trains a model to so many images."""
+    if model == YARDSTICK:
+        return ["-m", "tests.prove.tutorial", "--data", str(data), "--out", str(out), "--images", str(images)]
+    settings = [f"total_images={images}", f"seed={SEED}", f"evaluate.interval_kimg={INTERVAL_KIMG}"]
+    return [
+        *("jobs/train.py", "--preset", model, "--data", str(data), "--out", str(out), "--workers", "2"),
+        *(word for setting in settings for word in ("--set", setting)),
+    ]
+
+
+def speed(model: str, data: Path, scratch: Path, images: int) -> float:
+    """Images per second of a short training, its evaluations at their interval included."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    printed = call(*training(model, data, scratch, images))
+    if model == YARDSTICK:
+        return float(json.loads(printed)["images_per_s"])
+    rows = read_rows(scratch / "metrics.jsonl")
+    step = statistics.median([row["time/images_per_s"] for row in rows if "time/images_per_s" in row][1:])
+    evaluation = statistics.median([row["time/evaluate_s"] for row in rows if "time/evaluate_s" in row])
+    return 1 / (1 / step + evaluation / (INTERVAL_KIMG * 1000))
+
+
+def speeds(resolution: int, data: Path, work: Path, rounds: int = 2) -> dict[str, float]:
+    """Images per second of every model, measured in turns; kept, so that a row stays the same."""
+    file = work / f"speeds-{resolution}.json"
+    if not file.exists():
+        found: dict[str, list[float]] = {model: [] for model in MODELS}
+        for number in range(rounds):
+            for model in MODELS:
+                found[model].append(speed(model, data, work / "speed", 5000 * 64 // resolution))
+                print(f"{resolution} {model}: {found[model][-1]:.0f} img/s (round {number + 1} of {rounds})")
+        shutil.rmtree(work / "speed")
+        file.write_text(json.dumps({model: statistics.mean(values) for model, values in found.items()}))
+    return dict(json.loads(file.read_text()))
+
+
+def hardware() -> str:
+    info = Path("/proc/cpuinfo").read_text()
+    name = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "?")
+    flags = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in info]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} cores {name} ({platform.machine()} {' '.join(flags)}), {memory:.0f} GiB"
+
+
+def commit() -> str:
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "medgan", "jobs", "tests/prove")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
+def read_by_classifier(data: Path, release: Path, work: Path) -> tuple[float, float]:
+    """Balanced accuracy of a classifier of real train images on real test images, and on a labelled release."""
+    model = classifier.fit(str(data))
+    return classifier.accuracy(model, str(data), "test"), classifier.accuracy(model, str(release), "train")
+
+
+def row(resolution: int, model: str, minutes: int, raw: Path, work: Path) -> dict[str, Any]:
+    """Train one cell, or go on with it, and measure it."""
+    data, out = work / f"data-{resolution}", work / f"{resolution}-{model}"
+    call("jobs/prepare.py", "--source", "kermany_cxr", "--raw", raw, "--out", data, "--resolution", resolution)
+    pace = speeds(resolution, data, work)[model]
+    images = round(pace * minutes * 60)
+    command = training(model, data, out, images)
+    print(f"{resolution} {model}: {images:,} images, {minutes} minutes at {pace:.0f} img/s", flush=True)
+    began = time.monotonic()
+    call(*command)
+    wall = (time.monotonic() - began) / 60
+    subject = ["--synthetic", out / "release"] if model == YARDSTICK else ["--run", out]
+    figures_file = work / f"{resolution}-{model}-{minutes}.json"
+    call("jobs/evaluate.py", *subject, "--data", data, "--out", figures_file)
+    figures = json.loads(figures_file.read_text())["fidelity"]
+    shown = command[:]
+    for place, name in ((str(data), "DATA"), (str(out), "RUN")):
+        shown = [name if word == place else word for word in shown]
+    result = {
+        **{"data": "kermany_cxr", "resolution": resolution, "model": model, "minutes": minutes},
+        **{"kid": figures["kid"]["value"], "n": figures["kid"]["n"], "floor": figures["kid"]["floor"]},
+        **{"fid": figures["fid"]["value"], "fid_floor": figures["fid"]["floor"]},
+        **{name: figures[name]["value"] for name in ("precision", "recall", "coverage")},
+        **{"coverage_floor": figures["coverage"]["floor"]},
+        **{"images_seen": images, "images_per_s": round(pace, 1), "wall_minutes": round(wall, 1), "seed": SEED},
+        **{"commit": commit(), "command": f"python {shlex.join(shown)}", "hardware": hardware()},
+    }
+    grid = out / ("samples.png" if model == YARDSTICK else "generator/samples.png")
+    RESULTS.with_suffix("").mkdir(parents=True, exist_ok=True)
+    shutil.copy(grid, RESULTS.with_suffix("") / f"{resolution}-{model}-{minutes}.png")
+    if "classes" in figures:
+        result["kid_by_class"] = {name: value["kid"]["value"] for name, value in figures["classes"].items()}
+        release = work / f"{resolution}-{model}-release"
+        shutil.rmtree(release, ignore_errors=True)
+        call("jobs/generate.py", "--run", out, "--out", release, "--per-class", 200)
+        result["real_class_accuracy"], result["class_accuracy"] = read_by_classifier(data, release, work)
+    return result
+
+
+def known() -> list[dict[str, Any]]:
+    return list(json.loads(RESULTS.read_text())) if RESULTS.exists() else []
+
+
+def keep(result: dict[str, Any]) -> None:
+    """Put a row in its place in results/films.json."""
+    rows = {(r["resolution"], r["model"], r["minutes"]): r for r in [*known(), result]}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps([rows[cell] for cell in CELLS if cell in rows], indent=1) + "\n")
+
+
+def table() -> str:
+    """The results as a Markdown table."""
+    lines = [
+        "| pixels | model | minutes | KID | FID | coverage | class read right | images seen | images/s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in known():
+        accuracy = f"{r['class_accuracy']:.0%}" if "class_accuracy" in r else ""
+        lines.append(
+            f"| {r['resolution']} | `{r['model']}` | {r['minutes']} | {r['kid']:.3f} | {r['fid']:.0f} | "
+            f"{r['coverage']:.2f} | {accuracy} | {r['images_seen']:,} | {r['images_per_s']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=ROOT / "runs/prove/films", help="folder for data and runs")
+    names = [f"{resolution}:{model}:{minutes}" for resolution, model, minutes in CELLS]
+    parser.add_argument("--only", action="append", choices=names, metavar="CELL", help=f"of {', '.join(names)}")
+    parser.add_argument("--again", action="store_true", help="measure rows that results/films.json has, too")
+    parser.add_argument("--table", action="store_true", help="print the results and end")
+    args = parser.parse_args()
+    if args.table:
+        print(table())
+        return
+    if not os.environ.get("MEDGAN_REAL_DATA"):
+        raise SystemExit("MEDGAN_REAL_DATA is not set: name the folder that holds kermany_cxr/")
+    work = args.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    done = {(r["resolution"], r["model"], r["minutes"]) for r in known()}
+    for cell, name in zip(CELLS, names, strict=True):
+        if name in (args.only or names) and (args.again or cell not in done):
+            keep(row(*cell, Path(os.environ["MEDGAN_REAL_DATA"]) / "kermany_cxr", work))
+            print(table(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
