@@ -41,7 +41,8 @@ def test_modulated_convolution_is_one_weight_per_sample(up, demodulate):
             expected.append(filtered(wide, 1, gain=4))
         else:
             expected.append(F.conv2d(one[None], weight, padding=1))
-    out, reference = layer(x, w), torch.cat(expected)
+    torch.nn.init.normal_(layer.bias)
+    out, reference = layer(x, w), torch.cat(expected) + layer.bias[:, None, None]
     assert out.shape == (3, 5, 16, 16) if up else (3, 5, 8, 8)
     assert torch.allclose(out, reference, rtol=0, atol=1e-12)
     direction = torch.randn_like(out)
@@ -65,9 +66,9 @@ def test_halving_filters_first_and_doubling_an_image_uses_the_same_filter():
     torch.manual_seed(0)
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     for kernel in (1, 3):
-        layer = Conv(3, 4, kernel, bias=False, down=True).double()
+        layer = Conv(3, 4, kernel, gain=1, bias=False, down=True).double()
         blurred = filtered(F.pad(x, (4, 4, 4, 4)), 0)  # zeros around, as far as the filter and the kernel reach
-        everywhere = F.conv2d(blurred, layer.weight * layer.gain, padding=0)
+        everywhere = F.conv2d(blurred, layer.weight * layer.scale, padding=0)
         first = (everywhere.shape[-1] - 2 * (8 // 2) + 1) // 2
         assert torch.allclose(layer(x), everywhere[..., first : first + 8 : 2, first : first + 8 : 2])
     spread = torch.zeros(2, 3, 16, 16, dtype=torch.float64)
@@ -83,11 +84,11 @@ def test_a_layer_keeps_the_variance_and_learns_at_its_share_of_the_rate(lr):
     x = torch.randn(4000, 64)
     layer = Linear(64, 64, lr=lr)
     assert layer(x).var().item() == pytest.approx(1, rel=0.1)
-    before = (layer.weight * layer.gain).detach()
+    before = (layer.weight * layer.scale).detach()
     adam = torch.optim.Adam(layer.parameters(), 0.1)
     layer(x).square().mean().backward()
     adam.step()
-    moved = (layer.weight * layer.gain - before).abs().mean().item()
+    moved = (layer.weight * layer.scale - before).abs().mean().item()
     assert moved == pytest.approx(0.1 * lr / 64**0.5, rel=0.02)  # Adam's first step is its rate, per stored weight
 
 

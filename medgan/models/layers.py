@@ -153,8 +153,8 @@ class MinibatchStddev(nn.Module):
             raise ValueError(f"{len(x)} samples are not whole minibatch-stddev groups of {self.group}")
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         grouped = wide.reshape(-1, self.group, *x.shape[1:])
-        # 1e-8 inside the root: its gradient is infinite at 0.
-        spread = (grouped.var(1, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))
+        variance = (grouped - grouped.mean(1, keepdim=True)).square().mean(1)  # Tensor.var is many times slower here
+        spread = (variance + 1e-8).sqrt().mean((1, 2, 3))  # 1e-8: the root's gradient is infinite at 0
         column = spread.repeat_interleave(self.group)[:, None, None, None].to(x.dtype)
         return torch.cat([x, column.expand(-1, 1, *x.shape[2:])], 1)
 

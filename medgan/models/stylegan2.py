@@ -21,51 +21,56 @@ from medgan.models.layers import Measured, MinibatchStddev, activation, channels
 
 FILTER = (1.0, 3.0, 3.0, 1.0)
 """The low-pass filter around each change of resolution, along each axis."""
-ACTIVATION_GAIN = math.sqrt(2)
-"""Undoes what LeakyReLU(0.2) takes from the variance."""
+GAIN = math.sqrt(2)
+"""Undoes what LeakyReLU(0.2) takes from the variance. Taken before the activation, which is the same for LeakyReLU,
+and there it is part of the weights."""
 
 
 class Linear(nn.Module):
     """A linear layer with equalised learning rate (Karras 2018, arXiv:1710.10196, 4.1): x (N, inputs) -> (N, outputs).
 
     Weights are stored with unit variance and scaled when used. lr: the share of the optimizer's learning rate at
-    which the layer learns. Always in float32 (float64 for float64 input): styles are small and matter.
+    which the layer learns; gain: factor of the output. Always in float32 (float64 for float64 input): styles are
+    small and matter.
     """
 
-    def __init__(self, inputs: int, outputs: int, bias: float | None = 0.0, lr: float = 1.0) -> None:
+    def __init__(self, inputs: int, outputs: int, bias: float | None = 0.0, lr: float = 1.0, gain: float = 1.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr)
         self.bias = None if bias is None else nn.Parameter(torch.full((outputs,), bias / lr))
-        self.gain, self.lr = lr / math.sqrt(inputs), lr
+        self.scale, self.bias_scale = gain * lr / math.sqrt(inputs), gain * lr
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            bias = None if self.bias is None else self.bias * self.lr
-            return F.linear(x.to(self.weight.dtype), self.weight * self.gain, bias)
+            bias = None if self.bias is None else self.bias * self.bias_scale
+            return F.linear(x.to(self.weight.dtype), self.weight * self.scale, bias)
 
 
 class Conv(nn.Module):
     """A convolution with equalised learning rate, filtered and halving the side where down is set.
 
-    x (N, inputs, H, W) -> (N, outputs, H, W) or half the side.
+    x (N, inputs, H, W) -> (N, outputs, H, W) or half the side. gain: factor of the output.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, bias: bool = True, down: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, gain: float = GAIN, bias: bool = True, down: bool = False
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
-        self.gain = 1 / math.sqrt(inputs * kernel**2)
+        self.scale, self.gain = gain / math.sqrt(inputs * kernel**2), gain
         self.down = down
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight * self.gain
+        weight = self.weight * self.scale
+        bias = None if self.bias is None else self.bias * self.gain
         kernel = weight.shape[-1]
         if not self.down:
-            return F.conv2d(x, weight, self.bias, padding=kernel // 2)
+            return F.conv2d(x, weight, bias, padding=kernel // 2)
         x = filtered(x, (len(FILTER) - 2 + kernel) // 2)
         if kernel == 1:  # the same as a stride of 2, and far faster
-            return F.conv2d(x[..., ::2, ::2], weight, self.bias)
-        return F.conv2d(x, weight, self.bias, stride=2)
+            return F.conv2d(x[..., ::2, ::2], weight, bias)
+        return F.conv2d(x, weight, bias, stride=2)
 
 
 class ModulatedConv(nn.Module):
@@ -73,32 +78,42 @@ class ModulatedConv(nn.Module):
 
     x (N, inputs, H, W), w (N, w_dim) -> (N, outputs, H, W), or twice the side where up is set. Instead of a weight per
     sample it scales the input by the style and the output by the demodulation, which is the same and one convolution.
+    gain: factor of the output. A bias is added after it.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int, w_dim: int, up: bool = False, demodulate: bool = True
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        w_dim: int,
+        gain: float = 1.0,
+        up: bool = False,
+        demodulate: bool = True,
     ) -> None:
         super().__init__()
         self.style = Linear(w_dim, inputs, bias=1.0)
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
-        self.gain = 1 / math.sqrt(inputs * kernel**2)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.scale, self.gain = 1 / math.sqrt(inputs * kernel**2), gain
         self.up, self.demodulate = up, demodulate
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         style = self.style(w)
-        weight = self.weight * self.gain
+        weight = self.weight * self.scale
         x = x * style.to(x.dtype)[..., None, None]
         if self.up:
             x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
             x = filtered(x, 1, gain=4)  # 4: three of four inputs of the filter are zeros
         else:
             x = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
-        if self.demodulate:
-            with torch.autocast(x.device.type, enabled=False):
-                power = style.square() @ weight.square().sum((2, 3)).T
-                scale = torch.rsqrt(power + 1e-8)
-            x = x * scale.to(x.dtype)[..., None, None]
-        return x
+        bias = (self.bias * self.gain).to(x.dtype)[:, None, None]
+        if not self.demodulate:
+            return x * self.gain + bias
+        with torch.autocast(x.device.type, enabled=False):
+            power = style.square() @ weight.square().sum((2, 3)).T
+            demodulation = self.gain * torch.rsqrt(power + 1e-8)
+        return torch.addcmul(bias, x, demodulation.to(x.dtype)[..., None, None])
 
 
 def filtered(x: Tensor, padding: int, gain: float = 1.0) -> Tensor:
@@ -121,7 +136,7 @@ class Mapping(Measured):
         super().__init__()
         self.embed = Linear(classes, config.w_dim, bias=None) if classes else None
         widths = [config.z_dim + (config.w_dim if classes else 0)] + [config.w_dim] * config.mapping_layers
-        self.layers = nn.ModuleList(Linear(a, b, lr=config.mapping_lr) for a, b in pairwise(widths))
+        self.layers = nn.ModuleList(Linear(a, b, lr=config.mapping_lr, gain=GAIN) for a, b in pairwise(widths))
         self.act = activation(config.activation, 0.2)
         self.truncation = 1.0
         self.register_buffer("average", torch.zeros(1 + classes, config.w_dim))
@@ -132,7 +147,7 @@ class Mapping(Measured):
         if self.embed is not None:
             w = torch.cat([w, self.embed(hot) * math.sqrt(hot.shape[1])], 1)  # unit variance for one-hot labels
         for layer in self.layers:
-            w = self.act(layer(w)) * ACTIVATION_GAIN
+            w = self.act(layer(w))
         if self.measured is not None:
             groups = torch.cat([torch.ones_like(hot[:, :0].sum(1, keepdim=True)), hot], 1).double()
             self.measured.append(groups.T @ torch.cat([torch.ones_like(groups[:, :1]), w.detach().double()], 1))
@@ -156,16 +171,15 @@ class StyledLayer(nn.Module):
 
     def __init__(self, config: Stylegan2Lite, inputs: int, outputs: int, up: bool) -> None:
         super().__init__()
-        self.conv = ModulatedConv(inputs, outputs, 3, config.w_dim, up=up)
+        self.conv = ModulatedConv(inputs, outputs, 3, config.w_dim, gain=GAIN, up=up)
         self.noise_strength = nn.Parameter(torch.zeros(()))
-        self.bias = nn.Parameter(torch.zeros(outputs))
         self.act = activation(config.activation, 0.2)
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
-        x = self.conv(x, w) + self.bias.to(x.dtype)[:, None, None]
+        x = self.conv(x, w)
         if noise is not None:
-            x = x + (noise * self.noise_strength).to(x.dtype)
-        out: Tensor = self.act(x) * ACTIVATION_GAIN
+            x = x + (noise * (self.noise_strength * GAIN)).to(x.dtype)
+        out: Tensor = self.act(x)
         return out
 
 
@@ -177,12 +191,11 @@ class Level(nn.Module):
         layers = [] if first else [StyledLayer(config, inputs, outputs, up=True)]
         self.layers = nn.ModuleList([*layers, StyledLayer(config, outputs, outputs, up=False)])
         self.to_image = ModulatedConv(outputs, channels, 1, config.w_dim, demodulate=False)
-        self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, image: Tensor | None, w: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         for layer in self.layers:
             x = layer(x, w, noise)
-        seen = self.to_image(x, w).to(w.dtype) + self.bias[:, None, None]
+        seen = self.to_image(x, w).to(w.dtype)
         if image is not None:
             seen = seen + F.interpolate(image, scale_factor=2, mode="bilinear")  # FILTER, and the border repeated
         return x, seen
@@ -223,16 +236,15 @@ class Halving(nn.Module):
 
     def __init__(self, config: Stylegan2Lite, inputs: int, outputs: int) -> None:
         super().__init__()
+        half = math.sqrt(0.5)  # of both branches: their sum keeps the variance
         self.first = Conv(inputs, inputs, 3)
-        self.second = Conv(inputs, outputs, 3, down=True)
-        self.skip = Conv(inputs, outputs, 1, bias=False, down=True)
+        self.second = Conv(inputs, outputs, 3, gain=GAIN * half, down=True)
+        self.skip = Conv(inputs, outputs, 1, gain=half, bias=False, down=True)
         self.act = activation(config.activation, 0.2)
 
     def forward(self, x: Tensor) -> Tensor:
-        beside = self.skip(x)
-        x = self.act(self.first(x)) * ACTIVATION_GAIN
-        x = self.act(self.second(x)) * ACTIVATION_GAIN
-        return (x + beside) * math.sqrt(0.5)  # keeps the variance
+        out: Tensor = self.act(self.second(self.act(self.first(x)))) + self.skip(x)
+        return out
 
 
 class Discriminator(nn.Module):
@@ -247,15 +259,17 @@ class Discriminator(nn.Module):
         self.trunk = nn.Sequential(*(Halving(config, a, b) for a, b in pairwise(widths)))
         self.spread = MinibatchStddev(group) if group > 1 else nn.Identity()
         self.last = Conv(features + (group > 1), features, 3)
-        self.flat = Linear(features * 16, features)
+        self.flat = Linear(features * 16, features, gain=GAIN)
         self.linear = Linear(features, 1)
         self.embed = Linear(classes, features, bias=None) if classes else None
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """A linear score + <features, embed(labels)> / sqrt(dim) (arXiv:1802.05637, eq. 3)."""
-        x = self.trunk(self.act(self.from_image(images)) * ACTIVATION_GAIN)
-        x = self.act(self.last(self.spread(x))) * ACTIVATION_GAIN
-        features = self.act(self.flat(x.flatten(1))) * ACTIVATION_GAIN
+        # From one channel a convolution leaves the other memory order, in which the filters are eight times slower.
+        x = self.act(self.from_image(images)).contiguous(memory_format=torch.channels_last)
+        x = self.trunk(x)
+        x = self.act(self.last(self.spread(x)))
+        features = self.act(self.flat(x.flatten(1)))
         logits: Tensor = self.linear(features).flatten()
         if self.embed is not None:
             hot = labelled(labels, features)

@@ -1,0 +1,43 @@
+"""The pictures in docs/ that show what a user sees, made from runs/demo (`make train`) in headless Chromium.
+
+    python -m tests.shots [--run runs/demo]
+
+Writes docs/page.png and docs/page-dark.png, and docs/phantom.png, the newest sample grid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+from tests.test_report import CHROMIUM, FLAGS
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="a finished run (default: runs/demo)")
+    run = parser.parse_args().run.resolve()
+    if not (run / "report.html").exists():
+        raise SystemExit(f"{run}: no report.html in it; `make train` makes runs/demo")
+    if CHROMIUM is None:
+        raise SystemExit("no chromium on this machine (Debian: apt-get install chromium)")
+    shutil.copy(sorted(run.glob("samples/[0-9]*.png"))[-1], DOCS / "phantom.png")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS), chromium_sandbox=False)
+        for scheme, name in (("light", "page.png"), ("dark", "page-dark.png")):
+            page = browser.new_page(viewport={"width": 1100, "height": 1000}, color_scheme=scheme)
+            page.goto(f"file://{run / 'report.html'}")
+            page.wait_for_selector("#curve0 .main-svg")
+            page.wait_for_timeout(500)  # plots take their width
+            page.screenshot(path=DOCS / name)
+            print(DOCS / name)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
