@@ -273,28 +273,22 @@ def cell_of(config: Config) -> dict[str, str]:
 
 FOUND_IN_DATA = ("channels", "classes", "manifest_sha256")
 
-# A preset is a table of dotted keys: what differs from the defaults above.
+_R1 = {"loss.name": "bce", "loss.r1_gamma": 0.1, "optim.beta1": 0.0, "optim.beta2": 0.99}
+_CONV = {"global_batch": 32, "optim.lr_g": 1e-3, "optim.lr_d": 1e-3}
+_STYLE = {"model.name": "stylegan2-lite", **_R1, "optim.lr_g": 2.5e-3, "optim.lr_d": 2.5e-3}
+
+# A preset is a table of dotted keys: what differs from the defaults above. results/films.json says what they reach.
 PRESETS: dict[str, dict[str, Any]] = {
-    "dcgan": {"model.name": "dcgan", "loss.name": "bce"},
-    "cgan": {
-        "global_batch": 32,
-        "model.name": "cgan",
-        "loss.name": "bce",
-        "loss.r1_gamma": 0.1,
-        "optim.lr_g": 5e-4,
-        "optim.lr_d": 5e-4,
-        "optim.beta1": 0.0,
-        "optim.beta2": 0.99,
-    },
-    "stylegan2-lite": {
-        "global_batch": 32,
-        "model.name": "stylegan2-lite",
-        "loss.name": "bce",
-        "loss.r1_gamma": 0.1,
-        "optim.lr_g": 2.5e-3,
-        "optim.lr_d": 2.5e-3,
-        "optim.beta1": 0.0,
-        "optim.beta2": 0.99,
+    "dcgan": {"model.name": "dcgan", "model.norm_d": "none", **_R1, **_CONV},
+    "cgan": {"model.name": "cgan", **_R1, **_CONV},
+    "stylegan2-lite": {**_STYLE, "global_batch": 16},
+    "stylegan2-lite-gpu": {
+        **_STYLE,
+        "global_batch": 64,
+        "model.width": 128,
+        "model.max_width": 512,
+        "model.w_dim": 512,
+        "model.z_dim": 512,
     },
 }
 

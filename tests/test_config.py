@@ -79,8 +79,8 @@ def test_a_run_goes_on_with_free_keys_and_refuses_any_other():
     longer = configs.for_data(configs.load("cgan", overrides={"total_images": 5, "evaluate.n": 64}), **DATA)
     resumed = configs.resume(stored, longer)
     assert (resumed.total_images, resumed.evaluate.n, resumed.precision) == (5, 64, "bfloat16")
-    other = configs.for_data(configs.load("cgan", overrides={"seed": 1, "optim.lr_g": 1e-3}), **DATA)
-    with pytest.raises(ConfigError, match=r"another config's run: optim.lr_g=0.001 .*, seed=1 \(the run has 0\)"):
+    other = configs.for_data(configs.load("cgan", overrides={"seed": 1, "optim.lr_g": 2e-3}), **DATA)
+    with pytest.raises(ConfigError, match=r"another config's run: optim.lr_g=0.002 .*, seed=1 \(the run has 0\)"):
         configs.resume(stored, other)
     with pytest.raises(ConfigError, match=r"data.manifest_sha256"):
         configs.resume(stored, configs.for_data(configs.load("cgan"), **{**DATA, "manifest_sha256": "1" * 64}))

@@ -69,7 +69,7 @@ def test_a_setting_that_cannot_be(refused, phantoms, tmp_path, setting, words):
 
 def test_a_forbidden_combination(refused, phantoms, tmp_path):
     line = refused(
-        "train", "--preset", "dcgan", "--data", phantoms, "--out", tmp_path / "run", "--set", "loss.r1_gamma=1"
+        "train", "--preset", "dcgan", "--data", phantoms, "--out", tmp_path / "run", "--set", "model.norm_d=batch"
     )
     assert "BatchNorm in D mixes images: set model.norm_d=none" in line
 

@@ -4,15 +4,17 @@
     MEDGAN_REAL_DATA=... python -m tests.prove.films --only 64:cgan:20    # one row
     python -m tests.prove.films --table                                   # results/films.json as Markdown
 
-First the speed of every model is measured, in turns on the otherwise idle machine; so many minutes then stand for so
-many images, evaluations included. That makes a row the same whatever else the machine does while it trains, and any
-row can be stopped and gone on with. The longer training of a model continues its shorter one. Checkpoints are chosen
-on val, figures are of the test split; nothing here was tuned on it.
+First the speed of every model is measured, in turns on the otherwise idle machine, on two workers; so many minutes
+then stand for so many images, evaluations included. That makes a row the same whatever else the machine does while it
+trains, and any row can be stopped and gone on with. Since the result does not depend on the number of workers, rows
+may also be trained beside each other with --workers 1; their command says so. The longer training of a model
+continues its shorter one. Checkpoints are chosen on val, figures are of the test split; nothing was tuned on it.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import platform
@@ -48,13 +50,13 @@ def call(*command: object) -> str:
     return result.stdout.strip().splitlines()[-1]
 
 
-def training(model: str, data: Path, out: Path, images: int) -> list[str]:
+def training(model: str, data: Path, out: Path, images: int, workers: int = 2) -> list[str]:
     """The command that trains a model to so many images."""
     if model == YARDSTICK:
         return ["-m", "tests.prove.tutorial", "--data", str(data), "--out", str(out), "--images", str(images)]
     settings = [f"total_images={images}", f"seed={SEED}", f"evaluate.interval_kimg={INTERVAL_KIMG}"]
     return [
-        *("jobs/train.py", "--preset", model, "--data", str(data), "--out", str(out), "--workers", "2"),
+        *("jobs/train.py", "--preset", model, "--data", str(data), "--out", str(out), "--workers", str(workers)),
         *(word for setting in settings for word in ("--set", setting)),
     ]
 
@@ -107,13 +109,13 @@ def read_by_classifier(data: Path, release: Path, work: Path) -> tuple[float, fl
     return classifier.accuracy(model, str(data), "test"), classifier.accuracy(model, str(release), "train")
 
 
-def row(resolution: int, model: str, minutes: int, raw: Path, work: Path) -> dict[str, Any]:
+def row(resolution: int, model: str, minutes: int, raw: Path, work: Path, workers: int) -> dict[str, Any]:
     """Train one cell, or go on with it, and measure it."""
     data, out = work / f"data-{resolution}", work / f"{resolution}-{model}"
     call("jobs/prepare.py", "--source", "kermany_cxr", "--raw", raw, "--out", data, "--resolution", resolution)
     pace = speeds(resolution, data, work)[model]
     images = round(pace * minutes * 60)
-    command = training(model, data, out, images)
+    command = training(model, data, out, images, workers)
     print(f"{resolution} {model}: {images:,} images, {minutes} minutes at {pace:.0f} img/s", flush=True)
     began = time.monotonic()
     call(*command)
@@ -152,9 +154,11 @@ def known() -> list[dict[str, Any]]:
 
 def keep(result: dict[str, Any]) -> None:
     """Put a row in its place in results/films.json."""
-    rows = {(r["resolution"], r["model"], r["minutes"]): r for r in [*known(), result]}
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps([rows[cell] for cell in CELLS if cell in rows], indent=1) + "\n")
+    with open(RESULTS.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be measuring other rows
+        rows = {(r["resolution"], r["model"], r["minutes"]): r for r in [*known(), result]}
+        RESULTS.write_text(json.dumps([rows[cell] for cell in CELLS if cell in rows], indent=1) + "\n")
 
 
 def table() -> str:
@@ -177,6 +181,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs/prove/films", help="folder for data and runs")
     names = [f"{resolution}:{model}:{minutes}" for resolution, model, minutes in CELLS]
     parser.add_argument("--only", action="append", choices=names, metavar="CELL", help=f"of {', '.join(names)}")
+    parser.add_argument("--workers", type=int, default=2, help="workers of the trainings (default 2)")
     parser.add_argument("--again", action="store_true", help="measure rows that results/films.json has, too")
     parser.add_argument("--table", action="store_true", help="print the results and end")
     args = parser.parse_args()
@@ -190,7 +195,7 @@ def main() -> None:
     done = {(r["resolution"], r["model"], r["minutes"]) for r in known()}
     for cell, name in zip(CELLS, names, strict=True):
         if name in (args.only or names) and (args.again or cell not in done):
-            keep(row(*cell, Path(os.environ["MEDGAN_REAL_DATA"]) / "kermany_cxr", work))
+            keep(row(*cell, Path(os.environ["MEDGAN_REAL_DATA"]) / "kermany_cxr", work, args.workers))
             print(table(), flush=True)
 
 

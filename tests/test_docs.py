@@ -1,0 +1,39 @@
+"""What the README says is what the code and the results say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from medgan import config as configs
+
+from .prove import films
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_results_table_is_what_was_measured():
+    shown = README.split("<!-- films -->\n")[1].split("<!-- /films -->")[0]
+    assert shown.strip() == films.table()
+
+
+def test_every_preset_and_every_setting_that_is_named_exists():
+    for preset in configs.PRESETS:
+        assert f"| `{preset}` |" in README
+    sections = "data|model|loss|ema|optim|checkpoint|evaluate|tracking"
+    named = set(re.findall(rf"\b((?:{sections})\.[a-z_0-9]+)=", README))
+    assert len(named) > 5
+    assert named <= set(configs.known_keys())
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([a-zA-Z][^):]*)\)", README))))
+def test_every_picture_and_file_that_is_linked_exists(target):
+    assert (ROOT / target).is_file()
+
+
+def test_every_file_of_the_package_is_in_the_list():
+    listed = README.split("## What is where")[1].split("## ")[0]
+    for path in [*(ROOT / "medgan").glob("*.py"), *(p.parent for p in (ROOT / "medgan").glob("*/__init__.py"))]:
+        if path.name != "__init__.py":
+            assert re.search(rf"\b{re.escape(path.name)}", listed), path
