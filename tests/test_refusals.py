@@ -109,7 +109,7 @@ def test_data_with_too_few_images(refused, tmp_path):
     data = write_phantoms(tmp_path / "data", count=40)
     line = refused("train", "--preset", "dcgan", "--data", data, "--out", tmp_path / "run")
     assert "train has" in line
-    assert "at least 64 are needed" in line
+    assert "at least 32 are needed" in line
 
 
 def test_a_run_of_another_config_or_no_run_at_all(refused, phantoms, tmp_path, tiny):
