@@ -39,14 +39,16 @@ def train_step(state: TrainState, batch: Batch) -> Tensor:
     labels = batch.labels.to(world.device, dtype) * config.label_strength(state.images_seen)
     share = 1.0 / config.global_batch
 
-    # D learns: the DDP wrapper of D, G bare.
-    with torch.no_grad(), autocast(state):
-        fake = generator.module(latents(state, "z/D", dtype), labels).to(dtype)
+    # One batch of fakes serves both players: G's forward pass, with its sums over ranks, is paid for once.
+    with autocast(state):
+        fake = generator.ddp(latents(state, dtype), labels).to(dtype)
+
+    # D learns: the DDP wrapper of D.
     real.requires_grad_(with_r1)
     with autocast(state, enabled=not with_r1):  # a penalty is a second derivative: float32 all the way
         real_logits = discriminator.ddp(real, labels).to(dtype)
     with autocast(state):
-        fake_logits = discriminator.ddp(fake, labels).to(dtype)
+        fake_logits = discriminator.ddp(fake.detach(), labels).to(dtype)
     loss_d = loss.discriminator(real_logits, fake_logits)
     # The penalty differentiates the rank's unscaled logits and joins the one backward.
     r1 = r1_penalty(real, real_logits) if with_r1 else torch.zeros_like(loss_d)
@@ -55,11 +57,10 @@ def train_step(state: TrainState, batch: Batch) -> Tensor:
     (total * (share * world.size)).backward()
     discriminator.optimizer.step()
 
-    # G learns: the DDP wrapper of G, D bare.
+    # G learns: D bare.
     discriminator.module.requires_grad_(False)
     with autocast(state):
-        learned = generator.ddp(latents(state, "z/G", dtype), labels)
-        loss_g = loss.generator(discriminator.module(learned, labels).to(dtype))
+        loss_g = loss.generator(discriminator.module(fake, labels).to(dtype))
     generator.optimizer.zero_grad(set_to_none=True)
     (loss_g.sum() * (share * world.size)).backward()
     generator.optimizer.step()
@@ -76,11 +77,11 @@ def takes_penalty(config: Config, images_seen: int) -> bool:
     return config.loss.r1_gamma > 0 and images_seen // config.global_batch % config.loss.r1_interval == 0
 
 
-def latents(state: TrainState, name: str, dtype: torch.dtype) -> Tensor:
+def latents(state: TrainState, dtype: torch.dtype) -> Tensor:
     """This rank's slice of the global batch's z: (n, z_size) standard normal."""
     config, world = state.config, state.world
     part = rank_slice(config.global_batch, config.sample_group, world.rank, world.size)
-    random = stream(config.seed, name, state.images_seen)
+    random = stream(config.seed, "z", state.images_seen)
     z = torch.randn(config.global_batch, z_size(config), generator=random, dtype=dtype)
     return z[part].to(world.device)
 

@@ -35,11 +35,9 @@ def test_a_step_is_its_mathematics_with_the_penalty_every_second_step(tiny):
         scalars = dict(zip(SCALARS, train_step(state, Batch(pixels, labels, None)).tolist(), strict=True))
 
         hot, real = labels.double(), (pixels.double() / 127.5 - 1).requires_grad_()
-        z_d, z_g = (
-            torch.randn(size, z_dim, generator=stream(config.seed, name, step * size), dtype=torch.float64)
-            for name in ("z/D", "z/G")
-        )
-        logits, fake = discriminator(real, hot), discriminator(generator(z_d, hot).detach(), hot)
+        z = torch.randn(size, z_dim, generator=stream(config.seed, "z", step * size), dtype=torch.float64)
+        images = generator(z, hot)
+        logits, fake = discriminator(real, hot), discriminator(images.detach(), hot)
         loss_d = (F.softplus(-logits) + F.softplus(fake)).mean()
         total = loss_d
         if step % 2 == 0:
@@ -50,7 +48,7 @@ def test_a_step_is_its_mathematics_with_the_penalty_every_second_step(tiny):
         adams[1].zero_grad()
         total.backward()
         adams[1].step()
-        loss_g = F.softplus(-discriminator(generator(z_g, hot), hot)).mean()
+        loss_g = F.softplus(-discriminator(images, hot)).mean()
         adams[0].zero_grad()
         loss_g.backward()
         adams[0].step()
