@@ -113,9 +113,9 @@ def test_float32_gradients_equal_one_process_at_the_initial_weights(ranks, index
     ours, plain = (result["gradients"][activation] for result in (ranks[index], single(index)))
     for key, gradient in plain.items():
         network = max(g.norm() for k, g in plain.items() if k[0] == key[0])
-        # Less than a hundredth of the largest is what a sum left over when it cancelled (D's last bias: real
+        # Far less than the largest is what a sum over all pixels left over when it cancelled (biases of D: real
         # against fake). Its own norm says nothing about its rounding.
-        scale = max(gradient.norm(), 1e-2 * network)
+        scale = max(gradient.norm(), 0.05 * network)
         assert (ours[key] - gradient).norm() / scale <= tolerance, key
 
 
