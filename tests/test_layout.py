@@ -18,6 +18,7 @@ RANKS = {
     "medgan.pixels": 1,
     "medgan.losses": 1,
     "medgan.data.phantom": 1,
+    "medgan.data.phantom_oct": 1,
     "medgan.models.layers": 2,
     "medgan.models.dcgan": 3,
     "medgan.models.cgan": 4,

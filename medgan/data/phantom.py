@@ -15,15 +15,14 @@ CLASSES = ("NORMAL", "PNEUMONIA")
 MAX_FILMS = 5
 
 
-def patient_films(seed: int, patient: int) -> tuple[int, int]:
-    """(class index, number of films, 1 to 5) of a patient."""
+def patient_films(seed: int, patient: int, classes: int = len(CLASSES)) -> tuple[int, int]:
+    """(class index, number of images, 1 to 5) of a patient."""
     random = np.random.default_rng((seed, patient, 0))
-    return int(random.integers(len(CLASSES))), int(random.integers(1, MAX_FILMS + 1))
+    return int(random.integers(classes)), int(random.integers(1, MAX_FILMS + 1))
 
 
-def chest_film(seed: int, patient: int, number: int) -> np.ndarray:
-    """One film, uint8 (128, 128), the same for the same three numbers."""
-    label, _ = patient_films(seed, patient)
+def chest_film(seed: int, patient: int, number: int, label: int) -> np.ndarray:
+    """One film, uint8 (128, 128), the same for the same four numbers; label: index into CLASSES."""
     body = np.random.default_rng((seed, patient, 1))  # what the patient keeps
     pose = np.random.default_rng((seed, patient, 2, number))  # what changes from film to film
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from medgan.config import Refused
-from medgan.data import phantom
+from medgan.data import phantom, phantom_oct
 from medgan.pixels import encode_png
 
 
@@ -23,7 +25,7 @@ class Record:
     """One image of a data set, not yet read."""
 
     name: str
-    """Where it is, as the source understands it: a path below the raw folder, or the number of a drawn film."""
+    """Where it is, as the source understands it: a path below the raw folder, or the number of a drawn image."""
     labels: tuple[int, ...]
     """Indices into the source's classes."""
     patient: str
@@ -51,26 +53,29 @@ class Source(Protocol):
         """The bytes of one image file. Raises OSError where it cannot be read."""
 
 
-class PhantomCxr:
-    """Drawn chest films (see medgan/data/phantom.py); needs no raw folder. limit: how many, default 6,000."""
+@dataclass(frozen=True)
+class Phantom:
+    """Drawn images; needs no raw folder. limit: how many, default 6,000."""
 
-    name = "phantom_cxr"
-    classes = phantom.CLASSES
+    name: str
+    classes: tuple[str, ...]
+    draw: Callable[[int, int, int, int], np.ndarray]
+    """(seed, patient, number, label) -> uint8 (H, W)."""
     needs_raw = False
     default_count = 6000
 
     def records(self, raw: Path | None, seed: int, limit: int | None) -> Iterator[Record]:
         left, patient = limit or self.default_count, 0
         while left:
-            label, films = phantom.patient_films(seed, patient)
-            for film in range(min(films, left)):
-                yield Record(f"{patient}/{film}", (label,), str(patient))
-            left -= min(films, left)
+            label, images = phantom.patient_films(seed, patient, len(self.classes))
+            for number in range(min(images, left)):
+                yield Record(f"{patient}/{number}", (label,), str(patient))
+            left -= min(images, left)
             patient += 1
 
     def read(self, raw: Path | None, seed: int, record: Record) -> bytes:
-        patient, film = map(int, record.name.split("/"))
-        return encode_png(phantom.chest_film(seed, patient, film)[None])
+        patient, number = map(int, record.name.split("/"))
+        return encode_png(self.draw(seed, patient, number, record.labels[0])[None])
 
 
 class KermanyCxr:
@@ -128,4 +133,11 @@ def _visible(path: Path) -> bool:
     return not path.name.startswith((".", "__MACOSX")) and path.name not in ("Thumbs.db", "desktop.ini")
 
 
-SOURCES: dict[str, Source] = {"phantom_cxr": PhantomCxr(), "kermany_cxr": KermanyCxr()}
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in (
+        Phantom("phantom_cxr", phantom.CLASSES, phantom.chest_film),
+        Phantom("phantom_oct", phantom_oct.CLASSES, phantom_oct.oct_scan),
+        KermanyCxr(),
+    )
+}
