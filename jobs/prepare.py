@@ -1,7 +1,9 @@
-"""Raw images -> sharded Parquet with a manifest, split by patient.
+r"""Raw images -> sharded Parquet with a manifest, split by patient.
 
     python jobs/prepare.py --source phantom_cxr --out data/phantom_cxr --resolution 32
     python jobs/prepare.py --source kermany_cxr --raw chest_xray --out data/kermany64 --resolution 64
+    python jobs/prepare.py --source image_folder --raw scans --patient-regex "p(\d+)" --out data/scans --resolution 128
+    python jobs/prepare.py --sources
 
 Running the same command again does nothing where the folder is complete, and starts over where it is not.
 """
@@ -10,11 +12,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from medgan.config import RESOLUTIONS, Refused
 from medgan.data.shards import patient_key, prepared
-from medgan.data.sources import SOURCES
+from medgan.data.sources import SOURCES, Options
 from medgan.terminal import Parser, Progress, absolute, command
 
 SHOWN = 20
@@ -22,14 +23,20 @@ SHOWN = 20
 
 def parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("--source", required=True, help=f"data set: {', '.join(SOURCES)}")
-    parser.add_argument("--raw", help="folder of the data set as published; drawn sources have none")
-    parser.add_argument("--out", required=True, help="data folder to make: a path or a URI")
-    parser.add_argument("--resolution", required=True, type=int, help=f"side in pixels: {_list(RESOLUTIONS)}")
+    parser.add_argument("--source", help=f"data set: {', '.join(SOURCES)}")
+    parser.add_argument("--sources", action="store_true", help="print what each source expects and takes, and end")
+    parser.add_argument("--raw", help="folder of the data set as published, a path or a URI; drawn sources have none")
+    parser.add_argument("--out", help="data folder to make: a path or a URI")
+    parser.add_argument("--resolution", type=int, help=f"side in pixels: {_list(RESOLUTIONS)}")
     parser.add_argument("--channels", type=int, default=1, choices=(1, 3), help="1 grey (default), 3 colour")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split and of drawn images (default 0)")
     parser.add_argument("--fit", default="crop", choices=("crop", "pad", "squash"), help="how films become square")
     parser.add_argument("--limit", type=int, help="use this many images (drawn sources: draw as many)")
+    parser.add_argument("--split", choices=("ratio", "published"), help="by patient 80/10/10, or as published")
+    parser.add_argument("--classes", metavar="A,B,...", help="keep these classes, in this order")
+    parser.add_argument("--single-label", action="store_true", help="keep images of exactly one of the classes")
+    parser.add_argument("--pneumonia-kinds", action="store_true", help="bacterial and viral pneumonia apart")
+    parser.add_argument("--patient-regex", metavar="REGEX", help="what in a file's path names its patient")
     parser.add_argument(
         "--patient-key-file",
         help="key of the patient and image ids (default ~/.config/medgan/patient.key, made if need be)",
@@ -40,6 +47,14 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
+    if args.sources:
+        for source in SOURCES.values():
+            takes = "".join(f" --{name.replace('_', '-')}" for name in sorted(source.takes))
+            print(f"{source.name:<14}{source.layout}{f'  ({takes.strip()})' if takes else ''}")
+        return
+    for flag in ("source", "out", "resolution"):
+        if getattr(args, flag) is None:
+            raise Refused(f"--{flag} is missing; --help shows an example")
     if args.source not in SOURCES:
         raise Refused(f"--source {args.source}: unknown, choose one of {', '.join(SOURCES)}")
     if args.resolution not in RESOLUTIONS:
@@ -50,14 +65,28 @@ def main(argv: Sequence[str]) -> None:
         raise Refused(f"--seed {args.seed}: must be at least 0")
     out = absolute("--out", args.out)
     key_file = absolute("--patient-key-file", args.patient_key_file) if args.patient_key_file else None
-    raw = Path(absolute("--raw", args.raw)) if args.raw else None
+    raw = absolute("--raw", args.raw) if args.raw else None
+    options = Options(
+        seed=args.seed,
+        limit=args.limit,
+        classes=tuple(args.classes.split(",")) if args.classes else (),
+        single_label=args.single_label,
+        pneumonia_kinds=args.pneumonia_kinds,
+        patient_regex=args.patient_regex,
+    )
+    for name in ("classes", "single_label", "pneumonia_kinds", "patient_regex"):
+        if getattr(options, name) and name not in SOURCES[args.source].takes:
+            flag = f"--{name.replace('_', '-')}"
+            raise Refused(f"{flag}: means nothing to --source {args.source}; --sources shows what does")
 
     from medgan.data import ingest
     from medgan.ray_train import connect
 
-    request = ingest.Request(args.source, raw, out, args.resolution, args.channels, args.seed, args.fit, args.limit)
+    request = ingest.Request(args.source, raw, out, args.resolution, args.channels, options, args.fit, args.split)
     found = ingest.find(request)
     plan = ingest.plan(request, found, patient_key(key_file))  # the first thing that may write: a new key
+    for note in plan.notes:
+        print(f"note: {note}", flush=True)
     manifest = prepared(out, plan.digest)
     if manifest is None:
         connect(verbose=args.verbose)

@@ -11,8 +11,8 @@ import torch
 
 from medgan import config as configs
 from medgan.data import phantom, shards
-from medgan.data.sources import SOURCES
-from medgan.pixels import decode
+from medgan.data.sources import SOURCES, Options, Raw
+from medgan.pixels import fit_image
 
 KEY = bytes(range(32))
 TINY = {
@@ -59,12 +59,14 @@ def free_port() -> int:
 def write_phantoms(out: Path, resolution: int = 32, count: int = 240, rows_per_shard: int = 64) -> Path:
     """A data folder of drawn films, written without Ray."""
     source = SOURCES["phantom_cxr"]
-    records = list(source.records(None, 0, count))
+    raw, options = Raw(""), Options(limit=count)
+    records = list(source.listing(raw, options).records)
     split_of = shards.split_patients(((r.patient, r.labels) for r in records), 0)
     splits, counts, patients = {}, {}, {}
     for split in shards.SPLITS:
         mine = [record for record in records if split_of[record.patient] == split]
-        pixels = np.stack([decode(source.read(None, 0, record), resolution, 1) for record in mine])
+        images = [source.image(source.read(raw, record, options)) for record in mine]
+        pixels = np.stack([fit_image(image, resolution, 1) for image in images])
         labels = np.eye(2, dtype=np.uint8)[[record.labels[0] for record in mine]]
         ids = {
             "patient": [shards.keyed_id(KEY, source.name, record.patient) for record in mine],

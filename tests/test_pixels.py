@@ -5,13 +5,17 @@ import pytest
 import torch
 from PIL import Image
 
-from medgan.pixels import decode, encode_png, grid, to_images, to_pixels
+from medgan.pixels import encode_png, fit_image, grid, open_image, to_images, to_pixels, windowed
 
 
 def png(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "png")
     return buffer.getvalue()
+
+
+def decode(data, resolution, channels, fit="crop"):
+    return fit_image(open_image(data), resolution, channels, fit)
 
 
 def test_every_byte_survives_the_way_to_images_and_back():
@@ -58,9 +62,13 @@ def test_what_is_no_image_is_a_value_error(data):
         decode(data, 32, 1)
 
 
-def test_more_than_8_bits_are_refused_instead_of_cut():
-    with pytest.raises(ValueError, match="more than 8 bits"):
-        decode(png(np.full((32, 32), 40000, np.uint16)), 32, 1)
+def test_more_than_8_bits_are_windowed_and_not_cut():
+    ramp = np.linspace(1000, 40000, 64 * 64).reshape(64, 64).astype(np.uint16)
+    shown = np.asarray(open_image(png(ramp)))
+    assert shown.dtype == np.uint8
+    assert (shown.min(), shown.max()) == (0, 255)
+    assert np.abs(shown.astype(float) - np.linspace(0, 255, 64 * 64).reshape(64, 64)).max() < 1.5
+    assert windowed(np.array([[-5.0, 0.0, 50.0, 100.0, 900.0]]), 0, 100).tolist() == [[0, 0, 128, 255, 255]]
 
 
 def test_a_grid_puts_tiles_row_by_row():

@@ -112,22 +112,23 @@ def test_prepare_gives_the_same_bytes_with_one_and_two_workers_and_counts_bad_fi
     import ray
 
     from medgan.data import ingest
-    from medgan.data.sources import SOURCES
+    from medgan.data.sources import SOURCES, Options, Raw
 
     raw = tmp_path / "raw"
     source = SOURCES["phantom_cxr"]
-    for index, record in enumerate(source.records(None, 0, 60)):
+    nothing, options = Raw(""), Options(limit=60)
+    for index, record in enumerate(source.listing(nothing, options).records):
         name = f"person{record.patient}_virus_{index}.png" if record.labels[0] else f"IM-{record.patient}-{index}.png"
         file = raw / "train" / source.classes[record.labels[0]] / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(source.read(None, 0, record))
+        file.write_bytes(source.read(nothing, record, options))
     (raw / "train/NORMAL/IM-9999-0001.jpeg").write_text("not an image")
     key = shards.patient_key(key_file)
     written = []
     for cpus in (1, 2):
         ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
         try:
-            request = ingest.Request("kermany_cxr", raw, str(tmp_path / f"out{cpus}"), 32, rows_per_shard=16)
+            request = ingest.Request("kermany_cxr", str(raw), str(tmp_path / f"out{cpus}"), 32, rows_per_shard=16)
             manifest = ingest.write(ingest.plan(request, ingest.find(request), key))
         finally:
             ray.shutdown()

@@ -23,7 +23,7 @@ def raw() -> Path:
 
 
 def test_every_published_film_is_planned_and_no_patient_is_in_two_splits(raw, tmp_path):
-    request = ingest.Request("kermany_cxr", raw, str(tmp_path / "data"), 64)
+    request = ingest.Request("kermany_cxr", str(raw), str(tmp_path / "data"), 64)
     plan = ingest.plan(request, ingest.find(request), bytes(32))
     assert plan.count == len(list(raw.glob("*/*/*.jpeg")))
     share = {split: len(records) / plan.count for split, records in plan.records.items()}

@@ -178,7 +178,7 @@ def test_raw_folders_that_cannot_be_used(refused, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "expected {train,test,val}/{NORMAL,PNEUMONIA}/" in prepare(tmp_path / "empty")
     (tmp_path / "hollow/train/NORMAL").mkdir(parents=True)
-    assert "the class folders are empty" in prepare(tmp_path / "hollow")
+    assert "expected {train,test,val}/{NORMAL,PNEUMONIA}/" in prepare(tmp_path / "hollow")
     for name in ("a", "b"):
         (tmp_path / f"words/train/NORMAL/{name}.jpeg").parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / f"words/train/NORMAL/{name}.jpeg").write_text("not an image")
@@ -191,7 +191,7 @@ def test_a_source_without_its_raw_folder_or_with_one_too_many(refused, tmp_path)
     rest = ("--out", tmp_path / "data", "--resolution", 32)
     assert "name their folder with --raw" in refused("prepare", "--source", "kermany_cxr", *rest)
     assert "leave --raw out" in refused("prepare", "--source", "phantom_cxr", "--raw", tmp_path, *rest)
-    assert "choose one of phantom_cxr, kermany_cxr" in refused("prepare", "--source", "mri", *rest)
+    assert "choose one of phantom_cxr, phantom_oct, kermany_cxr" in refused("prepare", "--source", "mri", *rest)
     assert "--limit 0" in refused("prepare", "--source", "phantom_cxr", "--limit", 0, *rest)
 
 

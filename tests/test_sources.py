@@ -1,10 +1,43 @@
+"""Every source against its published layout, and against what people have instead."""
+
+import io
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from medgan.data.sources import SOURCES, SourceError
+from medgan.data import ingest
+from medgan.data.sources import SOURCES, Options, Raw, Record, SourceError
+from medgan.data.sources.base import balanced
+from medgan.data.sources.nih import FINDINGS
 from medgan.pixels import encode_png
 
-KERMANY = SOURCES["kermany_cxr"]
+PNG = encode_png(np.zeros((1, 32, 32), np.uint8))
+HEADER = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]\n"
+)
+
+
+def put(raw: Path, *names: str, content: bytes = PNG) -> Path:
+    for name in names:
+        (raw / name).parent.mkdir(parents=True, exist_ok=True)
+        (raw / name).write_bytes(content)
+    return raw
+
+
+def listing(source: str, raw: Path, **options):
+    return SOURCES[source].listing(Raw(str(raw)), Options(**options))
+
+
+def found(source: str, raw: Path, **options) -> list[tuple]:
+    result = listing(source, raw, **options)
+    return [(r.name, *(result.classes[label] for label in r.labels), r.patient) for r in result.records]
+
+
+# -- Kermany ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -20,48 +53,248 @@ KERMANY = SOURCES["kermany_cxr"]
     ],
 )
 def test_kermany_patients_are_read_from_published_names(name, patient):
-    assert KERMANY.patient(name) == patient
+    assert SOURCES["kermany_cxr"].patient(name) == patient
 
 
-def kermany(raw, *names):
-    for name in names:
-        (raw / name).parent.mkdir(parents=True, exist_ok=True)
-        (raw / name).write_bytes(encode_png(np.zeros((1, 32, 32), np.uint8)))
-    return raw
-
-
-def test_kermany_pools_the_published_splits_in_a_fixed_order(tmp_path):
-    raw = kermany(
-        tmp_path,
-        "val/NORMAL/IM-0001-0001.jpeg",
-        "train/PNEUMONIA/person2_virus_1.jpeg",
-        "train/NORMAL/IM-0002-0001.jpeg",
-        "train/NORMAL/.DS_Store",
-    )
-    records = list(KERMANY.records(raw, 0, None))
-    assert [(r.name, r.labels, r.patient) for r in records] == [
-        ("train/NORMAL/IM-0002-0001.jpeg", (0,), "IM-0002"),
-        ("train/PNEUMONIA/person2_virus_1.jpeg", (1,), "person2_virus"),
-        ("val/NORMAL/IM-0001-0001.jpeg", (0,), "IM-0001"),
+def test_kermany_films_are_listed_in_a_fixed_order_and_can_be_limited(tmp_path):
+    raw = put(tmp_path, "val/NORMAL/IM-0001-0001.jpeg", "train/PNEUMONIA/person2_virus_1.jpeg")
+    put(raw, "train/NORMAL/IM-0002-0001.jpeg", "train/NORMAL/.DS_Store", "__MACOSX/train/NORMAL/x.jpeg")
+    assert found("kermany_cxr", raw) == [
+        ("train/NORMAL/IM-0002-0001.jpeg", "NORMAL", "IM-0002"),
+        ("train/PNEUMONIA/person2_virus_1.jpeg", "PNEUMONIA", "person2_virus"),
+        ("val/NORMAL/IM-0001-0001.jpeg", "NORMAL", "IM-0001"),
     ]
-    assert len(list(KERMANY.records(raw, 0, 2))) == 2
+    assert len(found("kermany_cxr", raw, limit=2)) == 2
+
+
+def test_kermany_pneumonia_can_be_told_apart_by_its_kind(tmp_path):
+    raw = put(tmp_path, "train/PNEUMONIA/person1_virus_1.jpeg", "train/PNEUMONIA/person1_bacteria_2.jpeg")
+    put(raw, "train/NORMAL/IM-1-1.jpeg", "train/PNEUMONIA/other.jpeg")
+    kinds = found("kermany_cxr", raw, pneumonia_kinds=True)
+    assert [row[1] for row in kinds] == ["NORMAL", "BACTERIA", "VIRUS"]
+    rejected = listing("kermany_cxr", raw, pneumonia_kinds=True).rejected
+    assert rejected == [("train/PNEUMONIA/other.jpeg", "its name says neither bacteria nor virus")]
 
 
 def test_a_folder_that_is_not_kermanys_is_refused_and_says_what_is_expected(tmp_path):
     with pytest.raises(SourceError, match=r"expected \{train,test,val\}"):
-        list(KERMANY.records(tmp_path, 0, None))
-    kermany(tmp_path, "chest_xray/train/NORMAL/IM-0001-0001.jpeg")
+        listing("kermany_cxr", tmp_path)
+    put(tmp_path, "chest_xray/train/NORMAL/IM-0001-0001.jpeg")
     with pytest.raises(SourceError, match="did you mean .*chest_xray"):
-        list(KERMANY.records(tmp_path, 0, None))
-    kermany(tmp_path, "train/COVID/a.jpeg")
+        listing("kermany_cxr", tmp_path)
+    put(tmp_path, "train/COVID/a.jpeg")
     with pytest.raises(SourceError, match="COVID: unknown class, expected NORMAL or PNEUMONIA"):
-        list(KERMANY.records(tmp_path, 0, None))
+        listing("kermany_cxr", tmp_path)
 
 
-def test_phantoms_are_as_many_as_asked_for():
-    source = SOURCES["phantom_cxr"]
-    records = list(source.records(None, 0, 37))
-    assert len(records) == 37
-    assert len({record.name for record in records}) == 37
+@pytest.mark.parametrize("archive", ["OCT2017", "OCT2017 "])
+def test_kermany_scans_with_the_middle_number_as_patient(tmp_path, archive):
+    raw = put(tmp_path / archive, "train/CNV/CNV-1016042-2.jpeg", "val/NORMAL/NORMAL-12-1.jpeg", "val/DME/scan.jpeg")
+    assert found("kermany_oct", raw) == [
+        ("train/CNV/CNV-1016042-2.jpeg", "CNV", "1016042"),
+        ("val/NORMAL/NORMAL-12-1.jpeg", "NORMAL", "12"),
+    ]
+    assert listing("kermany_oct", raw).rejected[0][0] == "val/DME/scan.jpeg"
+    with pytest.raises(SourceError, match=re.escape(f"did you mean --raw {tmp_path}/{archive}")):
+        listing("kermany_oct", tmp_path)
+
+
+# -- NIH -------------------------------------------------------------------------------------------------------------
+
+
+def nih(raw: Path, *rows: str, header: str = HEADER) -> Path:
+    (raw / "Data_Entry_2017_v2020.csv").write_text(header + "".join(row + ",0,9,PA,1,2,3,4\n" for row in rows))
+    return raw
+
+
+def test_nih_films_have_several_findings_one_or_none(tmp_path):
+    raw = put(tmp_path, "images_001/images/a.png", "images_002/images/b.png", "images_002/images/c.png")
+    nih(raw, "a.png,Hernia|Mass,0,1", "b.png,No Finding,0,2", "c.png,Mass,0,2", "d.png,Mass,0,3")
+    assert found("nih_cxr14", raw) == [
+        ("images_001/images/a.png", "Hernia", "Mass", "1"),
+        ("images_002/images/b.png", "2"),
+        ("images_002/images/c.png", "Mass", "2"),
+    ]
+    assert listing("nih_cxr14", raw).classes == FINDINGS
+    assert listing("nih_cxr14", raw).notes == ["1 films of the table have no image here"]
+    assert [row[1] for row in found("nih_cxr14", raw, classes=("Mass",))] == ["Mass", "Mass"]
+    assert found("nih_cxr14", raw, single_label=True) == [("images_002/images/c.png", "Mass", "2")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "message"),
+    [
+        (["a.png,Mass,0,1"], HEADER.replace("Patient ID", "Person"), "no column 'Patient ID'"),
+        (["a.png,Cough,0,1"], HEADER, "row 2: unknown label 'Cough'"),
+        (["a.png,Mass,0,1", "a.png,Hernia,0,1"], HEADER, "row 3: a.png is in row 2 already"),
+    ],
+)
+def test_a_table_that_is_wrong_is_refused_with_its_row_or_column(tmp_path, rows, header, message):
+    raw = nih(put(tmp_path, "images/a.png"), *rows, header=header)
+    with pytest.raises(SourceError, match=message):
+        listing("nih_cxr14", raw)
+
+
+def test_without_a_table_or_with_a_class_that_is_not_one(tmp_path):
+    with pytest.raises(SourceError, match=r"expected one Data_Entry_2017\*\.csv in it, found none"):
+        listing("nih_cxr14", tmp_path)
+    with pytest.raises(SourceError, match="--classes Cough: ChestX-ray14 has Atelectasis"):
+        listing("nih_cxr14", nih(put(tmp_path, "images/a.png"), "a.png,Mass,0,1"), classes=("Cough",))
+
+
+def test_a_limit_of_nih_is_balanced_over_classes_and_seeded():
+    records = [Record(f"{i}", (0,) if i < 90 else (1,) if i < 96 else (), f"p{i}") for i in range(100)]
+    some = balanced(records, Options(limit=12))
+    counts = [sum(r.labels == labels for r in some) for labels in ((0,), (1,), ())]
+    assert counts == [4, 4, 4]
+    assert balanced(records, Options(limit=12)) == some
+    assert balanced(records, Options(limit=12, seed=1)) != some
+    assert len(balanced(records, Options(limit=50))) == 50
+    assert balanced(records, Options(limit=1000)) == records
+
+
+# -- MedMNIST --------------------------------------------------------------------------------------------------------
+
+
+def medmnist(raw: Path, name: str = "pneumoniamnist", shape=(28, 28)) -> Path:
+    random = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 20), ("val", 5), ("test", 6)):
+        arrays[f"{split}_images"] = random.integers(0, 256, (count, *shape)).astype(np.uint8)
+        arrays[f"{split}_labels"] = random.integers(0, 2, (count, 1)).astype(np.uint8)
+    arrays["train_images"][3] = arrays["val_images"][2]
+    np.savez(raw / f"{name}.npz", **arrays)
+    return raw
+
+
+def test_medmnist_keeps_its_splits_and_drops_what_train_shares_with_them(tmp_path):
+    raw = medmnist(tmp_path)
+    result = listing("medmnist", raw)
+    assert result.classes == ("normal", "pneumonia")
+    assert [sum(r.split == split for r in result.records) for split in ("train", "val", "test")] == [19, 5, 6]
+    assert any("1 images of train are in val or test too" in note for note in result.notes)
+    source, record = SOURCES["medmnist"], result.records[-1]
+    image = source.image(source.read(Raw(str(raw)), record, Options()))
+    with np.load(raw / "pneumoniamnist.npz") as file:
+        assert np.array_equal(np.asarray(image), file["test_images"][-1])
+
+
+def test_colour_and_what_is_no_medmnist_file(tmp_path):
+    raw = medmnist(tmp_path, "bloodmnist_64", (64, 64, 3))
+    source, result = SOURCES["medmnist"], listing("medmnist", raw)
+    assert source.image(source.read(Raw(str(raw)), result.records[0], Options())).mode == "RGB"
+    (tmp_path / "volume").mkdir()
+    with pytest.raises(SourceError, match="expected a two-dimensional set"):
+        listing("medmnist", medmnist(tmp_path / "volume", "nodulemnist3d", (28, 28, 28, 1)))
+    with pytest.raises(SourceError, match="not a MedMNIST file"):
+        listing("medmnist", put(tmp_path / "words", "pneumoniamnist.npz", content=b"words"))
+
+
+# -- folders of images -----------------------------------------------------------------------------------------------
+
+
+def test_any_folder_with_a_folder_per_class(tmp_path):
+    raw = put(tmp_path, "b/p7_1.png", "a/p7_2.jpg", "a/p8_1.PNG", "a/notes.txt", "readme.md", "ä ö/p9_日本.png")
+    result = listing("image_folder", raw, patient_regex=r"p(\d+)_")
+    assert result.classes == ("a", "b", "ä ö")
+    assert [(r.name, r.patient) for r in result.records] == [
+        ("a/p7_2.jpg", "7"),
+        ("a/p8_1.PNG", "8"),
+        ("b/p7_1.png", "7"),
+        ("ä ö/p9_日本.png", "9"),
+    ]
+    assert {name for name, _ in result.rejected} == {"a/notes.txt", "readme.md"}
+    plain = listing("image_folder", raw)
+    assert len({record.patient for record in plain.records}) == 4
+    assert "every file counts as a patient of its own" in plain.notes[0]
+    assert [row[1] for row in found("image_folder", raw, classes=("b", "a"))] == ["a", "a", "b"]
+    with pytest.raises(SourceError, match="--classes z: .* has a, b"):
+        listing("image_folder", raw, classes=("z",))
+    with pytest.raises(SourceError, match="not a regular expression"):
+        listing("image_folder", raw, patient_regex="p(")
+
+
+def test_split_folders_are_published_splits(tmp_path):
+    raw = put(tmp_path, "train/a/1.png", "valid/b/2.png", "test/a/3.png", "extra/a/4.png")
+    assert [record.split for record in listing("image_folder", raw).records] == ["test", "train", "val"]
+    assert listing("image_folder", raw).rejected == [("extra/a/4.png", "not in a class folder")]
+
+
+def test_a_folder_linked_into_itself_ends(tmp_path):
+    raw = put(tmp_path / "raw", "a/1.png", "b/2.png")
+    (raw / "a/loop").symlink_to(raw)
+    assert [row[0] for row in found("image_folder", raw)] == ["a/1.png", "b/2.png"]
+
+
+# -- drawn -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "classes"), [("phantom_cxr", 2), ("phantom_oct", 4)])
+def test_phantoms_are_as_many_as_asked_for(name, classes):
+    source, nothing, options = SOURCES[name], Raw(""), Options(limit=37)
+    records = source.listing(nothing, options).records
+    assert len(records) == len({record.name for record in records}) == 37
     assert len({record.patient for record in records}) < 37
-    assert source.read(None, 0, records[0]) == source.read(None, 0, records[0])
+    assert len({record.labels for record in records}) == classes
+    assert source.read(nothing, records[0], options) == source.read(nothing, records[0], options)
+
+
+# -- what is done with a listing -------------------------------------------------------------------------------------
+
+
+def plan(source: str, raw: Path, split=None, **options):
+    request = ingest.Request(source, str(raw), str(raw.parent / "out"), 32, options=Options(**options), split=split)
+    return ingest.plan(request, ingest.find(request), bytes(32))
+
+
+def test_published_splits_are_kept_and_a_tiny_val_is_made_again_from_train(tmp_path):
+    raw = put(tmp_path / "raw", *(f"train/NORMAL/IM-{i:04d}-0001.jpeg" for i in range(100)))
+    put(raw, "val/NORMAL/IM-0200-0001.jpeg", *(f"test/NORMAL/IM-{i:04d}-0001.jpeg" for i in range(300, 320)))
+    put(raw, "train/PNEUMONIA/person1_virus_1.jpeg")
+    splits = plan("kermany_cxr", raw, "published").records
+    assert {record.name.split("/")[0] for record in splits["test"]} == {"test"}
+    assert len(splits["test"]) == 20
+    assert len(splits["val"]) == pytest.approx(11, abs=1)
+    assert {r.patient for r in splits["train"]}.isdisjoint(r.patient for r in splits["val"])
+    put(raw, "test/NORMAL/IM-0001-0009.jpeg")
+    with pytest.raises(SourceError, match="another image of its patient in test; use --split ratio|in train; use"):
+        plan("kermany_cxr", raw, "published")
+    put(tmp_path / "flat", "a/1.png")
+    with pytest.raises(SourceError, match="--source image_folder publishes none here"):
+        plan("image_folder", tmp_path / "flat", "published")
+
+
+def test_a_class_without_an_image_in_train_is_dropped_or_if_asked_for_refused(tmp_path):
+    raw = put(tmp_path / "raw", "images/a.png", "images/b.png")
+    nih(raw, "a.png,Mass,0,1", "b.png,Mass|Hernia,0,2")
+    made = plan("nih_cxr14", raw)
+    assert made.classes == ("Hernia", "Mass") or made.classes == ("Mass",)
+    assert any("left out of the classes" in note for note in made.notes)
+    assert {label for records in made.records.values() for r in records for label in r.labels} <= {0, 1}
+    with pytest.raises(SourceError, match="--classes Edema: no image of it in train"):
+        plan("nih_cxr14", raw, classes=("Mass", "Edema"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "format"), [("RGBA", "png"), ("P", "png"), ("CMYK", "jpeg"), ("I;16", "png"), ("1", "png"), ("LA", "png")]
+)
+def test_every_kind_of_image_file_is_read(tmp_path, mode, format):
+    buffer = io.BytesIO()
+    ramp = np.linspace(0, 255, 64 * 64).reshape(64, 64).astype(np.uint8)
+    image = Image.fromarray(ramp.astype(np.uint16) * 200) if mode == "I;16" else Image.fromarray(ramp).convert(mode)
+    image.save(buffer, format)
+    source = SOURCES["image_folder"]
+    pixels = np.asarray(source.image(buffer.getvalue()).convert("L")).astype(float)
+    assert pixels[-8:].mean() > pixels[:8].mean() + 150
+
+
+@pytest.mark.parametrize("content", [b"", b"text called .png", PNG[:40]])
+def test_what_is_no_image_is_a_value_error(content):
+    with pytest.raises(ValueError, match="not a readable image"):
+        SOURCES["image_folder"].image(content)
+
+
+def test_a_decompression_bomb_is_not_unpacked(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match="DecompressionBombError"):
+        SOURCES["image_folder"].image(PNG)

@@ -241,8 +241,8 @@ def keyed_id(key: bytes, *parts: str | bytes) -> str:
 # -- the split ---------------------------------------------------------------------------------------------------
 
 
-def split_patients(patients: Iterable[tuple[str, tuple[int, ...]]], seed: int) -> dict[str, str]:
-    """Patient -> split, one split each; every set of classes is divided 80/10/10 by images.
+def split_patients(patients: Iterable[tuple[str, tuple[int, ...]]], seed: int, test: bool = True) -> dict[str, str]:
+    """Patient -> split, one split each; every set of classes is divided 80/10/10 by images, 80/10 without a test.
 
     patients: (patient, labels) of each image. A patient with images of several classes counts with all of them.
     The order in which patients are dealt depends on the seed and their ids alone.
@@ -258,9 +258,9 @@ def split_patients(patients: Iterable[tuple[str, tuple[int, ...]]], seed: int) -
     split_of: dict[str, str] = {}
     for stratum in sorted(strata):
         members = sorted(strata[stratum], key=lambda p: hashlib.sha256(f"{seed}/split/{p}".encode()).digest())
-        given = dict.fromkeys(SPLITS, 0)
+        given = {split: 0 for split in SPLITS if test or split != "test"}
         for patient in members:  # to the split that is furthest behind its share
-            split = min(SPLITS, key=lambda name: (given[name] / SPLITS[name], -SPLITS[name]))
+            split = min(given, key=lambda name: (given[name] / SPLITS[name], -SPLITS[name]))
             split_of[patient] = split
             given[split] += images[patient]
     return split_of

@@ -1,0 +1,178 @@
+"""What a source is: a reader of one published layout, from a raw folder to records with labels and a patient each.
+
+A source lists its records in a fixed order and reads one record's bytes; nothing else knows its layout. A new one is
+a small file beside this one, an entry in SOURCES and a test.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow.fs as pafs
+from PIL import Image
+
+from medgan.config import Refused
+from medgan.data.shards import filesystem, read_file
+from medgan.pixels import open_image
+
+
+class SourceError(Refused):
+    """A raw folder that is not what the source expects. One line: what was found, what is expected."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a data set, not yet read."""
+
+    name: str
+    """Where it is, as the source understands it: mostly a path below the raw folder."""
+    labels: tuple[int, ...]
+    """Indices into the listing's classes; several, one or none."""
+    patient: str
+    """The data set's own patient id; it stays within the preparing job and is stored nowhere."""
+    split: str | None = None
+    """The published split: train, val or test; None where there is none."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All that a source found in a raw folder."""
+
+    classes: tuple[str, ...]
+    records: Sequence[Record]
+    rejected: Sequence[tuple[str, str]] = ()
+    """(name, reason) of what is listed and cannot be used."""
+    notes: Sequence[str] = ()
+    """What a person should know: dropped classes, patients that are guessed."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a person may ask of a source. Each source says which it knows."""
+
+    seed: int = 0
+    limit: int | None = None
+    """Take so many images: whole data sets where None."""
+    classes: tuple[str, ...] = ()
+    """Keep these classes, in this order; all where empty."""
+    single_label: bool = False
+    """Keep images of exactly one of the classes."""
+    pneumonia_kinds: bool = False
+    """Bacterial and viral pneumonia as classes of their own."""
+    patient_regex: str | None = None
+    """What in a file's path names the patient: the first group, or all that matches."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A raw folder, local or any URI that pyarrow.fs opens. Nothing is written to it."""
+
+    location: str
+
+    def files(self) -> list[str]:
+        """Paths of all visible files below, sorted part by part; a folder linked into itself is entered once."""
+        fs, root = filesystem(self.location)
+        if isinstance(fs, pafs.LocalFileSystem):
+            found = list(_walk(root))
+        else:
+            entries = fs.get_file_info(pafs.FileSelector(root, recursive=True))
+            found = [e.path[len(root) :].lstrip("/") for e in entries if e.type == pafs.FileType.File]
+        return sorted((name for name in found if _visible(name)), key=lambda name: name.split("/"))
+
+    def read(self, name: str) -> bytes:
+        """Raises OSError."""
+        return read_file(self.location, name)
+
+
+class Source(ABC):
+    name: str
+    layout: str
+    """In a few words, for people: what is expected in the raw folder."""
+    takes: frozenset[str] = frozenset()
+    """The fields of Options that mean something here, besides seed and limit."""
+    split: Literal["ratio", "published"] = "ratio"
+    """How its images are split where nobody says."""
+    needs_raw = True
+
+    @abstractmethod
+    def listing(self, raw: Raw, options: Options) -> Listing:
+        """Every record in a fixed order. Raises SourceError where the folder is not this data set."""
+
+    def read(self, raw: Raw, record: Record, options: Options) -> bytes:
+        """The bytes that make one image what it is. Raises OSError where they cannot be read."""
+        return raw.read(record.name)
+
+    def image(self, content: bytes) -> Image.Image:
+        """Those bytes, decoded. Raises ValueError where they are no image."""
+        return open_image(content)
+
+
+def limited(records: Sequence[Record], options: Options) -> list[Record]:
+    """At most options.limit records, whole patients in a seeded order; the given order is kept."""
+    drawn = sorted(range(len(records)), key=lambda i: _rank(options.seed, records[i].patient))[: options.limit]
+    return [records[index] for index in sorted(drawn)]
+
+
+def balanced(records: Sequence[Record], options: Options) -> list[Record]:
+    """At most options.limit records, class by class in turn and seeded; having no label is a class too."""
+    if options.limit is None or options.limit >= len(records):
+        return list(records)
+    waiting: dict[int, list[int]] = defaultdict(list)
+    for index in sorted(range(len(records)), key=lambda i: _rank(options.seed, records[i].name), reverse=True):
+        for label in records[index].labels or (-1,):
+            waiting[label].append(index)
+    chosen: set[int] = set()
+    while len(chosen) < options.limit:
+        for label in sorted(waiting):
+            while waiting[label] and waiting[label][-1] in chosen:
+                waiting[label].pop()
+            if waiting[label] and len(chosen) < options.limit:
+                chosen.add(waiting[label].pop())
+    return [records[index] for index in sorted(chosen)]
+
+
+def chosen_classes(found: Sequence[str], wanted: Sequence[str], where: str) -> tuple[str, ...]:
+    """The wanted classes, or all. Raises SourceError for one that is not there."""
+    for name in wanted:
+        if name not in found:
+            raise SourceError(f"--classes {name}: {where} has {', '.join(found)}")
+    return tuple(wanted or found)
+
+
+def relabel(
+    records: Iterable[Record], old: Sequence[str], new: Sequence[str], keep: Callable[[Record], bool]
+) -> list[Record]:
+    """Records with labels as indices into `new`, without labels that are not in it; then those that `keep` accepts."""
+    place = {old.index(name): index for index, name in enumerate(new)}
+    changed = [
+        Record(r.name, tuple(sorted(place[label] for label in r.labels if label in place)), r.patient, r.split)
+        for r in records
+    ]
+    return [record for record in changed if keep(record)]
+
+
+def _rank(seed: int, what: str) -> bytes:
+    return hashlib.sha256(f"{seed}/limit/{what}".encode()).digest()
+
+
+def _walk(root: str) -> Iterable[str]:
+    entered = set()
+    for folder, below, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in entered:
+            below.clear()
+            continue
+        entered.add(real)
+        yield from (str(Path(folder, name).relative_to(root)) for name in files)
+
+
+def _visible(name: str) -> bool:
+    parts = name.split("/")
+    return not any(part.startswith((".", "__MACOSX")) or part in ("Thumbs.db", "desktop.ini") for part in parts)

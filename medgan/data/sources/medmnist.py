@@ -1,0 +1,83 @@
+"""MedMNIST v2 (Yang et al. 2023, doi:10.1038/s41597-022-01721-8): any of its two-dimensional sets, as its npz file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from medgan.data.sources.base import Listing, Options, Raw, Record, Source, SourceError, limited
+
+SPLITS = ("train", "val", "test")
+CLASSES = {
+    "pneumoniamnist": ("normal", "pneumonia"),
+    "octmnist": ("choroidal neovascularization", "diabetic macular edema", "drusen", "normal"),
+    "breastmnist": ("malignant", "normal, benign"),
+}
+"""Names of the classes of the sets that this project is about; others are numbered."""
+
+
+class Medmnist(Source):
+    """Official splits are kept; images that are in two of them leave train. No patients are published: every image is
+    its own."""
+
+    name = "medmnist"
+    layout = "one NAME.npz of a two-dimensional set"
+    split = "published"
+
+    def listing(self, raw: Raw, options: Options) -> Listing:
+        tables = [name for name in raw.files() if name.endswith(".npz")]
+        if len(tables) != 1:
+            raise SourceError(f"--raw {raw.location}: expected {self.layout}, found {len(tables)}")
+        images, labels = _arrays(raw, tables[0])
+        kind = tables[0].rpartition("/")[2].removesuffix(".npz").partition("_")[0]
+        multi = max(found.shape[1] for found in labels.values()) > 1
+        count = labels["train"].shape[1] if multi else 1 + max(int(found.max()) for found in labels.values())
+        classes = CLASSES.get(kind, tuple(str(index) for index in range(count)))
+        elsewhere = {_digest(image) for split in ("val", "test") for image in images[split]}
+        records, copies = [], 0
+        for split in SPLITS:
+            for row, (image, hot) in enumerate(zip(images[split], labels[split], strict=True)):
+                if split == "train" and _digest(image) in elsewhere:
+                    copies += 1
+                    continue
+                found = tuple(np.flatnonzero(hot).tolist()) if multi else (int(hot[0]),)
+                name = f"{tables[0]}/{split}/{row}"
+                records.append(Record(name, found, name, split))
+        notes = ["no patients are published: every image counts as one"]
+        if copies:
+            notes.append(f"{copies} images of train are in val or test too, and were left out")
+        return Listing(classes, limited(records, options), (), notes)
+
+    def read(self, raw: Raw, record: Record, options: Options) -> bytes:
+        table, split, row = record.name.rsplit("/", 2)
+        image = _arrays(raw, table)[0][split][int(row)]
+        channels = image.shape[2] if image.ndim == 3 else 1
+        return b"%d %d %d " % (*image.shape[:2], channels) + image.tobytes()
+
+    def image(self, content: bytes) -> Image.Image:
+        height, width, channels, rest = content.split(b" ", 3)
+        shape = (int(height), int(width), 3) if int(channels) == 3 else (int(height), int(width))
+        return Image.fromarray(np.frombuffer(rest, np.uint8).reshape(shape))
+
+
+@lru_cache(maxsize=1)
+def _arrays(raw: Raw, table: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    try:
+        with np.load(io.BytesIO(raw.read(table))) as file:
+            images = {split: file[f"{split}_images"] for split in SPLITS}
+            labels = {split: file[f"{split}_labels"].reshape(len(images[split]), -1) for split in SPLITS}
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise SourceError(f"{table}: not a MedMNIST file ({type(error).__name__}: {error})") from None
+    for split, array in images.items():
+        if array.ndim not in (3, 4) or array.dtype != np.uint8:
+            raise SourceError(f"{table}: {split}_images is {array.dtype} {array.shape}, expected a two-dimensional set")
+    return images, labels
+
+
+def _digest(image: np.ndarray) -> bytes:
+    return hashlib.sha256(image.tobytes()).digest()

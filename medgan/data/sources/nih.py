@@ -1,0 +1,92 @@
+"""NIH ChestX-ray14 (Wang et al. 2017, arXiv:1705.02315): frontal chest films with fourteen findings, also several."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from medgan.data.sources.base import (
+    Listing,
+    Options,
+    Raw,
+    Record,
+    Source,
+    SourceError,
+    balanced,
+    chosen_classes,
+    relabel,
+)
+
+FINDINGS = (
+    *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis"),
+    *("Hernia", "Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax"),
+)
+NOTHING = "No Finding"
+COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
+
+
+class NihCxr14(Source):
+    """The table's header has commas inside brackets, so that only its first columns stand above their values."""
+
+    name = "nih_cxr14"
+    layout = "images*/*.png in any folders, and Data_Entry_2017*.csv"
+    takes = frozenset({"classes", "single_label"})
+
+    def listing(self, raw: Raw, options: Options) -> Listing:
+        files = raw.files()
+        tables = [name for name in files if name.rpartition("/")[2].startswith("Data_Entry") and name.endswith(".csv")]
+        if len(tables) != 1:
+            seen = f"{len(tables)} of them" if tables else "none"
+            raise SourceError(f"--raw {raw.location}: expected one Data_Entry_2017*.csv in it, found {seen}")
+        images = {name.rpartition("/")[2]: name for name in files if name.lower().endswith(".png")}
+        records, missing = self._rows(raw, tables[0], images)
+        classes = chosen_classes(FINDINGS, options.classes, "ChestX-ray14")
+        if options.single_label:
+            records = [record for record in records if len(record.labels) == 1]
+        labelled_only = options.single_label or bool(options.classes)
+        kept = relabel(records, FINDINGS, classes, lambda record: bool(record.labels) or not labelled_only)
+        notes = [f"{missing:,} films of the table have no image here"] if missing else []
+        return Listing(classes, balanced(kept, options), (), notes)
+
+    def _rows(self, raw: Raw, table: str, images: dict[str, str]) -> tuple[list[Record], int]:
+        """The films of the table whose images are there, in the table's order, and how many are not."""
+        rows = csv.reader(io.StringIO(raw.read(table).decode("utf-8-sig")))
+        header = next(rows, [])
+        for column in COLUMNS:
+            if column not in header:
+                raise SourceError(f"{table}: no column {column!r}")
+        places = [header.index(column) for column in COLUMNS]
+        records: list[Record] = []
+        listed: dict[str, int] = {}
+        missing = 0
+        for number, row in enumerate(rows, start=2):
+            if not row:
+                continue
+            if len(row) <= max(places):
+                raise SourceError(f"{table} row {number}: {len(row)} columns, too few")
+            name, text, patient = (row[place].strip() for place in places)
+            if name in listed:
+                raise SourceError(f"{table} row {number}: {name} is in row {listed[name]} already")
+            listed[name] = number
+            findings = [] if text == NOTHING else text.split("|")
+            for finding in findings:
+                if finding not in FINDINGS:
+                    raise SourceError(f"{table} row {number}: unknown label {finding!r}")
+            if name not in images:
+                missing += 1
+                continue
+            records.append(Record(images[name], tuple(sorted(map(FINDINGS.index, findings))), patient))
+        return records, missing
+
+
+class NihCgan7(NihCxr14):
+    """The seven findings and 1,501 single-label films of the conditional GAN project that medgan grew from."""
+
+    name = "nih_cgan_7"
+    takes = frozenset()
+    findings = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumothorax")
+    count = 1501
+
+    def listing(self, raw: Raw, options: Options) -> Listing:
+        wanted = Options(options.seed, options.limit or self.count, self.findings, single_label=True)
+        return super().listing(raw, wanted)
