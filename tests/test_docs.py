@@ -1,11 +1,13 @@
 """What the README says is what the code and the results say."""
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from medgan import config as configs
+from medgan.data.sources import base
 
 from .prove import films
 
@@ -37,3 +39,15 @@ def test_every_file_of_the_package_is_in_the_list():
     for path in [*(ROOT / "medgan").glob("*.py"), *(p.parent for p in (ROOT / "medgan").glob("*/__init__.py"))]:
         if path.name != "__init__.py":
             assert re.search(rf"\b{re.escape(path.name)}", listed), path
+
+
+def test_the_example_of_a_new_source_works_as_written(tmp_path):
+    section = README.split("## Adding a data set")[1].split("\nWhat is not")[0]
+    code = textwrap.dedent("\n".join(line for line in section.splitlines() if line.startswith("    ") or not line))
+    names = {name: getattr(base, name) for name in ("Source", "Raw", "Options", "Listing", "Record", "limited")}
+    exec(code, names)
+    for name in ("anna/healthy_1.png", "anna/ill_1.png", "berta/ill_1.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = names["Clinic"]().listing(base.Raw(str(tmp_path)), base.Options())
+    assert [(r.labels, r.patient) for r in found.records] == [((0,), "anna"), ((1,), "anna"), ((1,), "berta")]
