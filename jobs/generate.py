@@ -34,6 +34,7 @@ def parser() -> Parser:
         metavar="PSI",
         help="stylegan2-lite: below 1, samples are drawn towards the mean of their class: truer, but more alike",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace another data set that --out holds")
     parser.add_argument("--png", action="store_true", help="also write png/<class>/<row>.png")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     return parser
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     asked = f"{sampler.sha256} {args.seed} {flag} {wanted} {args.truncation} {args.png}"
     digest = hashlib.sha256(asked.encode()).hexdigest()[:32]
     shards.check_target(out)
-    if shards.prepared(out, digest):
+    if shards.prepared(out, digest, args.overwrite):
         print(f"complete: {out} holds these {len(labels)} images")
         return
 

@@ -4,6 +4,7 @@ r"""Raw images -> sharded Parquet with a manifest, split by patient.
     python jobs/prepare.py --source kermany_cxr --raw chest_xray --out data/kermany64 --resolution 64
     python jobs/prepare.py --source image_folder --raw scans --patient-regex "p(\d+)" --out data/scans --resolution 128
     python jobs/prepare.py --sources
+    python jobs/prepare.py --verify data/kermany64
 
 Running the same command again does nothing where the folder is complete, and starts over where it is not.
 """
@@ -14,9 +15,9 @@ import sys
 from collections.abc import Sequence
 
 from medgan.config import RESOLUTIONS, Refused
-from medgan.data.shards import patient_key, prepared
+from medgan.data.shards import patient_key, prepared, problems, read_manifest
 from medgan.data.sources import SOURCES, Options
-from medgan.terminal import Parser, Progress, absolute, command
+from medgan.terminal import Failed, Parser, Progress, absolute, command
 
 SHOWN = 20
 
@@ -25,6 +26,7 @@ def parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--source", help=f"data set: {', '.join(SOURCES)}")
     parser.add_argument("--sources", action="store_true", help="print what each source expects and takes, and end")
+    parser.add_argument("--verify", metavar="DATA", help="check a data folder, say what is wrong with it, and end")
     parser.add_argument("--raw", help="folder of the data set as published, a path or a URI; drawn sources have none")
     parser.add_argument("--out", help="data folder to make: a path or a URI")
     parser.add_argument("--resolution", type=int, help=f"side in pixels: {_list(RESOLUTIONS)}")
@@ -37,6 +39,7 @@ def parser() -> Parser:
     parser.add_argument("--single-label", action="store_true", help="keep images of exactly one of the classes")
     parser.add_argument("--pneumonia-kinds", action="store_true", help="bacterial and viral pneumonia apart")
     parser.add_argument("--patient-regex", metavar="REGEX", help="what in a file's path names its patient")
+    parser.add_argument("--overwrite", action="store_true", help="replace another data set that --out holds")
     parser.add_argument(
         "--patient-key-file",
         help="key of the patient and image ids (default ~/.config/medgan/patient.key, made if need be)",
@@ -51,6 +54,9 @@ def main(argv: Sequence[str]) -> None:
         for source in SOURCES.values():
             takes = "".join(f" --{name.replace('_', '-')}" for name in sorted(source.takes))
             print(f"{source.name:<14}{source.layout}{f'  ({takes.strip()})' if takes else ''}")
+        return
+    if args.verify:
+        verify(absolute("--verify", args.verify))
         return
     for flag in ("source", "out", "resolution"):
         if getattr(args, flag) is None:
@@ -87,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
     plan = ingest.plan(request, found, patient_key(key_file))  # the first thing that may write: a new key
     for note in plan.notes:
         print(f"note: {note}", flush=True)
-    manifest = prepared(out, plan.digest)
+    manifest = prepared(out, plan.digest, args.overwrite)
     if manifest is None:
         connect(verbose=args.verbose)
         line = Progress(every_s=5)
@@ -106,6 +112,17 @@ def main(argv: Sequence[str]) -> None:
             print(f"rejected: and {len(bad) - SHOWN} more", flush=True)
     counts = ", ".join(f"{split} {manifest.rows(split)}" for split in manifest.splits)
     print(f"data: {out} ({counts}; {manifest.rejected} rejected), summary: {out}/summary.html", flush=True)
+
+
+def verify(data: str) -> None:
+    wrong = problems(data)
+    if wrong:
+        for line in wrong:
+            print(line, flush=True)
+        raise Failed(f"--verify {data}: {len(wrong)} thing{'s' * (len(wrong) > 1)} wrong; prepare the folder again")
+    manifest, _ = read_manifest(data)
+    counts = ", ".join(f"{split} {manifest.rows(split)}" for split in manifest.splits)
+    print(f"sound: {data} ({counts}; {sum(map(len, manifest.splits.values()))} shards)")
 
 
 def _list(values: Sequence[int]) -> str:

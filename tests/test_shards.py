@@ -1,6 +1,9 @@
 import json
+import re
+import runpy
 import stat
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +13,7 @@ import pytest
 
 from medgan.data import shards
 from medgan.data.shards import DataError
+from medgan.terminal import Failed
 
 from .conftest import write_phantoms
 
@@ -163,3 +167,55 @@ def test_a_folder_of_something_else_is_not_written_into(tmp_path):
         shards.check_target(tmp_path)
     with pytest.raises(DataError, match="is a file"):
         shards.check_target(tmp_path / "thesis.tex")
+
+
+def test_everything_that_is_wrong_with_a_folder_is_named(folder):
+    assert shards.problems(folder) == []
+    manifest, _ = shards.read_manifest(folder)
+    (folder / "val/00009.parquet").write_bytes(b"stray")
+    assert shards.problems(folder) == ["val/00009.parquet: not in the manifest"]
+    miscounted = shards.Manifest(
+        **{**vars(manifest), "counts": {**manifest.counts, "val": {"NORMAL": 99, "PNEUMONIA": 0}}}
+    )
+    (folder / "manifest.json").write_text(miscounted.to_json())
+    assert "val: images per class are" in shards.problems(folder)[0]
+    patients = {**manifest.patients, "test": 1000}
+    (folder / "manifest.json").write_text(shards.Manifest(**{**vars(manifest), "patients": patients}).to_json())
+    assert re.fullmatch(r"test: \d+ patients, the manifest says 1000", shards.problems(folder)[0])
+    other = shards.Manifest(**{**vars(manifest), "classes": ("a", "b"), "counts": {}})
+    (folder / "manifest.json").write_text(other.to_json())
+    assert all("not those of this data set" in line for line in shards.problems(folder))
+    (folder / "manifest.json").write_text(manifest.to_json())
+    (folder / "test/00000.parquet").rename(folder / "test/00001.parquet")
+    assert shards.problems(folder) == ["test/00000.parquet is missing; prepare the folder again"]
+
+
+def test_a_patient_in_two_splits_is_a_problem_too(folder):
+    manifest, _ = shards.read_manifest(folder)
+    shard = manifest.splits["train"][0]
+    (folder / "val/00000.parquet").write_bytes(shards.read_file(folder, shard.path))
+    leaking = {**manifest.splits, "val": [shards.Shard("val/00000.parquet", shard.rows, shard.bytes, shard.sha256)]}
+    broken = shards.Manifest(**{**vars(manifest), "splits": leaking, "counts": {}, "patients": {}})
+    (folder / "manifest.json").write_text(broken.to_json())
+    assert any(re.fullmatch(r"\d+ patients are in train and in val", line) for line in shards.problems(folder))
+
+
+def test_another_data_set_is_replaced_only_when_that_is_asked_for(folder):
+    with pytest.raises(DataError, match="holds other data .* or --overwrite"):
+        shards.prepared(folder, "another request")
+    assert shards.prepared(folder, "") is not None  # the same request: it is done
+    assert shards.prepared(folder, "another request", overwrite=True) is None
+    shards.clear(folder)
+    with pytest.raises(DataError, match=r"no manifest\.json"):
+        shards.read_manifest(folder)
+    assert not list(folder.rglob("*.parquet"))
+
+
+def test_verifying_is_a_command_with_an_exit_code(folder, capsys):
+    job = runpy.run_path(str(Path(__file__).parent.parent / "jobs/prepare.py"))
+    job["main"](["--verify", str(folder)])
+    assert capsys.readouterr().out.startswith(f"sound: {folder} (train ")
+    (folder / "val/00000.parquet").unlink()
+    with pytest.raises(Failed, match="1 thing wrong"):
+        job["main"](["--verify", str(folder)])
+    assert "val/00000.parquet is missing" in capsys.readouterr().out

@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def schema(shape: tuple[int, int, int], classes: Sequence[str], synthetic: bool 
     """Columns of a shard. Real rows carry keyed patient and image ids, synthetic ones the seed of their latent."""
     fields = [pa.field("pixels", pa.binary(int(np.prod(shape))), nullable=False)]
     if classes:
-        item = pa.field("item", pa.uint8(), nullable=False)
+        item = pa.field("element", pa.uint8(), nullable=False)  # as Parquet calls it
         fields.append(pa.field("labels", pa.list_(item, len(classes)), nullable=False))
     if synthetic:
         fields.append(pa.field("seed", pa.int64(), nullable=False))
@@ -303,27 +304,31 @@ def check_target(out: str | Path) -> None:
 
 
 def clear(out: str | Path) -> None:
-    """Remove what an unfinished writer left of shards and pictures, and nothing that is not ours."""
+    """Remove the manifest, then shards and pictures, and nothing that is not ours."""
     check_target(out)
     fs, path = filesystem(out)
+    if fs.get_file_info(f"{path}/manifest.json").type == pafs.FileType.File:
+        fs.delete_file(f"{path}/manifest.json")  # first: without it the rest is no data set
     for name in (*SPLITS, "png"):
         if fs.get_file_info(f"{path}/{name}").type == pafs.FileType.Directory:
             fs.delete_dir(f"{path}/{name}")
 
 
-def prepared(out: str | Path, request: str) -> Manifest | None:
-    """The manifest where the folder already holds what is asked for, None where it is unfinished or new.
+def prepared(out: str | Path, request: str, overwrite: bool = False) -> Manifest | None:
+    """The manifest where the folder already holds what is asked for, None where it is to be written.
 
-    Raises DataError where it holds something else.
+    Raises DataError where it holds other data, unless that is to be overwritten.
     """
     fs, path = filesystem(out)
     if fs.get_file_info(f"{path}/manifest.json").type == pafs.FileType.NotFound:
         return None
     manifest, _ = read_manifest(out, "--out")
     if manifest.request != request:
+        if overwrite:
+            return None
         raise DataError(
             f"--out {out}: holds other data ({manifest.source}, {manifest.resolution}x{manifest.resolution}, "
-            f"seed {manifest.seed}); choose another folder or delete it"
+            f"seed {manifest.seed}); choose another folder, or --overwrite"
         )
     return manifest
 
@@ -383,6 +388,53 @@ def verify(data: str | Path, manifest: Manifest) -> None:
                 raise DataError(
                     f"--data {data}: a patient has images in {split_of[patient]} and in {split}; prepare it again"
                 )
+
+
+def problems(data: str | Path) -> list[str]:
+    """All that is wrong with a data folder, a line each: checksums, schema, rows, counts, patients, stray shards.
+
+    Raises DataError where there is no manifest that can be read.
+    """
+    manifest, _ = read_manifest(data)
+    wrong: list[str] = []
+    expected = schema(manifest.shape, manifest.classes, manifest.synthetic)
+    counts = {split: dict.fromkeys(manifest.classes, 0) for split in manifest.splits}
+    patients: dict[str, set[str]] = {split: set() for split in manifest.splits}
+    for split, listed in manifest.splits.items():
+        for shard in listed:
+            try:
+                table = pq.read_table(pa.BufferReader(read_shard(data, shard)))
+            except (DataError, pa.ArrowException) as error:
+                wrong.append(str(error).removeprefix(f"--data {data}: "))
+                continue
+            if not table.schema.equals(expected, check_metadata=True):
+                wrong.append(f"{shard.path}: its columns or metadata are not those of this data set")
+                continue
+            if len(table) != shard.rows:
+                wrong.append(f"{shard.path}: {len(table)} rows, the manifest says {shard.rows}")
+            for name, count in label_counts(shard_labels(table, manifest.classes), manifest.classes).items():
+                counts[split][name] += count
+            if not manifest.synthetic:
+                patients[split].update(table.column("patient").to_pylist())
+    if wrong:
+        return wrong  # counts of a part would only repeat it
+    for split in manifest.splits:
+        if manifest.counts and counts[split] != manifest.counts.get(split):
+            wrong.append(
+                f"{split}: images per class are {counts[split]}, the manifest says {manifest.counts.get(split)}"
+            )
+        if manifest.patients and len(patients[split]) != manifest.patients.get(split):
+            wrong.append(f"{split}: {len(patients[split])} patients, the manifest says {manifest.patients.get(split)}")
+    for one, other in combinations(manifest.splits, 2):
+        if shared := len(patients[one] & patients[other]):
+            wrong.append(f"{shared} patients are in {one} and in {other}")
+    fs, root = filesystem(data)
+    listed_paths = {shard.path for shards in manifest.splits.values() for shard in shards}
+    for split in SPLITS:
+        for entry in fs.get_file_info(pafs.FileSelector(f"{root}/{split}", allow_not_found=True)):
+            if f"{split}/{entry.base_name}" not in listed_paths:
+                wrong.append(f"{split}/{entry.base_name}: not in the manifest")
+    return wrong
 
 
 def label_counts(labels: np.ndarray, classes: Sequence[str]) -> dict[str, int]:
