@@ -2,13 +2,12 @@
 
     python -m tests.shots [--run runs/demo]
 
-Writes docs/page.png and docs/page-dark.png, and docs/phantom.png, the newest sample grid.
+Writes docs/page.png and docs/page-dark.png.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
@@ -26,7 +25,6 @@ def main() -> None:
         raise SystemExit(f"{run}: no report.html in it; `make train` makes runs/demo")
     if CHROMIUM is None:
         raise SystemExit("no chromium on this machine (Debian: apt-get install chromium)")
-    shutil.copy(sorted(run.glob("samples/[0-9]*.png"))[-1], DOCS / "phantom.png")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS), chromium_sandbox=False)
         for scheme, name in (("light", "page.png"), ("dark", "page-dark.png")):

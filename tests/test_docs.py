@@ -29,7 +29,7 @@ def test_every_preset_and_every_setting_that_is_named_exists():
     assert named <= set(configs.known_keys())
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([a-zA-Z][^):]*)\)", README))))
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:\]\(|src=\"|srcset=\")([a-zA-Z][^)\":]*)", README))))
 def test_every_picture_and_file_that_is_linked_exists(target):
     assert (ROOT / target).is_file()
 
