@@ -14,16 +14,9 @@ from plotly.offline import get_plotlyjs
 from medgan.config import Config
 from medgan.data.shards import Manifest
 from medgan.folder import RunFolder
+from medgan.metrics.fidelity import FIGURES
 from medgan.tracking import parse_rows
 
-FIGURES = {
-    "kid": ("KID", "kernel distance: smaller is better"),
-    "fid": ("FID", "Frechet distance, biased upwards in small n: smaller is better"),
-    "precision": ("precision", "share of samples that look real"),
-    "recall": ("recall", "share of real images that the samples could be"),
-    "density": ("density", "how deep samples lie among real images: about 1 is good"),
-    "coverage": ("coverage", "share of real images that have a sample nearby"),
-}
 GRIDS = 25
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from medgan.config import Config, parse_yaml, validate
 from medgan.data.shards import DataError, read_file
+from medgan.metrics.fidelity import FIGURES
 from medgan.models import build_gan, stylegan2, z_size
 from medgan.models.layers import measuring
 from medgan.pixels import to_pixels
@@ -171,9 +172,6 @@ class Sampler:
         latents = [torch.randn(size, generator=torch.Generator().manual_seed(own)) for own in seeds]
         hot = torch.from_numpy(labels.astype(np.float32))
         return generate(self.generator, torch.stack(latents), hot).numpy(), seeds
-
-
-FIGURES = ("kid", "fid", "precision", "recall", "density", "coverage")
 
 
 def card(config: Config, label_counts: dict[str, int], figures: dict[str, Any]) -> str:

@@ -16,6 +16,15 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 SUBSETS = 100
 MAX_SUBSET = 1000
+FIGURES = {
+    "kid": ("KID", "kernel distance: smaller is better"),
+    "fid": ("FID", "Frechet distance, biased upwards in small n: smaller is better"),
+    "precision": ("precision", "share of samples that look real"),
+    "recall": ("recall", "share of real images that the samples could be"),
+    "density": ("density", "how deep samples lie among real images: about 1 is good"),
+    "coverage": ("coverage", "share of real images that have a sample nearby"),
+}
+"""Every figure of `fidelity`: its name for people, and what it means."""
 LEAST = 16
 """Images of a class, on each side, below which it gets no figure of its own."""
 

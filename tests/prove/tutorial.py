@@ -28,17 +28,22 @@ from medgan.terminal import Progress
 BATCH, Z, WIDTH = 64, 100, 64
 
 
-def generator(resolution: int, channels: int) -> nn.Sequential:
-    widths = [WIDTH * resolution // side for side in (8 << k for k in range(10)) if side <= resolution]
+def channels(resolution: int) -> list[int]:
+    """Of the hidden layers, from 4x4 up to half the resolution."""
+    return [WIDTH * resolution // side for side in (8 << k for k in range(10)) if side <= resolution]
+
+
+def generator(resolution: int, colours: int) -> nn.Sequential:
+    widths = channels(resolution)
     layers: list[nn.Module] = [nn.ConvTranspose2d(Z, widths[0], 4, bias=False)]
-    for here, after in pairwise([*widths, channels]):
+    for here, after in pairwise([*widths, colours]):
         layers += [nn.BatchNorm2d(here), nn.ReLU(), nn.ConvTranspose2d(here, after, 4, 2, 1, bias=False)]
     return nn.Sequential(*layers, nn.Tanh())
 
 
-def discriminator(resolution: int, channels: int) -> nn.Sequential:
-    widths = [WIDTH * resolution // side for side in (8 << k for k in range(10)) if side <= resolution][::-1]
-    layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 4, 2, 1, bias=False), nn.LeakyReLU(0.2)]
+def discriminator(resolution: int, colours: int) -> nn.Sequential:
+    widths = channels(resolution)[::-1]
+    layers: list[nn.Module] = [nn.Conv2d(colours, widths[0], 4, 2, 1, bias=False), nn.LeakyReLU(0.2)]
     for here, after in pairwise(widths):
         layers += [nn.Conv2d(here, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.LeakyReLU(0.2)]
     return nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, bias=False), nn.Flatten(0))
@@ -57,8 +62,8 @@ class Tutorial:
     def __init__(self, data: str, seed: int = 0) -> None:
         torch.manual_seed(seed)
         self.images = to_images(torch.from_numpy(np.array(open_split(data, "train").pixels)))
-        channels, resolution = self.images.shape[1:3]
-        self.networks = generator(resolution, channels), discriminator(resolution, channels)
+        colours, resolution = self.images.shape[1:3]
+        self.networks = generator(resolution, colours), discriminator(resolution, colours)
         for network in self.networks:
             network.apply(initialise)
         self.optimizers = [torch.optim.Adam(n.parameters(), 2e-4, betas=(0.5, 0.999)) for n in self.networks]
@@ -127,8 +132,8 @@ def release(pixels: np.ndarray, out: Path) -> None:
     shards.clear(folder)
     labels = np.zeros((len(pixels), 0), np.uint8)
     shard = shards.write_shard(folder, "train/00000.parquet", pixels, labels, (), {"seed": list(range(len(pixels)))})
-    channels, resolution = pixels.shape[1:3]
-    manifest = shards.Manifest("tutorial-dcgan", (), resolution, channels, {"train": [shard]}, synthetic=True)
+    colours, resolution = pixels.shape[1:3]
+    manifest = shards.Manifest("tutorial-dcgan", (), resolution, colours, {"train": [shard]}, synthetic=True)
     shards.publish(folder, manifest)
     (out / "samples.png").write_bytes(encode_png(grid(pixels[:16], 8)))
 

@@ -9,17 +9,17 @@ from medgan.data.sources.base import Listing, Options, Raw, Record, Source, Sour
 SPLITS = ("train", "test", "val")
 
 
-def class_folders(raw: Raw, classes: tuple[str, ...], flag: str = "--raw") -> list[tuple[str, str, str]]:
+def class_folders(raw: Raw, classes: tuple[str, ...]) -> list[tuple[str, str, str]]:
     """(split, class, path) of every file in {train,test,val}/CLASS/. Raises SourceError for another layout."""
     files = [name.split("/") for name in raw.files()]
     here = [parts for parts in files if parts[0] in SPLITS]
     expected = f"{{{','.join(SPLITS)}}}/{{{','.join(classes)}}}/"
     if not here:
         nested = next((parts for parts in files if len(parts) > 2 and parts[1] in SPLITS), None)
-        hint = f"; did you mean {flag} {raw.location}/{nested[0]}?" if nested else ""
-        raise SourceError(f"{flag} {raw.location}: expected {expected} in it{hint}")
+        hint = f"; did you mean --raw {raw.location}/{nested[0]}?" if nested else ""
+        raise SourceError(f"--raw {raw.location}: expected {expected} in it{hint}")
     for parts in here:
-        place = f"{flag} {raw.location}/{'/'.join(parts[:2])}"
+        place = f"--raw {raw.location}/{'/'.join(parts[:2])}"
         if len(parts) == 2:
             raise SourceError(f"{place}: a file where class folders are expected")
         if parts[1] not in classes:
