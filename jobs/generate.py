@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
     if not 0 <= args.truncation <= 1:
         raise Refused(f"--truncation {args.truncation}: must be between 0 and 1")
 
+    from medgan.data import summary
     from medgan.pixels import encode_png
     from medgan.sample import Sampler
 
@@ -95,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
         request=digest,
         versions=shards.versions(),
     )
-    shards.publish(out, manifest)
+    summary.publish(out, manifest)
     print(f"synthetic: {out} ({len(labels)} images), summary: {out}/summary.html")
 
 

@@ -3,23 +3,29 @@ r"""Raw images -> sharded Parquet with a manifest, split by patient.
     python jobs/prepare.py --source phantom_cxr --out data/phantom_cxr --resolution 32
     python jobs/prepare.py --source kermany_cxr --raw chest_xray --out data/kermany64 --resolution 64
     python jobs/prepare.py --source image_folder --raw scans --patient-regex "p(\d+)" --out data/scans --resolution 128
+    python jobs/prepare.py --source dicom_folder --raw archive --labels labels.csv --out data/dicom --resolution 256
     python jobs/prepare.py --sources
     python jobs/prepare.py --verify data/kermany64
 
-Running the same command again does nothing where the folder is complete, and starts over where it is not.
+Running the same command again does nothing where the folder is complete, and goes on where it is not.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
 from medgan.config import RESOLUTIONS, Refused
 from medgan.data.shards import patient_key, prepared, problems, read_manifest
 from medgan.data.sources import SOURCES, Options
-from medgan.terminal import Failed, Parser, Progress, absolute, command
+from medgan.terminal import Failed, Parser, Progress, absolute, again, command
 
 SHOWN = 20
+OPTIONS = {option.name: option for option in fields(Options)}
 
 
 def parser() -> Parser:
@@ -31,14 +37,17 @@ def parser() -> Parser:
     parser.add_argument("--out", help="data folder to make: a path or a URI")
     parser.add_argument("--resolution", type=int, help=f"side in pixels: {_list(RESOLUTIONS)}")
     parser.add_argument("--channels", type=int, default=1, choices=(1, 3), help="1 grey (default), 3 colour")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split and of drawn images (default 0)")
     parser.add_argument("--fit", default="crop", choices=("crop", "pad", "squash"), help="how films become square")
-    parser.add_argument("--limit", type=int, help="use this many images (drawn sources: draw as many)")
     parser.add_argument("--split", choices=("ratio", "published"), help="by patient 80/10/10, or as published")
-    parser.add_argument("--classes", metavar="A,B,...", help="keep these classes, in this order")
-    parser.add_argument("--single-label", action="store_true", help="keep images of exactly one of the classes")
-    parser.add_argument("--pneumonia-kinds", action="store_true", help="bacterial and viral pneumonia apart")
-    parser.add_argument("--patient-regex", metavar="REGEX", help="what in a file's path names its patient")
+    parser.add_argument("--download", metavar="NAME", help="fetch a MedMNIST set by name, such as pneumoniamnist_64")
+    for name, option in OPTIONS.items():
+        kind: dict[str, Any] = {"action": "store_true"} if option.default is False else {"default": option.default}
+        if name in ("seed", "limit"):
+            kind["type"] = int
+        elif option.default is not False:
+            kind["metavar"] = option.metadata["metavar"]
+        parser.add_argument(_flag(name), help=option.metadata["help"], **kind)
+    parser.add_argument("--keep-paths", action="store_true", help="name files by their paths, also in rejected.parquet")
     parser.add_argument("--overwrite", action="store_true", help="replace another data set that --out holds")
     parser.add_argument(
         "--patient-key-file",
@@ -52,8 +61,8 @@ def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     if args.sources:
         for source in SOURCES.values():
-            takes = "".join(f" --{name.replace('_', '-')}" for name in sorted(source.takes))
-            print(f"{source.name:<14}{source.layout}{f'  ({takes.strip()})' if takes else ''}")
+            takes = " ".join(_flag(name) for name in sorted(source.takes))
+            print(f"{source.name:<14}{source.layout}{f'  ({takes})' if takes else ''}")
         return
     if args.verify:
         verify(absolute("--verify", args.verify))
@@ -72,23 +81,36 @@ def main(argv: Sequence[str]) -> None:
     out = absolute("--out", args.out)
     key_file = absolute("--patient-key-file", args.patient_key_file) if args.patient_key_file else None
     raw = absolute("--raw", args.raw) if args.raw else None
-    options = Options(
-        seed=args.seed,
-        limit=args.limit,
-        classes=tuple(args.classes.split(",")) if args.classes else (),
-        single_label=args.single_label,
-        pneumonia_kinds=args.pneumonia_kinds,
-        patient_regex=args.patient_regex,
-    )
-    for name in ("classes", "single_label", "pneumonia_kinds", "patient_regex"):
-        if getattr(options, name) and name not in SOURCES[args.source].takes:
-            flag = f"--{name.replace('_', '-')}"
-            raise Refused(f"{flag}: means nothing to --source {args.source}; --sources shows what does")
+    given = {name: getattr(args, name) for name in OPTIONS}
+    for name, value in given.items():
+        if isinstance(OPTIONS[name].default, tuple) and value:
+            given[name] = tuple(value.split(","))
+        if value and name not in SOURCES[args.source].takes | {"seed", "limit"}:
+            raise Refused(f"{_flag(name)}: means nothing to --source {args.source}; --sources shows what does")
+    if args.labels:
+        given["labels"] = absolute("--labels", args.labels)
+    options = Options(**given)
+    if args.download and raw:
+        raise Refused(f"--download {args.download}: leave --raw out")
 
     from medgan.data import ingest
-    from medgan.ray_train import connect
+    from medgan.ray_train import cluster_address, connect, hosts
 
-    request = ingest.Request(args.source, raw, out, args.resolution, args.channels, options, args.fit, args.split)
+    if args.download:
+        raw = SOURCES[args.source].fetch(args.download)
+    if not key_file and cluster_address() != "local":
+        connect(verbose=args.verbose)
+        if (count := hosts()) > 1:
+            raise Refused(
+                f"--patient-key-file: needed on a cluster of {count} hosts, where the default file may be another "
+                "one each time; name a file that the jobs' hosts share"
+            )
+    show_paths = args.keep_paths or (sys.stdout.isatty() and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ)
+    request = ingest.Request(
+        *(args.source, raw, out, args.resolution, args.channels, options, args.fit, args.split),
+        keep_paths=args.keep_paths,
+        show_paths=show_paths,
+    )
     found = ingest.find(request)
     plan = ingest.plan(request, found, patient_key(key_file))  # the first thing that may write: a new key
     for note in plan.notes:
@@ -97,19 +119,29 @@ def main(argv: Sequence[str]) -> None:
     if manifest is None:
         connect(verbose=args.verbose)
         line = Progress(every_s=5)
-        bad: list[dict[str, str]] = []
 
-        def progress(done: int, rejected: list[dict[str, str]]) -> None:
-            bad[:] = rejected
-            line.images("prepare", done, plan.count, f"{len(rejected)} rejected")
+        def progress(verb: str, done: int, of: int, rejected: int) -> None:
+            if verb == "prepare":
+                line.images(verb, done, of, f"{rejected} rejected")
+            else:
+                line.update(f"{verb} {done}/{of} shards")
 
         print(f"preparing {plan.count} images of {args.source} at {args.resolution}x{args.resolution}", flush=True)
-        manifest = ingest.write(plan, progress)
-        line.close()
-        for row in bad[:SHOWN]:
-            print(f"rejected: {row['name']}: {row['reason']}", flush=True)
-        if len(bad) > SHOWN:
-            print(f"rejected: and {len(bad) - SHOWN} more", flush=True)
+        try:
+            written = ingest.write(plan, progress)
+        except OSError as error:
+            why = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+            raise Failed(f"--out {out}: {why}; finished shards are kept: {again()}") from error
+        finally:
+            line.close()
+        manifest = written.manifest
+        reasons = Counter(row.reason for row in written.rejected)
+        for reason, count in reasons.most_common():
+            print(f"left out: {count}: {reason}", flush=True)
+        for row in written.rejected[:SHOWN]:
+            print(f"left out: {plan.called(row.name)}: {row.reason}", flush=True)
+        if len(written.rejected) > SHOWN:
+            print(f"left out: and {len(written.rejected) - SHOWN} more, see rejected.parquet", flush=True)
     counts = ", ".join(f"{split} {manifest.rows(split)}" for split in manifest.splits)
     print(f"data: {out} ({counts}; {manifest.rejected} rejected), summary: {out}/summary.html", flush=True)
 
@@ -123,6 +155,10 @@ def verify(data: str) -> None:
     manifest, _ = read_manifest(data)
     counts = ", ".join(f"{split} {manifest.rows(split)}" for split in manifest.splits)
     print(f"sound: {data} ({counts}; {sum(map(len, manifest.splits.values()))} shards)")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _list(values: Sequence[int]) -> str:

@@ -10,7 +10,7 @@ import pyarrow.fs as pafs
 
 from medgan.config import Config, Refused, parse_yaml, validate
 from medgan.data.loader import cache_folder
-from medgan.data.shards import filesystem, read_file, write_file
+from medgan.data.shards import filesystem, names, read_file, write_file
 
 CHECKPOINT = re.compile(r"(\d{12})\.pt")
 
@@ -37,9 +37,7 @@ class RunFolder:
 
     def names(self, below: str = "") -> list[str]:
         """File and folder names directly below a folder of the run, sorted; none where it does not exist."""
-        fs, path = filesystem(self.location)
-        selector = pafs.FileSelector(f"{path}/{below}".rstrip("/"), allow_not_found=True)
-        return sorted(entry.base_name for entry in fs.get_file_info(selector))
+        return names(self.location, below)
 
     def exists(self, name: str) -> bool:
         fs, path = filesystem(self.location)

@@ -45,6 +45,11 @@ def connect(verbose: bool = False) -> dict[str, float]:
     return dict(ray.cluster_resources())
 
 
+def hosts() -> int:
+    """How many hosts the cluster has that this process joined."""
+    return sum(node["Alive"] for node in ray.nodes())
+
+
 def cluster_address(note: Path | None = None) -> str:
     """RAY_ADDRESS, or the head that `ray start` noted on this host if it still answers, or `local`.
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from medgan import config as configs
-from medgan.data import phantom, shards
+from medgan.data import phantom, shards, summary
 from medgan.data.sources import SOURCES, Options, Raw
 from medgan.pixels import fit_image
 
@@ -86,7 +86,7 @@ def write_phantoms(out: Path, resolution: int = 32, count: int = 240, rows_per_s
         counts[split] = shards.label_counts(labels, phantom.CLASSES)
         patients[split] = len(set(ids["patient"]))
     manifest = shards.Manifest("phantom_cxr", phantom.CLASSES, resolution, 1, splits, counts=counts, patients=patients)
-    shards.publish(out, manifest)
+    summary.publish(out, manifest)
     return out
 
 

@@ -25,9 +25,14 @@ RANKS = {
     "medgan.models.stylegan2": 4,
     "medgan.models": 5,
     "medgan.data.shards": 2,
-    "medgan.data.sources.base": 3,
-    **{f"medgan.data.sources.{name}": 4 for name in ("drawn", "image_folder", "kermany", "medmnist", "nih")},
-    "medgan.data.sources": 5,
+    "medgan.data.copies": 1,
+    "medgan.data.summary": 3,
+    "medgan.data.sources.base": 4,
+    **{
+        f"medgan.data.sources.{name}": 5
+        for name in ("dicom_folder", "drawn", "image_folder", "kermany", "medmnist", "nih")
+    },
+    "medgan.data.sources": 6,
     "medgan.data.loader": 3,
     "medgan.distributed": 3,
     "medgan.folder": 4,
@@ -35,7 +40,7 @@ RANKS = {
     "medgan.tracking": 4,
     "medgan.metrics.features": 5,
     "medgan.metrics.fidelity": 5,
-    "medgan.data.ingest": 6,
+    "medgan.data.ingest": 7,
     "medgan.state": 6,
     "medgan.step": 7,
     "medgan.sample": 7,

@@ -129,7 +129,7 @@ def test_prepare_gives_the_same_bytes_with_one_and_two_workers_and_counts_bad_fi
         ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
         try:
             request = ingest.Request("kermany_cxr", str(raw), str(tmp_path / f"out{cpus}"), 32, rows_per_shard=16)
-            manifest = ingest.write(ingest.plan(request, ingest.find(request), key))
+            manifest = ingest.write(ingest.plan(request, ingest.find(request), key)).manifest
         finally:
             ray.shutdown()
         written.append((bytes_of(tmp_path / f"out{cpus}"), (tmp_path / f"out{cpus}/manifest.json").read_bytes()))

@@ -1,13 +1,21 @@
-"""Records -> shards, on Ray Data: every shard is one task, so the bytes do not depend on how many workers there are."""
+"""Records -> shards, on Ray Data: every shard is one task, so the bytes do not depend on how many workers there are.
+
+A preparation that was cut goes on: what is known of each finished shard lies in DATA/.parts until the manifest is
+written. When all are there, images that two splits share leave one of them (see copies.py).
+"""
 
 from __future__ import annotations
 
 import io
 import json
-from collections import Counter
+import os
+import pickle
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from functools import partial
+from itertools import chain
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +23,10 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray.data
 
+from medgan.data.copies import Images, copies
 from medgan.data.shards import (
     SPLITS,
+    DataError,
     Manifest,
     Shard,
     check_target,
@@ -24,15 +34,28 @@ from medgan.data.shards import (
     filesystem,
     keyed_id,
     label_counts,
-    publish,
+    names,
+    read_file,
+    read_shard,
+    remove,
+    shard_labels,
+    shard_pixels,
     split_patients,
     versions,
+    write_file,
     write_shard,
 )
 from medgan.data.sources import SOURCES, Listing, Options, Raw, Record, SourceError
 from medgan.data.sources.base import relabel
+from medgan.data.summary import publish
 from medgan.pixels import Fit, fit_image
 
+Thing = TypeVar("Thing")
+Result = TypeVar("Result")
+Report = Callable[[str, int, int, int], None]
+"""(verb, done, of, rejected)"""
+
+PARTS = ".parts"
 SMALL_VAL = 0.05
 """A published val of fewer images than this share of train is too small to validate on."""
 
@@ -51,10 +74,22 @@ class Request:
     split: Literal["ratio", "published"] | None = None
     """None: the source's own way."""
     rows_per_shard: int = 1024
+    keep_paths: bool = False
+    """Write the paths of rejected files into rejected.parquet: they mostly hold patient ids."""
+    show_paths: bool = False
+    """Name files by their path in messages."""
 
     @property
     def folder(self) -> Raw:
         return Raw(self.raw or "")
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A file that is left out: its path below the raw folder and why."""
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -65,14 +100,60 @@ class Plan:
     key: bytes
     classes: tuple[str, ...]
     records: dict[str, list[Record]]
-    rejected: list[dict[str, str]]
-    """Name and reason of what was listed and cannot be used."""
+    rejected: list[Rejected]
     notes: tuple[str, ...]
     digest: str
 
     @property
     def count(self) -> int:
         return sum(map(len, self.records.values()))
+
+    def called(self, name: str) -> str:
+        """What a file is called in messages: its keyed id, for paths hold patient ids, or its path if wanted."""
+        return name if self.request.show_paths else keyed_id(self.key, "name", name)
+
+
+@dataclass(frozen=True)
+class Item:
+    """The records of one shard, and its path below DATA."""
+
+    name: str
+    records: tuple[Record, ...]
+
+    @property
+    def split(self) -> str:
+        return self.name.partition("/")[0]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished shard and what the manifest needs of it."""
+
+    shard: Shard
+    counts: dict[str, int]
+    patients: list[str]
+    rejected: list[tuple[int, str]]
+    """Positions among the item's records, which tell nothing by themselves, and why."""
+    sizes: list[tuple[int, int]]
+    """Width and height of each image before it was fitted."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: bytes) -> Part:
+        tree = json.loads(text)
+        rejected = [(position, reason) for position, reason in tree["rejected"]]
+        sizes = [(width, height) for width, height in tree["sizes"]]
+        return Part(Shard(**tree["shard"]), tree["counts"], tree["patients"], rejected, sizes)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write` made, and every file that it left out."""
+
+    manifest: Manifest
+    rejected: list[Rejected]
 
 
 def find(request: Request) -> Listing:
@@ -88,7 +169,8 @@ def find(request: Request) -> Listing:
         raise SourceError(f"--raw {request.raw}: --source {source.name} draws its images; leave --raw out")
     found = source.listing(request.folder, request.options)
     if not found.records:
-        why = f" ({found.rejected[0][0]}: {found.rejected[0][1]})" if found.rejected else ""
+        reasons = Counter(reason for _, reason in found.rejected)
+        why = f" ({len(found.rejected)} rejected, mostly: {reasons.most_common(1)[0][0]})" if reasons else ""
         raise SourceError(f"--raw {request.raw}: no image in it that can be used{why}")
     if source.needs_raw and not any(_decodes(request, record) for record in found.records):
         raise SourceError(f"--raw {request.raw}: none of its {len(found.records)} files is an image that can be read")
@@ -116,9 +198,10 @@ def plan(request: Request, found: Listing, key: bytes) -> Plan:
     for record in sorted(kept, key=lambda record: keyed_id(key, "order", record.name)):
         records[split_of[record.patient]].append(record)
     listing = [[record.name, record.labels, record.patient] for record in found.records]
-    asked = [request.source, request.resolution, request.channels, request.fit, request.split, request.rows_per_shard]
+    asked = [request.source, request.resolution, request.channels, request.fit, request.split]
+    asked += [request.rows_per_shard, request.keep_paths]
     digest = keyed_id(key, json.dumps([asked, asdict(request.options), listing]))
-    rejected = [{"name": name, "reason": reason} for name, reason in found.rejected]
+    rejected = [Rejected(name, reason) for name, reason in found.rejected]
     return Plan(request, key, classes, records, rejected, tuple(notes), digest)
 
 
@@ -128,14 +211,18 @@ def _splits(request: Request, records: Sequence[Record]) -> dict[str, str]:
     if (request.split or SOURCES[request.source].split) == "ratio":
         return split_patients(pairs, request.options.seed)
     published: dict[str, str] = {}
+    leaking: dict[str, str] = {}
     for record in records:
         if record.split is None:
             raise SourceError(f"--split published: --source {request.source} publishes none here")
         if published.setdefault(record.patient, record.split) != record.split:
-            raise SourceError(
-                f"--split published: {record.name} is in {record.split}, and another image of its patient in "
-                f"{published[record.patient]}; use --split ratio"
-            )
+            leaking.setdefault(record.patient, f"{published[record.patient]} and {record.split}")
+    if leaking:
+        where = next(iter(leaking.values()))
+        named = f", the first of them {next(iter(leaking))}" if request.show_paths else ""
+        raise SourceError(
+            f"--split published: {len(leaking)} patients are in two splits ({where}{named}); use --split ratio"
+        )
     counts = Counter(record.split for record in records)
     if counts["val"] < SMALL_VAL * counts["train"]:
         own = {patient for patient, split in published.items() if split != "test"}
@@ -144,107 +231,203 @@ def _splits(request: Request, records: Sequence[Record]) -> dict[str, str]:
     return published
 
 
-def write(plan: Plan, progress: Callable[[int, list[dict[str, str]]], None] = lambda done, rejected: None) -> Manifest:
+def write(plan: Plan, progress: Report = lambda *_: None) -> Written:
     """Write every shard, then rejected.parquet, summary.html and last the manifest, without which DATA is no data.
 
-    progress(done, rejected) is called after each shard; rejected lists the name and reason of every file so far.
-    Needs a running Ray.
+    Shards that an earlier call for the same plan finished are kept. progress(verb, done, of, rejected) is called as
+    shards are done. Needs a running Ray. Raises DataError where `--out` cannot be written.
     """
-    request, source = plan.request, SOURCES[plan.request.source]
-    clear(request.out)
+    request = plan.request
     items = [
-        {"split": split, "number": number, "records": records[start : start + request.rows_per_shard]}
+        Item(f"{split}/{number:05d}.parquet", tuple(records[start : start + request.rows_per_shard]))
         for split, records in plan.records.items()
         for number, start in enumerate(range(0, len(records), request.rows_per_shard))
     ]
-    written: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    done = 0
-    rejected = list(plan.rejected)
-    for result in _on_ray(items, plan):
-        written[result["split"]].append(result)
-        rejected += result["rejected"]
-        done += result["shard"]["rows"] + len(result["rejected"])
-        progress(done, rejected)
+    parts = _finished(plan)
+    missing = [item for item in items if item.name not in parts]
+    done, rejected = 0, len(plan.rejected)
+    for part in chain(list(parts.values()), _on_ray(partial(_write_shard, plan), missing)):
+        parts[part.shard.path] = part
+        done += part.shard.rows + len(part.rejected)
+        rejected += len(part.rejected)
+        progress("prepare", done, plan.count, rejected)
+    parts = _without_copies(plan, items, parts, progress)
+    return _publish(plan, items, parts)
 
-    splits, counts, patients = {}, {}, {}
-    for split, results in written.items():
-        results.sort(key=lambda result: result["shard"]["path"])
-        splits[split] = [Shard(**result["shard"]) for result in results]
-        total: Counter[str] = Counter(dict.fromkeys(plan.classes, 0))
-        for result in results:
-            total.update(result["counts"])
-        counts[split] = dict(total)
-        patients[split] = len({patient for result in results for patient in result["patients"]})
+
+def _on_ray(task: Callable[[Thing], Result], things: Sequence[Thing]) -> Iterator[Result]:
+    """task(thing) of each as a Ray task of one CPU, in the given order. Raises the OSError of one that failed."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+
+    def run(row: dict[str, Any]) -> dict[str, Any]:
+        # A result is a pickle: as columns, Arrow would have to guess the type of an empty list.
+        try:
+            return {"result": pickle.dumps(task(things[row["item"]]))}
+        except OSError as error:
+            return {"result": pickle.dumps(error)}
+
+    if not things:
+        return
+    dataset = ray.data.from_items([{"item": index} for index in range(len(things))], override_num_blocks=len(things))
+    for row in dataset.map(run, num_cpus=1).iter_rows():
+        result = pickle.loads(row["result"])
+        if isinstance(result, OSError):
+            raise result
+        yield result
+
+
+def _finished(plan: Plan) -> dict[str, Part]:
+    """Shards of this plan that an earlier call finished, by path; any other content of the folder is cleared."""
+    out = plan.request.out
+    try:
+        same = read_file(out, f"{PARTS}/request").decode() == plan.digest
+    except OSError:
+        same = False
+    if not same:
+        clear(out)
+        write_file(out, f"{PARTS}/request", plan.digest.encode())
+        return {}
+    found: dict[str, Part] = {}
+    for name in names(out, PARTS):
+        if not name.endswith(".json"):
+            continue
+        part = Part.from_json(read_file(out, f"{PARTS}/{name}"))
+        try:
+            read_shard(out, part.shard)
+        except DataError:  # a file that lost the race with a kill, or a train shard whose copies are out already
+            continue
+        found[part.shard.path] = part
+    return found
+
+
+def _write_shard(plan: Plan, item: Item) -> Part:
+    """Read, decode and write one shard, then what is known of it."""
+    request, source = plan.request, SOURCES[plan.request.source]
+    pixels, labels, patients, image_ids, rejected, sizes = [], [], [], [], [], []
+    for position, record in enumerate(item.records):
+        try:
+            content = source.read(request.folder, record, request.options)
+            image = source.image(content)
+            pixels.append(fit_image(image, request.resolution, request.channels, request.fit))
+        except (OSError, ValueError) as error:
+            # A message of the operating system holds the path, and so the patient's id.
+            reason = _told(error) if isinstance(error, OSError) else str(error)
+            rejected.append((position, reason))
+            continue
+        labels.append([int(index in record.labels) for index in range(len(plan.classes))])
+        patients.append(keyed_id(plan.key, source.name, record.patient))
+        image_ids.append(keyed_id(plan.key, content))
+        sizes.append(image.size)
+    shape = (request.channels, request.resolution, request.resolution)
+    rows = np.array(pixels, np.uint8).reshape(-1, *shape)
+    hot = np.array(labels, np.uint8).reshape(-1, len(plan.classes))
+    ids = {"patient": patients, "image_id": image_ids}
+    shard = write_shard(request.out, item.name, rows, hot, plan.classes, ids)
+    part = Part(shard, label_counts(hot, plan.classes), sorted(set(patients)), rejected, sizes)
+    write_file(request.out, f"{PARTS}/{item.name.replace('/', '-')}.json", part.to_json().encode())
+    return part
+
+
+def _told(error: OSError) -> str:
+    """What happened, without the path: pyarrow puts it into strerror too."""
+    return os.strerror(error.errno) if error.errno else "cannot be read"
+
+
+def _without_copies(plan: Plan, items: list[Item], parts: dict[str, Part], progress: Report) -> dict[str, Part]:
+    """Take images out of train and val that test has too, and out of train what val has: the same file, or a copy."""
+    seen = {split: Images.none() for split in SPLITS}
+    where: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
+    paths = sorted(parts)
+    for number, (path, images) in enumerate(zip(paths, _on_ray(partial(_survey, plan), paths), strict=True), 1):
+        split = path.partition("/")[0]
+        seen[split] = seen[split].joined(images)
+        where[split] += [(path, row) for row in range(len(images))]
+        progress("compare", number, len(paths), 0)
+    dropped: dict[str, dict[int, str]] = defaultdict(dict)
+    for split, others in (("val", ("test",)), ("train", ("test", "val"))):
+        for other in others:
+            for row, reason in copies(seen[split], seen[other]).items():
+                path, place = where[split][row]
+                dropped[path].setdefault(place, f"{reason} an image in {other}")
+    by_path = {item.name: item for item in items}
+    tasks = [(by_path[path], parts[path], rows) for path, rows in sorted(dropped.items())]
+    for part in _on_ray(partial(_drop, plan), tasks):
+        parts = {**parts, part.shard.path: part}
+    return parts
+
+
+def _survey(plan: Plan, path: str) -> Images:
+    table = pq.read_table(pa.BufferReader(read_file(plan.request.out, path)))
+    shape = (plan.request.channels, plan.request.resolution, plan.request.resolution)
+    return Images.of(shard_pixels(table, shape), table.column("image_id").to_pylist())
+
+
+def _drop(plan: Plan, task: tuple[Item, Part, dict[int, str]]) -> Part:
+    """The shard without some of its rows, which are rejected for the reasons given."""
+    item, part, dropped = task
+    shape = (plan.request.channels, plan.request.resolution, plan.request.resolution)
+    table = pq.read_table(pa.BufferReader(read_shard(plan.request.out, part.shard)))
+    keep = [row for row in range(len(table)) if row not in dropped]
+    ids = {name: [table.column(name)[row].as_py() for row in keep] for name in ("patient", "image_id")}
+    labels = shard_labels(table, plan.classes)[keep]
+    shard = write_shard(plan.request.out, item.name, shard_pixels(table, shape)[keep], labels, plan.classes, ids)
+    unread = {position for position, _ in part.rejected}
+    position_of = [position for position in range(len(item.records)) if position not in unread]
+    rejected = [*part.rejected, *((position_of[row], reason) for row, reason in dropped.items())]
+    sizes = [part.sizes[row] for row in keep]
+    return Part(shard, label_counts(labels, plan.classes), sorted(set(ids["patient"])), sorted(rejected), sizes)
+
+
+def _publish(plan: Plan, items: list[Item], parts: dict[str, Part]) -> Written:
+    request = plan.request
+    rejected = list(plan.rejected)
+    splits: dict[str, list[Shard]] = {split: [] for split in SPLITS}
+    counts = {split: Counter(dict.fromkeys(plan.classes, 0)) for split in SPLITS}
+    patients: dict[str, set[str]] = {split: set() for split in SPLITS}
+    sizes: list[tuple[int, int]] = []
+    for item in items:
+        part = parts[item.name]
+        rejected += [Rejected(item.records[position].name, reason) for position, reason in part.rejected]
+        if part.shard.rows:
+            splits[item.split].append(part.shard)
+            counts[item.split].update(part.counts)
+            patients[item.split].update(part.patients)
+            sizes += part.sizes
+        else:
+            remove(request.out, part.shard.path)
     manifest = Manifest(
-        source=source.name,
+        source=request.source,
         classes=plan.classes,
         resolution=request.resolution,
         channels=request.channels,
         splits=splits,
         seed=request.options.seed,
         fit=request.fit,
-        counts=counts,
-        patients=patients,
+        counts={split: dict(count) for split, count in counts.items()},
+        patients={split: len(ids) for split, ids in patients.items()},
         rejected=len(rejected),
         key_fingerprint=keyed_id(plan.key, "fingerprint")[:16],
         request=plan.digest,
         versions=versions(),
     )
-    # File names hold patient ids: the folder gets keyed ones, the caller the names.
-    rows = [{"name_id": keyed_id(plan.key, "name", row["name"]), "reason": row["reason"]} for row in rejected]
+    # File names hold patient ids: the folder gets keyed ones.
+    rows = [
+        {"name_id": keyed_id(plan.key, "name", r.name), "reason": r.reason}
+        | ({"path": r.name} if request.keep_paths else {})
+        for r in rejected
+    ]
     rows.sort(key=lambda row: row["name_id"])
-    columns = pa.schema([("name_id", pa.string()), ("reason", pa.string())])
+    columns = ["name_id", "reason", *(["path"] if request.keep_paths else [])]
     table = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, columns), table)
-    publish(request.out, manifest, {"rejected.parquet": table.getvalue()})
-    return manifest
-
-
-def _on_ray(items: list[dict[str, Any]], plan: Plan) -> Iterator[dict[str, Any]]:
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-
-    def shard(row: dict[str, Any]) -> dict[str, Any]:
-        # A result is a pickle: as columns, Arrow would have to guess the type of an empty list.
-        return {"result": _write_shard(items[row["item"]], plan)}
-
-    dataset = ray.data.from_items([{"item": index} for index in range(len(items))], override_num_blocks=len(items))
-    for row in dataset.map(shard, num_cpus=1).iter_rows():
-        yield json.loads(row["result"])
-
-
-def _write_shard(item: dict[str, Any], plan: Plan) -> str:
-    """Read, decode and write one shard; returns what the manifest needs of it, as JSON."""
-    request, source = plan.request, SOURCES[plan.request.source]
-    pixels, labels, patients, image_ids, rejected = [], [], [], [], []
-    for record in item["records"]:
-        try:
-            content = source.read(request.folder, record, request.options)
-            pixels.append(fit_image(source.image(content), request.resolution, request.channels, request.fit))
-        except (OSError, ValueError) as error:
-            # A message of the operating system holds the path, and so the patient's id.
-            reason = (error.strerror or "cannot be read") if isinstance(error, OSError) else str(error)
-            rejected.append({"name": record.name, "reason": reason})
-            continue
-        labels.append([int(index in record.labels) for index in range(len(plan.classes))])
-        patients.append(keyed_id(plan.key, source.name, record.patient))
-        image_ids.append(keyed_id(plan.key, content))
-    shape = (request.channels, request.resolution, request.resolution)
-    rows = np.array(pixels, np.uint8).reshape(-1, *shape)
-    hot = np.array(labels, np.uint8).reshape(-1, len(plan.classes))
-    name = f"{item['split']}/{item['number']:05d}.parquet"
-    ids = {"patient": patients, "image_id": image_ids}
-    shard = write_shard(request.out, name, rows, hot, plan.classes, ids)
-    return json.dumps(
-        {
-            "split": item["split"],
-            "shard": asdict(shard),
-            "counts": label_counts(hot, plan.classes),
-            "patients": sorted(set(patients)),
-            "rejected": rejected,
-        }
-    )
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in columns])), table)
+    reasons = Counter(r.reason for r in rejected).most_common()
+    files = {"rejected.parquet": table.getvalue()}
+    publish(request.out, manifest, files, reasons=reasons, sizes=sizes, notes=plan.notes)
+    remove(request.out, PARTS)
+    return Written(manifest, rejected)
 
 
 def _decodes(request: Request, record: Record) -> bool:

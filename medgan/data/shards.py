@@ -29,7 +29,6 @@ import PIL
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from jinja2 import Environment, FileSystemLoader
 
 import medgan
 from medgan.config import Refused
@@ -38,13 +37,17 @@ SCHEMA_VERSION = 1
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
 OURS = re.compile(
     r"((train|val|test)/\d{5}\.parquet|png/[^/]+/\d{6}\.png"
-    r"|manifest\.json|rejected\.parquet|summary\.html|evaluation\.json)(\.tmp)?"
+    r"|\.parts/(request|(train|val|test)-\d{5}\.parquet\.json)|manifest\.json|rejected\.parquet|summary\.html|evaluation\.json)(\.tmp)?"
 )
 DEFAULT_KEY_FILE = Path("~/.config/medgan/patient.key")
 
 
 class DataError(Refused):
     """A data folder that cannot be used. One line: which file, what is wrong, what to do."""
+
+
+class SchemaError(ValueError):
+    """A manifest of another schema; its one argument is which."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ class Manifest:
     @staticmethod
     def from_json(text: str) -> Manifest:
         tree = json.loads(text)
+        if tree["schema_version"] != SCHEMA_VERSION:
+            raise SchemaError(tree["schema_version"])
         tree["classes"] = tuple(tree["classes"])
         tree["splits"] = {
             split: [Shard(**shard) for shard in tree["splits"][split]] for split in SPLITS if split in tree["splits"]
@@ -131,6 +136,23 @@ def read_file(folder: str | Path, name: str) -> bytes:
     fs, path = filesystem(folder)
     with fs.open_input_file(f"{path}/{name}") as file:
         return bytes(file.read())
+
+
+def names(folder: str | Path, below: str = "") -> list[str]:
+    """File and folder names directly below a folder, sorted; none where it does not exist."""
+    fs, path = filesystem(folder)
+    selector = pafs.FileSelector(f"{path}/{below}".rstrip("/"), allow_not_found=True)
+    return sorted(entry.base_name for entry in fs.get_file_info(selector))
+
+
+def remove(folder: str | Path, name: str) -> None:
+    """Remove a file, or a folder and all below it; nothing to do where there is none."""
+    fs, path = filesystem(folder)
+    kind = fs.get_file_info(f"{path}/{name}").type
+    if kind == pafs.FileType.File:
+        fs.delete_file(f"{path}/{name}")
+    elif kind == pafs.FileType.Directory:
+        fs.delete_dir(f"{path}/{name}")
 
 
 # -- schema ------------------------------------------------------------------------------------------------------
@@ -270,15 +292,6 @@ def split_patients(patients: Iterable[tuple[str, tuple[int, ...]]], seed: int, t
 # -- a folder being written --------------------------------------------------------------------------------------
 
 
-def publish(out: str | Path, manifest: Manifest, files: Mapping[str, bytes] | None = None) -> None:
-    """Files beside the shards, the summary page, and last of all the manifest, without which DATA is no data."""
-    template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("summary.html")
-    page = template.render(manifest=manifest, splits=list(manifest.splits))
-    texts = {"summary.html": page.encode(), "manifest.json": manifest.to_json().encode()}
-    for name, content in {**(files or {}), **texts}.items():
-        write_file(out, name, content)
-
-
 def versions() -> dict[str, str]:
     """What wrote the pixels."""
     return {
@@ -306,12 +319,9 @@ def check_target(out: str | Path) -> None:
 def clear(out: str | Path) -> None:
     """Remove the manifest, then shards and pictures, and nothing that is not ours."""
     check_target(out)
-    fs, path = filesystem(out)
-    if fs.get_file_info(f"{path}/manifest.json").type == pafs.FileType.File:
-        fs.delete_file(f"{path}/manifest.json")  # first: without it the rest is no data set
-    for name in (*SPLITS, "png"):
-        if fs.get_file_info(f"{path}/{name}").type == pafs.FileType.Directory:
-            fs.delete_dir(f"{path}/{name}")
+    remove(out, "manifest.json")  # first: without it the rest is no data set
+    for name in (*SPLITS, "png", ".parts"):
+        remove(out, name)
 
 
 def prepared(out: str | Path, request: str, overwrite: bool = False) -> Manifest | None:
@@ -344,12 +354,13 @@ def read_manifest(data: str | Path, flag: str = "--data") -> tuple[Manifest, str
         raise DataError(f"{flag} {data}: no manifest.json in it; make a data folder with jobs/prepare.py") from None
     try:
         manifest = Manifest.from_json(text.decode())
+    except SchemaError as error:
+        raise DataError(
+            f"{flag} {data}: schema version {error}, but {SCHEMA_VERSION} is needed; "
+            "prepare it again, or use the medgan that made it"
+        ) from None
     except (ValueError, TypeError, KeyError):
         raise DataError(f"{flag} {data}: manifest.json is damaged; prepare the folder again") from None
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise DataError(
-            f"{flag} {data}: schema version {manifest.schema_version}, but {SCHEMA_VERSION} is needed; prepare it again"
-        )
     return manifest, hashlib.sha256(text).hexdigest()
 
 

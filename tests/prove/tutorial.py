@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from medgan.data import shards
+from medgan.data import shards, summary
 from medgan.data.loader import open_split
 from medgan.pixels import encode_png, grid, to_images, to_pixels
 from medgan.terminal import Progress
@@ -134,7 +134,7 @@ def release(pixels: np.ndarray, out: Path) -> None:
     shard = shards.write_shard(folder, "train/00000.parquet", pixels, labels, (), {"seed": list(range(len(pixels)))})
     colours, resolution = pixels.shape[1:3]
     manifest = shards.Manifest("tutorial-dcgan", (), resolution, colours, {"train": [shard]}, synthetic=True)
-    shards.publish(folder, manifest)
+    summary.publish(folder, manifest)
     (out / "samples.png").write_bytes(encode_png(grid(pixels[:16], 8)))
 
 

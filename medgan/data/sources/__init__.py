@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from medgan.data import phantom, phantom_oct
 from medgan.data.sources.base import Listing, Options, Raw, Record, Source, SourceError
+from medgan.data.sources.dicom_folder import DicomFolder
 from medgan.data.sources.drawn import Drawn
 from medgan.data.sources.image_folder import ImageFolder
 from medgan.data.sources.kermany import KermanyCxr, KermanyOct
@@ -23,5 +24,6 @@ SOURCES: dict[str, Source] = {
         NihCgan7(),
         Medmnist(),
         ImageFolder(),
+        DicomFolder(),
     )
 }

@@ -11,9 +11,9 @@ import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow.fs as pafs
 from PIL import Image
@@ -53,21 +53,28 @@ class Listing:
     """What a person should know: dropped classes, patients that are guessed."""
 
 
+def _option(default: object, help: str, metavar: str | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "metavar": metavar})
+
+
 @dataclass(frozen=True)
 class Options:
-    """What a person may ask of a source. Each source says which it knows."""
+    """What a person may ask of a source, each field a flag of jobs/prepare.py. Each source says which it takes."""
 
-    seed: int = 0
-    limit: int | None = None
-    """Take so many images: whole data sets where None."""
-    classes: tuple[str, ...] = ()
-    """Keep these classes, in this order; all where empty."""
-    single_label: bool = False
-    """Keep images of exactly one of the classes."""
-    pneumonia_kinds: bool = False
-    """Bacterial and viral pneumonia as classes of their own."""
-    patient_regex: str | None = None
-    """What in a file's path names the patient: the first group, or all that matches."""
+    seed: int = _option(0, "seed of the split, of --limit and of drawn images (default 0)")
+    limit: int | None = _option(None, "use this many images (drawn sources: draw as many)")
+    classes: tuple[str, ...] = _option((), "keep these classes, in this order", "A,B,...")
+    single_label: bool = _option(False, "keep images of exactly one of the classes")
+    pneumonia_kinds: bool = _option(False, "bacterial and viral pneumonia apart")
+    patient_regex: str | None = _option(
+        None, "what in a file's path names its patient: the first group, or all that matches", "REGEX"
+    )
+    labels: str | None = _option(
+        None, "table of labels: columns SOPInstanceUID or PatientID, and label (several joined by |)", "FILE.csv"
+    )
+    allow: tuple[str, ...] = _option(
+        (), "take DICOM files that are rejected else: multi-frame (every frame), colour, burned-in", "WHAT,..."
+    )
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,10 @@ class Source(ABC):
     split: Literal["ratio", "published"] = "ratio"
     """How its images are split where nobody says."""
     needs_raw = True
+
+    def fetch(self, name: str) -> str:
+        """Download a data set by its name; returns the raw folder. Raises SourceError."""
+        raise SourceError(f"--download {name}: --source {self.name} downloads nothing; name its folder with --raw")
 
     @abstractmethod
     def listing(self, raw: Raw, options: Options) -> Listing:

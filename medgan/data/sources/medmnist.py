@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import zipfile
 from functools import lru_cache
@@ -10,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
+from medgan.data.loader import cache_folder
 from medgan.data.sources.base import Listing, Options, Raw, Record, Source, SourceError, limited
 
 SPLITS = ("train", "val", "test")
@@ -26,8 +28,29 @@ class Medmnist(Source):
     its own."""
 
     name = "medmnist"
-    layout = "one NAME.npz of a two-dimensional set"
+    layout = "one NAME.npz of a two-dimensional set; or --download NAME, NAME_64, ..."
     split = "published"
+
+    def fetch(self, name: str) -> str:
+        """Downloaded into the node cache by the package, which checks the published MD5."""
+        kind, _, size = name.partition("_")
+        try:
+            info = importlib.import_module("medmnist").INFO
+        except ImportError:
+            raise SourceError(f"--download {name}: needs the medmnist package: pip install medmnist") from None
+        sizes = [text for text in ("", "28", "64", "128", "224") if not text or f"MD5_{text}" in info.get(kind, {})]
+        if kind not in info or size not in sizes:
+            raise SourceError(
+                f"--download {name}: no MedMNIST set; give one such as pneumoniamnist or pneumoniamnist_64"
+            )
+        folder = cache_folder() / "medmnist" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        dataset = getattr(importlib.import_module("medmnist"), info[kind]["python_class"])
+        try:
+            dataset(split="test", root=str(folder), size=int(size or 28), download=True)
+        except (OSError, RuntimeError) as error:
+            raise SourceError(f"--download {name}: failed ({' '.join(str(error).split())[:200]})") from None
+        return str(folder)
 
     def listing(self, raw: Raw, options: Options) -> Listing:
         tables = [name for name in raw.files() if name.endswith(".npz")]
