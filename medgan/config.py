@@ -281,6 +281,7 @@ _STYLE = {"model.name": "stylegan2-lite", **_R1, "optim.lr_g": 2.5e-3, "optim.lr
 PRESETS: dict[str, dict[str, Any]] = {
     "dcgan": {"model.name": "dcgan", "model.norm_d": "none", **_R1, **_CONV},
     "cgan": {"model.name": "cgan", **_R1, **_CONV},
+    "nih-cgan-7": {"model.name": "cgan", **_R1, **_CONV, "data.balance": 0.5},
     "stylegan2-lite": {**_STYLE, "global_batch": 16},
     "stylegan2-lite-gpu": {
         **_STYLE,

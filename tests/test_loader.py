@@ -1,3 +1,8 @@
+import os
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -5,9 +10,9 @@ import torch
 
 from medgan.data import loader
 from medgan.data.loader import Order, batches, open_split, rank_slice, row_weights
-from medgan.data.shards import DataError
+from medgan.data.shards import DataError, read_manifest
 
-from .conftest import write_phantoms
+from .conftest import small_disk, write_phantoms
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 5])
@@ -54,6 +59,73 @@ def test_the_cache_holds_the_rows_of_the_shards_and_is_filled_once(tmp_path, mon
     rows = [row for table in tables for row in table.to_pylist()]
     assert [image.tobytes() for image in warm.pixels] == [row["pixels"] for row in rows]
     assert warm.labels.tolist() == [row["labels"] for row in rows]
+
+
+def other_process(data, code: str, **environment) -> subprocess.Popen:
+    text = f"import os, signal\nfrom medgan.data import loader\nDATA = {str(data)!r}\n{code}"
+    return subprocess.Popen(
+        [sys.executable, "-c", text], env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_of_many_processes_of_a_node_one_fills_the_cache(tmp_path):
+    data = write_phantoms(tmp_path / "data", count=60, rows_per_shard=16)
+    code = """
+fill = loader._fill
+def noted(*arguments):
+    open(os.environ["NOTE"], "a").write("filled ")
+    fill(*arguments)
+loader._fill = noted
+assert len(loader.open_split(DATA, "train")) > 40
+"""
+    places = {"NOTE": str(tmp_path / "note"), "MEDGAN_CACHE": str(tmp_path / "cache")}
+    for process in [other_process(data, code, **places) for _ in range(2)]:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    assert (tmp_path / "note").read_text() == "filled "
+
+
+def test_a_writer_killed_half_way_leaves_nothing_that_is_taken_for_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDGAN_CACHE", str(tmp_path / "cache"))
+    data = write_phantoms(tmp_path / "data", count=120, rows_per_shard=16)
+    code = """
+read_shard, read = loader.read_shard, []
+def mortal(*arguments):
+    read.append(1)
+    if len(read) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read_shard(*arguments)
+loader.read_shard = mortal
+loader.open_split(DATA, "train")
+"""
+    process = other_process(data, code)
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    folder = loader.cache_folder() / read_manifest(data)[1][:32]
+    assert [path.name for path in folder.iterdir() if path.suffix == ".tmp"] == ["train.pixels.tmp"]
+    split = open_split(data, "train")
+    columns = [pq.read_table(file).column("pixels") for file in sorted((data / "train").glob("*.parquet"))]
+    assert [image.tobytes() for image in split.pixels] == [row for column in columns for row in column.to_pylist()]
+
+
+def test_a_cache_of_other_shards_is_never_used(tmp_path):
+    data = write_phantoms(tmp_path / "data", count=60)
+    before = open_split(data, "train")
+    for path in data.rglob("*.parquet"):
+        path.unlink()
+    write_phantoms(data, count=80)
+    after = open_split(data, "train")
+    assert after.cache != before.cache
+    assert len(after) > len(before)
+
+
+def test_a_full_disk_is_one_line_that_says_what_is_needed(tmp_path, monkeypatch):
+    data = write_phantoms(tmp_path / "data", count=240)
+    with small_disk(tmp_path / "disk", "size=64k") as disk:
+        monkeypatch.setenv("MEDGAN_CACHE", str(disk))
+        with pytest.raises(DataError, match=r"^cache .*: No space left on device; it needs 0 MB .* MEDGAN_CACHE"):
+            open_split(data, "train")
+        assert not list(disk.rglob("*.npy"))
 
 
 def test_a_shard_that_changed_is_found_also_when_the_cache_is_warm(tmp_path):

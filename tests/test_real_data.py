@@ -1,12 +1,18 @@
 """Kermany's chest films, where MEDGAN_REAL_DATA points to them."""
 
+import io
 import os
 import re
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from medgan.data import ingest, shards
+from medgan.data import copies, ingest, shards
+from medgan.data.sources import SOURCES
+from medgan.pixels import fit_image
 from medgan.tracking import read_rows
 
 from .test_ray import run_job, settings
@@ -43,6 +49,38 @@ def test_every_published_film_is_planned_and_no_patient_is_in_two_splits(raw, tm
         assert pneumonia == pytest.approx(3909 / 5279, abs=0.02)
 
 
+def test_planted_crops_are_found_and_other_patients_films_are_not_taken_for_them(raw, tmp_path):
+    request = ingest.Request("kermany_cxr", str(raw), str(tmp_path / "data"), 64)
+    plan = ingest.plan(request, ingest.find(request), bytes(32))
+
+    def films(records):
+        images = [SOURCES["kermany_cxr"].image((raw / record.name).read_bytes()) for record in records]
+        return [np.asarray(image.convert("L")) for image in images]
+
+    def compared(images):
+        pixels = np.stack([fit_image(Image.fromarray(image), 64, 1) for image in images])
+        return copies.Images.of(pixels, [str(row) for row in range(len(pixels))])
+
+    train, held = films(plan.records["train"][:2000]), films(plan.records["test"])
+    likeness, rows = copies.nearest(compared(held), compared(train))
+    limit = copies.threshold(likeness.max(1))
+    assert (likeness.max(1) > limit).mean() < 0.005
+    random = np.random.default_rng(0)
+    planted = random.choice(len(train), 200, replace=False)
+    crops = []
+    for index in planted:
+        left, top, right, bottom = random.uniform(0, 0.04, 4)
+        height, width = train[index].shape
+        box = (left * width, top * height, width * (1 - right), height * (1 - bottom))
+        image = Image.fromarray(train[index]).resize((200, 200), Image.Resampling.BICUBIC, box=box)
+        buffer = io.BytesIO()
+        image.point(lambda value: value * 0.9 + 8).save(buffer, "jpeg", quality=70)
+        crops.append(np.asarray(Image.open(buffer)))
+    likeness, rows = copies.nearest(compared(crops), compared(train))
+    found = ((likeness > limit) & (rows == planted[:, None])).any(1)
+    assert found.mean() >= 0.98
+
+
 @pytest.mark.ray
 def test_films_prepare_and_train_on_two_workers(raw, tmp_path):
     (tmp_path / "key").write_text("ab" * 32)
@@ -51,7 +89,9 @@ def test_films_prepare_and_train_on_two_workers(raw, tmp_path):
     code, output = run_job(*prepare, "--patient-key-file", tmp_path / "key", timeout=300)
     assert code == 0, output
     manifest, _ = shards.read_manifest(data)
-    assert manifest.rejected == 0
+    reasons = pq.read_table(data / "rejected.parquet").column("reason").to_pylist()
+    assert len(reasons) == manifest.rejected < 0.005 * manifest.rows("train")
+    assert all(reason.endswith(("an image in val", "an image in test")) for reason in reasons)
     text = b"".join(path.read_bytes() for path in data.rglob("*") if path.is_file())
     assert not re.search(rb"person\d+_(bacteria|virus)|IM-\d{4}", text)
     size = settings(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from medgan.data.shards import Manifest, read_manifest, read_shard, shard_labels, shard_pixels, write_file
+from medgan.data.shards import DataError, Manifest, read_manifest, read_shard, shard_labels, shard_pixels, write_file
 from medgan.streams import stream_seed
 
 
@@ -73,20 +74,26 @@ def open_split(data: str | Path, split: str) -> Split:
 
 
 def _fill(data: str | Path, manifest: Manifest, split: str, pixels: Path, labels: Path) -> None:
-    count = manifest.rows(split)
+    """Written as a plain file, where a full disk is an error; through a memory map it would end the process."""
     unfinished = pixels.with_suffix(".tmp")
-    target = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (count, *manifest.shape))
-    found = np.zeros((count, len(manifest.classes)), np.uint8)
-    start = 0
-    for shard in manifest.splits[split]:
-        table = pq.read_table(pa.BufferReader(read_shard(data, shard)))
-        target[start : start + shard.rows] = shard_pixels(table, manifest.shape)
-        found[start : start + shard.rows] = shard_labels(table, manifest.classes)
-        start += shard.rows
-    target.flush()
-    del target
-    unfinished.replace(pixels)
-    keep_array(labels, found)
+    found = []
+    shape = (manifest.rows(split), *manifest.shape)
+    try:
+        with open(unfinished, "wb") as target:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(target, header)
+            for shard in manifest.splits[split]:
+                table = pq.read_table(pa.BufferReader(read_shard(data, shard)))
+                target.write(shard_pixels(table, manifest.shape).data)
+                found.append(shard_labels(table, manifest.classes))
+        unfinished.replace(pixels)
+        keep_array(labels, np.concatenate(found) if found else np.zeros((0, len(manifest.classes)), np.uint8))
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else error
+        raise DataError(
+            f"cache {pixels.parent}: {why}; it needs {math.prod(shape) / 1e6:,.0f} MB for {split}: "
+            "set MEDGAN_CACHE to a folder of a disk that has them"
+        ) from None
 
 
 def keep_array(file: Path, array: np.ndarray) -> None:
