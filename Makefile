@@ -5,7 +5,7 @@ DEMO_DATA := data/phantom_cxr
 DEMO_RUN := runs/demo
 HEAVY := ray or hosts or browser or real_data
 
-.PHONY: setup train test test-heavy check prove shots clean
+.PHONY: setup train test test-heavy check bench prove shots clean
 setup: .venv/installed
 
 .venv/installed: requirements.txt requirements-dev.txt pyproject.toml
@@ -30,6 +30,9 @@ check: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: setup ## speed beside what one would otherwise use, into bench.json: all, or ONLY=loader
+	$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
 
 prove: setup ## long proofs, into results/: all of them, or ONLY=films (about nine hours on 2 cores)
 	$(BIN)/python -m tests.prove.$(or $(ONLY),films)

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -130,6 +131,7 @@ def test_prepare_gives_the_same_bytes_with_one_and_two_workers_and_counts_bad_fi
         try:
             request = ingest.Request("kermany_cxr", str(raw), str(tmp_path / f"out{cpus}"), 32, rows_per_shard=16)
             manifest = ingest.write(ingest.plan(request, ingest.find(request), key)).manifest
+            read = ray.data.read_parquet(str(tmp_path / f"out{cpus}/train")).take_all()
         finally:
             ray.shutdown()
         written.append((bytes_of(tmp_path / f"out{cpus}"), (tmp_path / f"out{cpus}/manifest.json").read_bytes()))
@@ -143,10 +145,13 @@ def test_prepare_gives_the_same_bytes_with_one_and_two_workers_and_counts_bad_fi
     assert rejected == [{"name_id": name_id, "reason": "not a readable image (UnidentifiedImageError)"}]
     assert not any(b"IM-9999" in path.read_bytes() for path in (tmp_path / "out1").rglob("*.*"))
     shards.verify(tmp_path / "out1", manifest)
+    files = sorted((tmp_path / "out1/train").glob("*.parquet"))
+    column = [row for file in files for row in pq.read_table(file).column("pixels").to_pylist()]
+    assert sorted(row["pixels"] for row in read) == sorted(column)
 
 
-def test_prepare_is_done_once_and_starts_over_where_it_was_cut(tmp_path, key_file):
-    command = ("prepare", "--source", "phantom_cxr", "--limit", 100, "--out", tmp_path / "data", "--resolution", 32)
+def test_prepare_is_done_once_and_goes_on_where_it_was_killed(tmp_path, key_file):
+    command = ("prepare", "--source", "phantom_cxr", "--limit", 2500, "--out", tmp_path / "data", "--resolution", 32)
     command = (*command, "--patient-key-file", key_file)
     code, output = run_job(*command)
     assert code == 0, output
@@ -154,8 +159,16 @@ def test_prepare_is_done_once_and_starts_over_where_it_was_cut(tmp_path, key_fil
     started = time.monotonic()
     assert run_job(*command)[0] == 0
     assert time.monotonic() - started < 30
-    (tmp_path / "data/manifest.json").unlink()  # what a kill half-way leaves
+    (tmp_path / "data/manifest.json").unlink()  # a folder without a manifest and without notes is begun again
     (tmp_path / "data/train/00000.parquet").write_bytes(b"half")
+    assert run_job(*command)[0] == 0
+    assert bytes_of(tmp_path / "data") == whole
+    shutil.rmtree(tmp_path / "data")
+    job = Job(*command)
+    until(lambda: list((tmp_path / "data").glob("*/*.parquet")), what="the first shard")
+    job.end()
+    job.process.communicate()
+    assert not (tmp_path / "data/manifest.json").exists()
     assert run_job(*command)[0] == 0
     assert bytes_of(tmp_path / "data") == whole
 

@@ -27,7 +27,8 @@ BLUR = 5
 MIDDLES = (1.0, 0.94, 0.88)
 """Of either image of a pair the whole or such a share of its side is compared."""
 PROPOSALS = 8
-STEPS = 12
+ROUNDS = ((3, 3), (3, 12))
+"""(how many pairs of an image are kept, after so many steps of laying one over the other)"""
 LIMITS = torch.tensor([[0.78, 0.78, -0.2, -0.2], [1.28, 1.28, 0.2, 0.2]])
 """How far an image may be scaled and shifted (in half sides) to lie over another."""
 OVERLAP = 0.6
@@ -96,12 +97,15 @@ def nearest(images: Images, others: Images) -> tuple[np.ndarray, np.ndarray]:
     coarse = {middle: _coarse(_middle(theirs, middle)) for middle in MIDDLES}
     fine = _fine(theirs)
     likeness, partner = [], []
-    for some in torch.from_numpy(images.thumbnails).split(256):
+    for some in torch.from_numpy(images.thumbnails).split(64):
         mine = some.float()
         rows, scales = _propose(mine, coarse)
-        found = _confirm(_fine(mine).repeat_interleave(rows.shape[1], 0), fine[rows.flatten()], scales.flatten()).view(
-            rows.shape
-        )
+        for keep, steps in ROUNDS:
+            count = rows.shape[1]
+            mine_fine = _fine(mine).repeat_interleave(count, 0)
+            found = _confirm(mine_fine, fine[rows.flatten()], scales.flatten(), steps).view(rows.shape)
+            found, best = found.topk(min(keep, count), 1)
+            rows, scales = rows.gather(1, best), scales.gather(1, best)
         likeness.append(found)
         partner.append(rows)
     return torch.cat(likeness).numpy(), torch.cat(partner).numpy()
@@ -122,7 +126,7 @@ def _propose(mine: Tensor, coarse: dict[float, Tensor]) -> tuple[Tensor, Tensor]
     return rows, torch.tensor(scales)[which.gather(1, rows)]
 
 
-def _confirm(mine: Tensor, theirs: Tensor, scales: Tensor) -> Tensor:
+def _confirm(mine: Tensor, theirs: Tensor, scales: Tensor, steps: int) -> Tensor:
     """The highest correlation (P,) on the way to laying `theirs` over `mine` (P, 32, 32), pair by pair.
 
     Lucas and Kanade's registration (IJCAI 1981) with damping: Gauss-Newton steps for two scales and two shifts from
@@ -137,7 +141,7 @@ def _confirm(mine: Tensor, theirs: Tensor, scales: Tensor) -> Tensor:
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     inner = F.pad(torch.ones(SIDE - 4, SIDE - 4), (2, 2, 2, 2)).bool()
     best = torch.full((pairs,), -1.0)
-    for _ in range(STEPS):
+    for _ in range(steps):
         at_x = place[:, 0, None, None] * x + place[:, 2, None, None]
         at_y = place[:, 1, None, None] * y + place[:, 3, None, None]
         laid = F.grid_sample(stack, torch.stack([at_x, at_y], -1), align_corners=False)

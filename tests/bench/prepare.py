@@ -1,0 +1,75 @@
+"""Preparing JPEG films of a hospital's size, beside a bare loop of Pillow that decodes and resizes them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from PIL import Image
+
+from medgan.data import ingest, phantom
+
+COUNT = 800
+SIZE = (1300, 1000)
+RESOLUTION = 64
+ROUNDS = 3
+
+
+def write(folder: Path) -> list[Path]:
+    """Films as Kermany's are: 1300 x 1000 pixels, grey JPEG, each with noise of its own."""
+    files = []
+    random = np.random.default_rng(0)
+    for number in range(COUNT):
+        film = Image.fromarray(phantom.chest_film(0, number, 0, number % 2)).resize(SIZE, Image.Resampling.BICUBIC)
+        noise = random.integers(-6, 7, (SIZE[1] // 2, SIZE[0] // 2)).repeat(2, 0).repeat(2, 1)
+        file = folder / phantom.CLASSES[number % 2] / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.clip(np.asarray(film).astype(int) + noise, 0, 255).astype(np.uint8)).save(file, quality=88)
+        files.append(file)
+    return files
+
+
+def bare(files: list[Path]) -> float:
+    """Images per second of one process."""
+    began = time.perf_counter()
+    for file in files:
+        with Image.open(file) as image:
+            side = min(image.size)
+            left, top = (image.width - side) / 2, (image.height - side) / 2
+            box = (left, top, left + side, top + side)
+            np.asarray(image.convert("L").resize((RESOLUTION, RESOLUTION), Image.Resampling.LANCZOS, box=box))
+    return len(files) / (time.perf_counter() - began)
+
+
+def prepared(raw: Path, out: Path) -> float:
+    """Images per second from the start of writing to the manifest, on the Ray that runs."""
+    request = ingest.Request("image_folder", str(raw), str(out), RESOLUTION, rows_per_shard=100)
+    plan = ingest.plan(request, ingest.find(request), bytes(32))
+    began = time.perf_counter()
+    ingest.write(plan)
+    return plan.count / (time.perf_counter() - began)
+
+
+def run(scratch: Path) -> Iterator[dict[str, Any]]:
+    files = write(scratch / "raw")
+    found: dict[int, list[float]] = {1: [], 2: []}
+    loop = []
+    for number in range(ROUNDS):
+        loop.append(bare(files[: COUNT // 2]))
+        for cpus in found:
+            ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+            try:
+                prepared(scratch / "raw", scratch / f"warm{cpus}-{number}")  # workers import their packages once
+                found[cpus].append(prepared(scratch / "raw", scratch / f"out{cpus}-{number}"))
+            finally:
+                ray.shutdown()
+    one, two, loops = (statistics.median(values) for values in (found[1], found[2], loop))
+    core = statistics.median(a / b for a, b in zip(found[1], loop, strict=True))
+    scaling = statistics.median(b / a for a, b in zip(found[1], found[2], strict=True))
+    yield {"name": "prepare/core", "ours": one, "peer": loops, "ratio": core, "unit": "img/s"}
+    yield {"name": "prepare/scaling", "ours": two, "peer": one, "ratio": scaling, "unit": "img/s"}
