@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from medgan.pixels import encode_png, fit_image, grid, open_image, to_images, to_pixels, windowed
 
@@ -43,6 +43,15 @@ def test_resizing_is_antialiased():
     stripes = np.tile(np.array([0, 255], np.uint8), (256, 128))  # one-pixel stripes, 256x256
     small = decode(png(stripes), 32, 1).astype(int)
     assert np.abs(small - 127).max() <= 8  # sampling without a filter would give 0 or 255
+
+
+@pytest.mark.parametrize("size", [(1000, 800), (700, 1100)])
+def test_a_large_film_is_resized_as_by_lanczos_alone(size):
+    random = np.random.default_rng(0)
+    film = Image.fromarray(random.integers(0, 256, (40, 50)).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    for fit, plain in (("crop", ImageOps.fit), ("pad", ImageOps.pad)):
+        expected = np.asarray(plain(film, (64, 64), Image.Resampling.LANCZOS)).astype(int)
+        assert np.abs(fit_image(film, 64, 1, fit)[0] - expected).max() <= 2
 
 
 def test_colour_files_give_three_channels_or_their_luminance():

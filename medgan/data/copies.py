@@ -26,8 +26,8 @@ BLUR = 5
 """Fine structure is what differs from the mean of so many pixels squared."""
 MIDDLES = (1.0, 0.94, 0.88)
 """Of either image of a pair the whole or such a share of its side is compared."""
-PROPOSALS = 8
-ROUNDS = ((3, 3), (3, 12))
+PROPOSALS = 4
+ROUNDS = ((2, 3), (2, 10))
 """(how many pairs of an image are kept, after so many steps of laying one over the other)"""
 LIMITS = torch.tensor([[0.78, 0.78, -0.2, -0.2], [1.28, 1.28, 0.2, 0.2]])
 """How far an image may be scaled and shifted (in half sides) to lie over another."""
