@@ -13,6 +13,7 @@ from pydicom.pixels.processing import apply_windowing
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from medgan.data import ingest
 from medgan.data.sources import SOURCES, Options, Raw, SourceError
 from medgan.data.sources.dicom_folder import shown
 
@@ -146,6 +147,23 @@ def test_colour_and_frames_are_shown_when_asked_for(tmp_path):
     assert contents[0] != contents[1]  # or the second would count as a copy of the first
     first, second = map(image, contents)
     assert np.array_equal(first, second[::-1])
+
+
+def test_nothing_of_the_header_is_in_the_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(ingest, "_on_ray", lambda task, things: map(task, things))
+    random = np.random.default_rng(0)
+    files, table = {}, "PatientID,label\n"
+    for number in range(12):
+        values = random.integers(0, 4096, (40, 40)).astype(np.uint16)
+        files[f"f{number}.dcm"] = dicom(values, PatientID=f"secret-{number}", PatientName="Secret^Anna")
+        table += f"secret-{number},{'ab'[number % 2]}\n"
+    raw = put(tmp_path / "raw", table, **files)
+    request = ingest.Request("dicom_folder", str(raw), str(tmp_path / "out"), 32)
+    manifest = ingest.write(ingest.plan(request, ingest.find(request), bytes(32))).manifest
+    assert sum(map(manifest.rows, manifest.splits)) == 12
+    assert manifest.classes == ("a", "b")
+    content = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert not re.search(rb"(?i)secret|anna|DICM|f\d+\.dcm", content)
 
 
 # -- what is listed --------------------------------------------------------------------------------------------------

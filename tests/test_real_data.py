@@ -49,6 +49,27 @@ def test_every_published_film_is_planned_and_no_patient_is_in_two_splits(raw, tm
         assert pneumonia == pytest.approx(3909 / 5279, abs=0.02)
 
 
+@pytest.mark.parametrize(
+    ("source", "folder", "images", "classes"),
+    [
+        ("kermany_oct", "oct2017", 16, 4),
+        ("nih_cxr14", "nih", 517, 14),
+        ("nih_cgan_7", "nih", None, 7),
+        ("medmnist", "medmnist", 5856 - 10, 2),
+    ],
+)
+def test_other_published_sets_are_planned(tmp_path, source, folder, images, classes):
+    place = Path(os.environ["MEDGAN_REAL_DATA"]) / folder
+    request = ingest.Request(source, str(place), str(tmp_path / "data"), 32)
+    found = ingest.find(request)
+    assert len(found.classes) == classes
+    assert len(found.records) == images or (images is None and 100 < len(found.records) < 517)
+    plan = ingest.plan(request, found, bytes(32))
+    patients = [{record.patient for record in records} for records in plan.records.values()]
+    assert not patients[0] & patients[1] | patients[0] & patients[2] | patients[1] & patients[2]
+    assert plan.count == len(found.records)
+
+
 def test_planted_crops_are_found_and_other_patients_films_are_not_taken_for_them(raw, tmp_path):
     request = ingest.Request("kermany_cxr", str(raw), str(tmp_path / "data"), 64)
     plan = ingest.plan(request, ingest.find(request), bytes(32))

@@ -2,6 +2,8 @@
 
 import io
 import re
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +190,35 @@ def test_colour_and_what_is_no_medmnist_file(tmp_path):
         listing("medmnist", medmnist(tmp_path / "volume", "nodulemnist3d", (28, 28, 28, 1)))
     with pytest.raises(SourceError, match="not a MedMNIST file"):
         listing("medmnist", put(tmp_path / "words", "pneumoniamnist.npz", content=b"words"))
+
+
+def test_medmnist_sets_are_fetched_by_name_where_its_package_is(tmp_path, monkeypatch):
+    source = SOURCES["medmnist"]
+    monkeypatch.setitem(sys.modules, "medmnist", None)
+    with pytest.raises(SourceError, match=r"--download pneumoniamnist: needs the medmnist package: pip install"):
+        source.fetch("pneumoniamnist")
+    asked = []
+
+    class PneumoniaMNIST:
+        def __init__(self, **arguments):
+            asked.append(arguments)
+            if arguments["size"] == 224:
+                raise RuntimeError("Automatic download\n failed!")
+            medmnist(Path(arguments["root"]), "pneumoniamnist_64", (64, 64))
+
+    info = {"pneumoniamnist": {"python_class": "PneumoniaMNIST", "MD5_64": "0", "MD5_224": "0"}}
+    package = types.SimpleNamespace(INFO=info, PneumoniaMNIST=PneumoniaMNIST)
+    monkeypatch.setitem(sys.modules, "medmnist", package)
+    folder = source.fetch("pneumoniamnist_64")
+    assert (asked[0]["size"], asked[0]["download"]) == (64, True)
+    assert len(listing("medmnist", Path(folder)).records) == 30
+    with pytest.raises(SourceError, match="--download pneumoniamnist_224: failed .Automatic download failed!"):
+        source.fetch("pneumoniamnist_224")
+    for name in ("mnist", "pneumoniamnist_99", "pneumoniamnist_x"):
+        with pytest.raises(SourceError, match=f"--download {name}: no MedMNIST set"):
+            source.fetch(name)
+    with pytest.raises(SourceError, match="--source nih_cxr14 downloads nothing"):
+        SOURCES["nih_cxr14"].fetch("nih")
 
 
 # -- folders of images -----------------------------------------------------------------------------------------------
