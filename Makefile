@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO_DATA := data/phantom_cxr
 DEMO_RUN := runs/demo
-HEAVY := ray or hosts or browser or real_data
+HEAVY := ray or hosts or browser or real_data or heavy
 
 .PHONY: setup train test test-heavy check bench prove shots clean
 setup: .venv/installed

@@ -8,6 +8,7 @@ command line is refused before anything heavy is imported.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -18,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Precision = Literal["auto", "float64", "float32", "bfloat16", "float16"]
-RESOLUTIONS = (32, 64, 128)
+RESOLUTIONS = (32, 64, 128, 256, 512)
 
 
 class Refused(ValueError):
@@ -36,7 +37,7 @@ class Section(BaseModel):
 class Data(Section):
     """What the run trains on. All of it comes from DATA; a value set here must agree with DATA."""
 
-    resolution: Literal[32, 64, 128] | None = None
+    resolution: Literal[32, 64, 128, 256, 512] | None = None
     """Side of the square images in pixels. None: as in DATA."""
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for colour. None: as in DATA."""
@@ -104,17 +105,44 @@ class Stylegan2Lite(Conditional):
     """A noise image per level of G, part of z, with a learned strength in each layer."""
 
 
-Model = Annotated[Dcgan | Cgan | Stylegan2Lite, Field(discriminator="name")]
-MODELS: tuple[type[ConvModel], ...] = (Dcgan, Cgan, Stylegan2Lite)
+class Resgan(Conditional):
+    """Residual blocks without normalisation, after R3GAN (Huang et al. 2024, arXiv:2501.05441); conditional where
+    DATA has classes."""
+
+    name: Literal["resgan"] = "resgan"
+    """resgan: residual, no normalisation; conditional where DATA has classes."""
+    stddev_group: int = Field(1, ge=1, le=64)
+    """Samples per minibatch-stddev group in D; 1 turns the statistic off, as in the paper."""
+    blocks: int = Field(1, ge=1, le=8)
+    """Residual blocks per resolution, in G and in D."""
+    expansion: int = Field(2, ge=1, le=8)
+    """Channels inside a block for each channel outside."""
+    group_width: int = Field(16, ge=1, le=1024)
+    """Channels of a group of the 3x3 convolution inside a block."""
+
+
+Model = Annotated[Dcgan | Cgan | Stylegan2Lite | Resgan, Field(discriminator="name")]
+MODELS: tuple[type[ConvModel], ...] = (Dcgan, Cgan, Stylegan2Lite, Resgan)
 
 
 class Loss(Section):
-    name: Literal["bce", "hinge"] = "bce"
-    """bce: non-saturating logistic; hinge: as in Lim and Ye 2017, arXiv:1705.02894."""
+    name: Literal["bce", "lsgan", "hinge", "wgan-gp", "rpgan"] = "bce"
+    """bce: non-saturating logistic; lsgan: least squares, arXiv:1611.04076; hinge: arXiv:1705.02894; wgan-gp:
+    Wasserstein with gradient penalty, arXiv:1704.00028; rpgan: relativistic pairs of one label, arXiv:2501.05441."""
     r1_gamma: float = Field(0.0, ge=0, le=1e4)
     """Weight of the R1 penalty, gamma/2 * |dD/dx|^2 at real images; 0 turns it off."""
+    r2_gamma: float = Field(0.0, ge=0, le=1e4)
+    """Weight of the R2 penalty, the same at generated images; 0 turns it off."""
     r1_interval: int = Field(16, ge=1, le=1024)
-    """The R1 penalty is taken every so many steps and weighted by as much; 1: every step."""
+    """R1 and R2 are taken every so many steps and weighted by as much; 1: every step."""
+    gamma_kimg: float = Field(0.0, ge=0)
+    """R1 and R2 weigh less from image to image until here, along a cosine; 0: they stay as they are."""
+    gamma_left: float = Field(0.1, ge=0, le=1)
+    """What is left of their weights from gamma_kimg on, as a share."""
+    gp_weight: float = Field(10.0, gt=0, le=1e4)
+    """wgan-gp: weight of (|dD/dx| - 1)^2 between a real and a generated image, in every step."""
+    critic_steps: int = Field(1, ge=1, le=100)
+    """D learns so many times for each time that G does, on images of its own; wgan-gp wants 5."""
 
 
 class Ema(Section):
@@ -137,6 +165,14 @@ class Optim(Section):
     """Decay of the second moment."""
     eps: float = Field(1e-8, gt=0)
     """Term added to the denominator."""
+    warmup_kimg: float = Field(0.0, ge=0)
+    """Learning rates grow linearly from 0 over so many thousand images."""
+    decay_kimg: float = Field(0.0, ge=0)
+    """Learning rates fall until here, along a cosine; 0: they stay as they are."""
+    decay_left: float = Field(0.1, ge=0, le=1)
+    """What is left of them from decay_kimg on, as a share."""
+    clip: float = Field(0.0, ge=0)
+    """Gradients of a network whose norm is larger are scaled down to it; 0: never."""
 
 
 class Checkpoint(Section):
@@ -204,18 +240,36 @@ class Config(Section):
         start, end = model.anneal_from_kimg * 1000, model.anneal_to_kimg * 1000
         return max(0.0, (images_seen - start) / (end - start))
 
+    def lr_factor(self, images_seen: int) -> float:
+        """What learning rates are multiplied with in the step that starts at images_seen."""
+        optim = self.optim
+        warm = min(1.0, (images_seen + self.global_batch) / (optim.warmup_kimg * 1000)) if optim.warmup_kimg else 1.0
+        return warm * _cosine(images_seen, optim.decay_kimg, optim.decay_left)
+
+    def gamma_factor(self, images_seen: int) -> float:
+        """What the weights of R1 and R2 are multiplied with in the step that starts at images_seen."""
+        return _cosine(images_seen, self.loss.gamma_kimg, self.loss.gamma_left)
+
     @property
     def conditional(self) -> bool:
         """Whether labels matter; config.data must be filled from DATA."""
         return isinstance(self.model, Conditional) and bool(self.data.classes)
 
 
+def _cosine(images_seen: int, kimg: float, left: float) -> float:
+    """From 1 at the first image to `left` at kimg and beyond, along half a cosine; 1 where kimg is 0."""
+    if not kimg:
+        return 1.0
+    share = min(1.0, images_seen / (kimg * 1000))
+    return left + (1 - left) * (1 + math.cos(math.pi * share)) / 2
+
+
 # What may be combined. AXES are the choices, EXCLUDED what does not go together and why; anything else is allowed.
 AXES: dict[str, tuple[str, ...]] = {
-    "model.name": ("dcgan", "cgan", "stylegan2-lite"),
+    "model.name": ("dcgan", "cgan", "stylegan2-lite", "resgan"),
     "model.norm_d": ("batch", "none"),
     "loss.name": get_args(Loss.model_fields["name"].annotation),
-    "penalty": ("none", "r1"),
+    "penalty": ("none", "r1", "r2", "r1+r2", "gp"),
     "condition": ("none", "class"),
 }
 
@@ -227,9 +281,28 @@ class Exclusion:
 
 
 EXCLUDED: tuple[Exclusion, ...] = (
-    Exclusion(
-        {"model.norm_d": "batch", "penalty": "r1"},
-        "loss.r1_gamma needs a gradient per image, and BatchNorm in D mixes images: set model.norm_d=none",
+    *(
+        Exclusion(
+            {"model.norm_d": "batch", "penalty": penalty},
+            f"{key} needs a gradient per image, and BatchNorm in D mixes images: set model.norm_d=none",
+        )
+        for penalty, key in (
+            ("r1", "loss.r1_gamma"),
+            ("r2", "loss.r2_gamma"),
+            ("r1+r2", "loss.r1_gamma"),
+            ("gp", "loss.name=wgan-gp"),
+        )
+    ),
+    *(
+        Exclusion(
+            {"loss.name": "wgan-gp", "penalty": penalty},
+            "loss.name=wgan-gp has a penalty of its own: set loss.r1_gamma=0 loss.r2_gamma=0",
+        )
+        for penalty in ("none", "r1", "r2", "r1+r2")
+    ),
+    *(
+        Exclusion({"loss.name": name, "penalty": "gp"}, f"loss.gp_weight belongs to wgan-gp, not to loss.name={name}")
+        for name in ("bce", "lsgan", "hinge", "rpgan")
     ),
     Exclusion(
         {"model.name": "cgan", "condition": "none"},
@@ -240,7 +313,7 @@ EXCLUDED: tuple[Exclusion, ...] = (
             {"model.name": name, "model.norm_d": "batch"},
             f"model.norm_d=batch is a choice of dcgan: the D of {name} has no normalisation",
         )
-        for name in ("cgan", "stylegan2-lite")
+        for name in ("cgan", "stylegan2-lite", "resgan")
     ),
 )
 
@@ -266,9 +339,16 @@ def cell_of(config: Config) -> dict[str, str]:
         "model.name": config.model.name,
         "model.norm_d": config.model.norm_d if isinstance(config.model, Dcgan) else "none",
         "loss.name": config.loss.name,
-        "penalty": "r1" if config.loss.r1_gamma > 0 else "none",
+        "penalty": _penalty(config.loss),
         "condition": "class" if config.data.classes is None or len(config.data.classes) else "none",
     }
+
+
+def _penalty(loss: Loss) -> str:
+    taken = [name for name, gamma in (("r1", loss.r1_gamma), ("r2", loss.r2_gamma)) if gamma > 0]
+    if loss.name == "wgan-gp" and not taken:
+        return "gp"
+    return "+".join(taken) or "none"
 
 
 FOUND_IN_DATA = ("channels", "classes", "manifest_sha256")
@@ -282,6 +362,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dcgan": {"model.name": "dcgan", "model.norm_d": "none", **_R1, **_CONV},
     "cgan": {"model.name": "cgan", **_R1, **_CONV},
     "nih-cgan-7": {"model.name": "cgan", **_R1, **_CONV, "data.balance": 0.5},
+    "resgan": {
+        "model.name": "resgan",
+        "loss.name": "rpgan",
+        "loss.r1_gamma": 0.5,
+        "loss.r2_gamma": 0.5,
+        "loss.r1_interval": 4,
+        "optim.beta1": 0.0,
+        "optim.beta2": 0.99,
+        "global_batch": 32,
+        "optim.lr_g": 5e-4,
+        "optim.lr_d": 5e-4,
+    },
     "stylegan2-lite": {**_STYLE, "global_batch": 16},
     "stylegan2-lite-gpu": {
         **_STYLE,

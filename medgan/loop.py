@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import torch
@@ -16,7 +17,7 @@ import torch
 from medgan.config import Config
 from medgan.data.loader import Batch
 from medgan.state import TrainState
-from medgan.step import SCALARS, takes_penalty, train_step
+from medgan.step import SCALARS, parts, train_step
 
 
 class Diverged(RuntimeError):
@@ -57,7 +58,7 @@ def run(config: Config, state: TrainState, batches: Iterator[Batch], hooks: Hook
     while state.images_seen < config.total_images:
         before = state.images_seen
         batch = meter.wait(batches)
-        meter.add(train_step(state, batch), config.global_batch, takes_penalty(config, before))
+        meter.add(train_step(state, batch), config.global_batch, parts(config, before))
         now = state.images_seen
         last = now >= config.total_images
         evaluating = last or due(config.evaluate.interval_kimg, before, now)
@@ -88,7 +89,9 @@ class Meter:
     def __init__(self) -> None:
         self.start = time.perf_counter()
         self.total = torch.zeros(len(SCALARS), dtype=torch.float64)
-        self.steps = self.penalties = self.images = 0
+        self.steps = self.images = 0
+        self.having: Counter[str] = Counter()
+        """How many of the steps had each scalar."""
         self.waited = 0.0
 
     def wait(self, batches: Iterator[Batch]) -> Batch:
@@ -97,19 +100,17 @@ class Meter:
         self.waited += time.perf_counter() - before
         return batch
 
-    def add(self, scalars: torch.Tensor, images: int, penalty: bool) -> None:
+    def add(self, scalars: torch.Tensor, images: int, having: Iterable[str]) -> None:
         self.total = self.total.to(scalars.device) + scalars
         self.steps += 1
-        self.penalties += penalty
+        self.having.update(having)
         self.images += images
 
     def read(self, total: list[float]) -> dict[str, float]:
-        """total: the scalars summed over ranks. Means over steps (penalty/r1: over those that took one), and times."""
+        """total: the scalars summed over ranks. Means of each over the steps that had it, and times."""
         seconds = time.perf_counter() - self.start
-        row = {name: value / self.steps for name, value in zip(SCALARS, total, strict=True)}
-        penalty = row.pop("penalty/r1")
-        if self.penalties:
-            row["penalty/r1"] = penalty * self.steps / self.penalties
+        means = zip(SCALARS, total, strict=True)
+        row = {name: value / self.having[name] for name, value in means if self.having[name]}
         return row | {
             "time/images_per_s": self.images / seconds,
             "time/step_s": seconds / self.steps,

@@ -1,6 +1,7 @@
 """Adversarial losses and gradient penalties: pure functions, one value per sample, averaged by the caller.
 
-Logits are float (N,); larger means "real".
+Logits are float (N,); larger means "real". Where a loss looks at pairs, the n-th real and the n-th generated image
+have the same label.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from torch import Tensor
 
 
 class AdversarialLoss(NamedTuple):
-    """D's loss of (real, fake) logits and G's loss of fake logits, each (N,)."""
+    """D's loss and G's loss of (real, fake) logits, each (N,); paired: whether G's looks at the real ones."""
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
-    generator: Callable[[Tensor], Tensor]
+    generator: Callable[[Tensor, Tensor], Tensor]
+    paired: bool = False
 
 
 def bce_discriminator(real: Tensor, fake: Tensor) -> Tensor:
@@ -25,9 +27,19 @@ def bce_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     return F.softplus(-real) + F.softplus(fake)
 
 
-def bce_generator(fake: Tensor) -> Tensor:
+def bce_generator(real: Tensor, fake: Tensor) -> Tensor:
     """-log sigmoid(fake): the non-saturating form (same paper, section 3)."""
     return F.softplus(-fake)
+
+
+def lsgan_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """((real - 1)^2 + fake^2) / 2 (Mao et al. 2017, arXiv:1611.04076, eq. 9)."""
+    return ((real - 1).square() + fake.square()) / 2
+
+
+def lsgan_generator(real: Tensor, fake: Tensor) -> Tensor:
+    """(fake - 1)^2 / 2 (same equation)."""
+    return (fake - 1).square() / 2
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
@@ -35,22 +47,53 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     return F.relu(1 - real) + F.relu(1 + fake)
 
 
-def hinge_generator(fake: Tensor) -> Tensor:
+def hinge_generator(real: Tensor, fake: Tensor) -> Tensor:
     """-fake."""
     return -fake
 
 
+def wgan_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """fake - real (Arjovsky et al. 2017, arXiv:1701.07875); wants `gradient_penalty`."""
+    return fake - real
+
+
+def wgan_generator(real: Tensor, fake: Tensor) -> Tensor:
+    """-fake."""
+    return -fake
+
+
+def rpgan_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """-log sigmoid(real - fake) (Jolicoeur-Martineau 2018, arXiv:1807.00734; arXiv:2501.05441, eq. 2)."""
+    return F.softplus(fake - real)
+
+
+def rpgan_generator(real: Tensor, fake: Tensor) -> Tensor:
+    """-log sigmoid(fake - real) (same)."""
+    return F.softplus(real - fake)
+
+
 LOSSES = {
     "bce": AdversarialLoss(bce_discriminator, bce_generator),
+    "lsgan": AdversarialLoss(lsgan_discriminator, lsgan_generator),
     "hinge": AdversarialLoss(hinge_discriminator, hinge_generator),
+    "wgan-gp": AdversarialLoss(wgan_discriminator, wgan_generator),
+    "rpgan": AdversarialLoss(rpgan_discriminator, rpgan_generator, paired=True),
 }
 
 
-def r1_penalty(images: Tensor, logits: Tensor) -> Tensor:
-    """Squared gradient norm of D at real images (Mescheder et al. 2018, arXiv:1801.04406, eq. 9).
+def squared_gradient(images: Tensor, logits: Tensor) -> Tensor:
+    """Squared norm of D's gradient: R1 at real images, R2 at generated ones (Mescheder 2018, arXiv:1801.04406, eq. 9).
 
     images: (N, C, H, W) in [-1, 1], requires_grad; logits: (N,), computed from images.
     Returns (N,) >= 0, before the gamma/2 weight. Raises RuntimeError if images need no grad.
     """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.square().sum((1, 2, 3))
+
+
+def gradient_penalty(images: Tensor, logits: Tensor) -> Tensor:
+    """(|gradient of D| - 1)^2 at images between real and generated ones (Gulrajani 2017, arXiv:1704.00028, eq. 3).
+
+    Arguments as of `squared_gradient`; returns (N,) >= 0, before its weight.
+    """
+    return ((squared_gradient(images, logits) + 1e-12).sqrt() - 1).square()  # 1e-12: the root's gradient at 0

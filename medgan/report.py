@@ -92,7 +92,7 @@ def _curves(rows: list[dict[str, Any]], config: Config) -> list[tuple[str, go.Fi
         ("precision, recall and coverage", ("metric/precision", "metric/recall", "metric/coverage"), False),
         ("losses", ("loss/D", "loss/G"), False),
         ("logits", ("logits/real", "logits/fake"), False),
-        ("R1 penalty", ("penalty/r1",), False),
+        ("Penalties", ("penalty/r1", "penalty/r2", "penalty/gp"), False),
         ("images per second", ("time/images_per_s",), False),
     )
     made = []

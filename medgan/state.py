@@ -29,11 +29,13 @@ class Player:
     module: nn.Module
     ddp: nn.Module
     optimizer: torch.optim.Optimizer
+    lr: float
+    """Learning rate before any schedule."""
 
     @staticmethod
     def create(module: nn.Module, lr: float, optim: Optim, world: World) -> Player:
         adam = torch.optim.Adam(module.parameters(), lr=lr, betas=(optim.beta1, optim.beta2), eps=optim.eps)
-        return Player(module, world.wrap(module), adam)
+        return Player(module, world.wrap(module), adam, lr)
 
 
 @dataclass

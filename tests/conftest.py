@@ -52,6 +52,16 @@ def own_cache(tmp_path_factory):
     shutil.rmtree(ray_folder)
 
 
+def overrides_of(cell: dict[str, str]) -> dict[str, object]:
+    """Dotted settings that stand in a cell of config.AXES."""
+    chosen: dict[str, object] = {"model.name": cell["model.name"], "loss.name": cell["loss.name"]}
+    if cell["model.name"] == "dcgan":
+        chosen["model.norm_d"] = cell["model.norm_d"]
+    for name in ("r1", "r2"):
+        chosen[f"loss.{name}_gamma"] = 1.0 if name in cell["penalty"].split("+") else 0.0
+    return chosen
+
+
 def free_port() -> int:
     """A port of the loopback interface that nobody listens on."""
     with socket.socket() as free:

@@ -23,6 +23,7 @@ RANKS = {
     "medgan.models.dcgan": 3,
     "medgan.models.cgan": 4,
     "medgan.models.stylegan2": 4,
+    "medgan.models.resgan": 4,
     "medgan.models": 5,
     "medgan.data.shards": 2,
     "medgan.data.copies": 1,

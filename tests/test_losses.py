@@ -3,22 +3,45 @@ import math
 import pytest
 import torch
 
-from medgan.losses import LOSSES, r1_penalty
+from medgan.losses import LOSSES, gradient_penalty, squared_gradient
 
-REAL, FAKE = torch.tensor([2.0, -1.0]), torch.tensor([0.5, -3.0])
+PAIRS = ((2.0, 0.5), (-1.0, -3.0))
+REAL, FAKE = (torch.tensor(values) for values in zip(*PAIRS, strict=True))
 
 
 def test_bce_by_hand():
     loss = LOSSES["bce"]
-    by_hand = [math.log(1 + math.exp(-r)) + math.log(1 + math.exp(f)) for r, f in ((2.0, 0.5), (-1.0, -3.0))]
+    by_hand = [math.log(1 + math.exp(-r)) + math.log(1 + math.exp(f)) for r, f in PAIRS]
     assert loss.discriminator(REAL, FAKE).tolist() == pytest.approx(by_hand)
-    assert loss.generator(FAKE).tolist() == pytest.approx([math.log(1 + math.exp(-0.5)), math.log(1 + math.exp(3))])
+    assert loss.generator(REAL, FAKE).tolist() == pytest.approx([math.log(1 + math.exp(-f)) for _, f in PAIRS])
 
 
 def test_hinge_by_hand():
     loss = LOSSES["hinge"]
     assert loss.discriminator(REAL, FAKE).tolist() == pytest.approx([0 + 1.5, 2 + 0])
-    assert loss.generator(FAKE).tolist() == [-0.5, 3.0]
+    assert loss.generator(REAL, FAKE).tolist() == [-0.5, 3.0]
+
+
+def test_least_squares_wasserstein_and_relativistic_pairs_by_hand():
+    by_hand = {
+        "lsgan": ([(1 + 0.25) / 2, (4 + 9) / 2], [0.25 / 2, 16 / 2]),
+        "wgan-gp": ([-1.5, -2.0], [-0.5, 3.0]),
+        "rpgan": ([math.log(1 + math.exp(f - r)) for r, f in PAIRS], [math.log(1 + math.exp(r - f)) for r, f in PAIRS]),
+    }
+    for name, (discriminator, generator) in by_hand.items():
+        assert LOSSES[name].discriminator(REAL, FAKE).tolist() == pytest.approx(discriminator)
+        assert LOSSES[name].generator(REAL, FAKE).tolist() == pytest.approx(generator)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_g_learns_towards_what_d_calls_real_and_d_away_from_it(name):
+    real, fake = torch.tensor([0.3], requires_grad=True), torch.tensor([0.2], requires_grad=True)
+    loss = LOSSES[name]
+    (down,) = torch.autograd.grad(loss.generator(real, fake).sum(), fake)
+    up_real, up_fake = torch.autograd.grad(loss.discriminator(real, fake).sum(), (real, fake))
+    assert down < 0 < up_fake
+    assert up_real < 0
+    assert loss.paired == (name == "rpgan")
 
 
 def test_bce_is_torchs_own():
@@ -31,13 +54,13 @@ def test_bce_is_torchs_own():
 def test_r1_of_a_linear_d_is_its_squared_weight():
     weight = torch.randn(1, 4, 4, dtype=torch.float64)
     images = torch.randn(3, 1, 4, 4, dtype=torch.float64, requires_grad=True)
-    penalty = r1_penalty(images, (images * weight).sum((1, 2, 3)))
+    penalty = squared_gradient(images, (images * weight).sum((1, 2, 3)))
     assert torch.allclose(penalty, weight.square().sum().expand(3))
 
 
 def test_r1_of_a_quadratic_d_is_four_times_the_squared_image_and_can_be_differentiated():
     images = torch.randn(3, 1, 4, 4, dtype=torch.float64, requires_grad=True)
-    penalty = r1_penalty(images, images.square().sum((1, 2, 3)))
+    penalty = squared_gradient(images, images.square().sum((1, 2, 3)))
     assert torch.allclose(penalty, 4 * images.square().sum((1, 2, 3)))
     penalty.sum().backward()
     assert torch.allclose(images.grad, 8 * images.detach())
@@ -46,4 +69,17 @@ def test_r1_of_a_quadratic_d_is_four_times_the_squared_image_and_can_be_differen
 def test_r1_needs_images_that_need_a_gradient():
     images = torch.randn(3, 1, 4, 4)
     with pytest.raises(RuntimeError):
-        r1_penalty(images, images.sum((1, 2, 3)))
+        squared_gradient(images, images.sum((1, 2, 3)))
+
+
+def test_the_gradient_penalty_of_a_linear_and_of_a_quadratic_d():
+    weight = torch.randn(1, 4, 4, dtype=torch.float64)
+    images = torch.randn(3, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    linear = gradient_penalty(images, (images * weight).sum((1, 2, 3)))
+    assert torch.allclose(linear, (weight.norm() - 1).square().expand(3))
+    quadratic = gradient_penalty(images, images.square().sum((1, 2, 3)))
+    length = images.square().sum((1, 2, 3)).sqrt()
+    assert torch.allclose(quadratic, (2 * length - 1).square())
+    flat = torch.zeros(2, 1, 4, 4, requires_grad=True)
+    gradient_penalty(flat, flat.square().sum((1, 2, 3))).sum().backward()
+    assert flat.grad.isfinite().all()

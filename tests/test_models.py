@@ -13,6 +13,7 @@ NETS = {
     "dcgan-none": {"model.name": "dcgan", "model.norm_d": "none"},
     "cgan": {"model.name": "cgan"},
     "stylegan2-lite": {"model.name": "stylegan2-lite", "model.w_dim": 8},
+    "resgan": {"model.name": "resgan"},
 }
 
 
@@ -49,10 +50,13 @@ def test_every_model_keeps_the_contract(name, resolution, channels):
         assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("name", ["cgan", "stylegan2-lite"])
+@pytest.mark.parametrize("name", ["cgan", "stylegan2-lite", "resgan"])
 def test_labels_change_what_a_conditional_model_says_and_nothing_else_needs_them(name):
     torch.manual_seed(0)
     generator, discriminator, size = gan(name)
+    for module in (generator, discriminator):  # also those that start at zero
+        for parameter in module.parameters():
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.02)
     z, a, b = torch.randn(4, size), torch.eye(3)[[0] * 4], torch.eye(3)[[1] * 4]
     images = generator(z, a)
     assert not torch.allclose(images, generator(z, b))

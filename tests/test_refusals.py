@@ -58,7 +58,7 @@ def refused(tmp_path, capsys, monkeypatch):
         ("optim.lr_g=7", "optim.lr_g=7: must be less than or equal to 1"),
         ("global_batch=30", "global_batch=30: must be a multiple of model.stddev_group=4"),
         ("data.resolution=64", "data.resolution=64: DATA has 32"),
-        ("data.resolution=48", "data.resolution=48: must be 32, 64 or 128"),
+        ("data.resolution=48", "data.resolution=48: must be 32, 64, 128, 256 or 512"),
     ],
 )
 def test_a_setting_that_cannot_be(refused, phantoms, tmp_path, setting, words):

@@ -1,7 +1,9 @@
 """One process's step against the same mathematics written out by hand, and the all-reduce's second derivative."""
 
+import math
 import os
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -12,7 +14,7 @@ from medgan.distributed import World
 from medgan.models import build_gan
 from medgan.models.layers import SumOverRanks
 from medgan.state import TrainState
-from medgan.step import SCALARS, train_step
+from medgan.step import SCALARS, parts, train_step
 from medgan.streams import stream, stream_seed
 
 from .conftest import free_port
@@ -59,6 +61,94 @@ def test_a_step_is_its_mathematics_with_the_penalty_every_second_step(tiny):
             assert torch.allclose(a, b, rtol=0, atol=1e-9)
     for a, b in zip(state.ema.parameters(), generator.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-9)
+
+
+def batch_of(config, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (config.global_batch, 1, 32, 32), dtype=torch.uint8, generator=random)
+    return Batch(pixels, torch.eye(2)[torch.randint(0, 2, (config.global_batch,), generator=random)], None)
+
+
+def weights(player):
+    return torch.cat([parameter.detach().flatten().clone() for parameter in player.module.parameters()])
+
+
+def test_a_relativistic_step_with_both_penalties_is_its_mathematics(tiny):
+    settings = {"loss__name": "rpgan", "loss__r1_gamma": 2.0, "loss__r2_gamma": 3.0, "loss__r1_interval": 1}
+    config = tiny(precision="float64", **settings)
+    state, batch = TrainState.create(config, World()), batch_of(tiny())
+    torch.manual_seed(stream_seed(config.seed, "weights", 0))
+    generator, discriminator = (network.double() for network in build_gan(config))
+    hot, real = batch.labels.double(), (batch.pixels.double() / 127.5 - 1).requires_grad_()
+    z = torch.randn(len(hot), config.model.z_dim, generator=stream(config.seed, "z", 0), dtype=torch.float64)
+    fake = generator(z, hot).detach().requires_grad_()
+    logits = [discriminator(images, hot) for images in (real, fake)]
+    total = F.softplus(logits[1] - logits[0]).mean()
+    for gamma, images, some in ((2.0, real, logits[0]), (3.0, fake, logits[1])):
+        (gradient,) = torch.autograd.grad(some.sum(), images, create_graph=True)
+        total = total + gamma / 2 * gradient.square().sum((1, 2, 3)).mean()
+    total.backward()
+    wanted = torch.cat([parameter.grad.flatten() for parameter in discriminator.parameters()])
+    scalars = dict(zip(SCALARS, train_step(state, batch).tolist(), strict=True))
+    ours = torch.cat([parameter.grad.flatten() for parameter in state.discriminator.module.parameters()])
+    assert torch.allclose(ours, wanted, rtol=1e-9, atol=1e-12)
+    with torch.no_grad():  # after D's update
+        d = state.discriminator.module
+        loss_g = F.softplus(d(real, hot) - d(fake, hot)).mean()
+    assert abs(scalars["loss/G"] - loss_g.item()) < 1e-9
+
+
+def test_a_critic_learns_more_often_than_its_generator(tiny):
+    config = tiny(loss__name="wgan-gp", loss__r1_gamma=0.0, loss__critic_steps=3, ema__half_life_kimg=0)
+    state = TrainState.create(config, World())
+    for step in range(6):
+        before = weights(state.generator), weights(state.discriminator)
+        scalars = dict(zip(SCALARS, train_step(state, batch_of(config, step)).tolist(), strict=True))
+        learned = step % 3 == 2
+        assert torch.equal(before[0], weights(state.generator)) != learned
+        assert not torch.equal(before[1], weights(state.discriminator))
+        assert (scalars["loss/G"] != 0) == learned == ("loss/G" in parts(config, step * config.global_batch))
+        assert scalars["penalty/gp"] > 0
+
+
+def test_schedules_follow_the_images_and_the_gradient_is_clipped(tiny):
+    config = tiny(optim__warmup_kimg=0.032, optim__decay_kimg=0.128, optim__decay_left=0.2, optim__clip=1e-3)
+    assert config.lr_factor(0) == 0.5
+    assert config.lr_factor(16) == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi / 8)) / 2)
+    assert config.lr_factor(64) == pytest.approx(0.6)
+    assert config.lr_factor(128) == config.lr_factor(10**6) == pytest.approx(0.2)
+    gamma = tiny(loss__gamma_kimg=1, loss__gamma_left=0.1)
+    assert [gamma.gamma_factor(images) for images in (0, 500, 2000)] == pytest.approx([1, 0.55, 0.1])
+    assert tiny().lr_factor(10**9) == tiny().gamma_factor(10**9) == 1
+    state = TrainState.create(config, World())
+    train_step(state, batch_of(config))
+    assert state.generator.optimizer.param_groups[0]["lr"] == config.optim.lr_g * 0.5
+    for player in (state.generator, state.discriminator):
+        total = torch.cat([parameter.grad.flatten() for parameter in player.module.parameters()]).norm()
+        assert total <= 1e-3 * (1 + 1e-5)
+
+
+def test_lazy_penalties_weigh_on_average_what_they_weigh_in_every_step(tiny):
+    seen = {}
+    for interval in (1, 4):
+        config = tiny(loss__r1_gamma=8.0, loss__r1_interval=interval, precision="float64")
+        still = {"optim__lr_g": 1e-30, "optim__lr_d": 1e-30}
+        state = TrainState.create(tiny(**still, loss__r1_gamma=8.0, loss__r1_interval=interval), World())
+        sums = 0.0
+        for _ in range(8):
+            images = state.images_seen
+            train_step(state, batch_of(config))
+            sums += torch.cat([p.grad.flatten() for p in state.discriminator.module.parameters()])
+            state.images_seen = images + config.global_batch
+        seen[interval] = sums / 8
+    plain = TrainState.create(tiny(**still, loss__r1_gamma=0.0), World())
+    without = 0.0
+    for _ in range(8):
+        train_step(plain, batch_of(config))
+        without = without + torch.cat([p.grad.flatten() for p in plain.discriminator.module.parameters()])
+    eager, lazy = (seen[interval] - without / 8 for interval in (1, 4))
+    assert eager.norm() > 0
+    assert (lazy - eager).norm() < 1e-3 * eager.norm()
 
 
 def second_derivative(rank: int, world: int, port: int, out: str) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from medgan.config import Cgan, Config, Dcgan, Stylegan2Lite
-from medgan.models import cgan, dcgan, stylegan2
+from medgan.config import Cgan, Config, Dcgan, Resgan, Stylegan2Lite
+from medgan.models import cgan, dcgan, resgan, stylegan2
 
 
 def build_gan(config: Config) -> tuple[nn.Module, nn.Module]:
@@ -35,6 +35,11 @@ def build_gan(config: Config) -> tuple[nn.Module, nn.Module]:
             return (
                 stylegan2.Generator(model, data.resolution, data.channels, len(data.classes)),
                 stylegan2.Discriminator(model, data.resolution, data.channels, len(data.classes)),
+            )
+        case Resgan() as model:
+            return (
+                resgan.Generator(model, data.resolution, data.channels, len(data.classes)),
+                resgan.Discriminator(model, data.resolution, data.channels, len(data.classes)),
             )
 
 

@@ -17,10 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medgan.config import Stylegan2Lite
-from medgan.models.layers import Measured, MinibatchStddev, activation, channels_at, labelled
+from medgan.models.layers import FILTER, Measured, MinibatchStddev, activation, channels_at, filtered, labelled
 
-FILTER = (1.0, 3.0, 3.0, 1.0)
-"""The low-pass filter around each change of resolution, along each axis."""
 GAIN = math.sqrt(2)
 """Undoes what LeakyReLU(0.2) takes from the variance. Taken before the activation, which is the same for LeakyReLU,
 and there it is part of the weights."""
@@ -114,13 +112,6 @@ class ModulatedConv(nn.Module):
             power = style.square() @ weight.square().sum((2, 3)).T
             demodulation = self.gain * torch.rsqrt(power + 1e-8)
         return torch.addcmul(bias, x, demodulation.to(x.dtype)[..., None, None])
-
-
-def filtered(x: Tensor, padding: int, gain: float = 1.0) -> Tensor:
-    """Every channel convolved with the outer product of FILTER, which sums to gain; zeros around."""
-    taps = x.new_tensor(FILTER) / sum(FILTER)
-    kernel = (taps[:, None] * taps * gain).expand(x.shape[1], 1, len(FILTER), len(FILTER))
-    return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])
 
 
 class Mapping(Measured):
