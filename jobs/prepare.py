@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     given = {name: getattr(args, name) for name in OPTIONS}
     for name, value in given.items():
         if isinstance(OPTIONS[name].default, tuple) and value:
-            given[name] = tuple(value.split(","))
+            given[name] = tuple(part.strip() for part in value.split(","))
         if value and name not in SOURCES[args.source].takes | {"seed", "limit"}:
             raise Refused(f"{_flag(name)}: means nothing to --source {args.source}; --sources shows what does")
     if args.labels:
@@ -121,7 +121,9 @@ def main(argv: Sequence[str]) -> None:
         line = Progress(every_s=5)
 
         def progress(verb: str, done: int, of: int, rejected: int) -> None:
-            if verb == "prepare":
+            if verb == "kept":
+                line.skip(done)
+            elif verb == "prepare":
                 line.images(verb, done, of, f"{rejected} rejected")
             else:
                 line.update(f"{verb} {done}/{of} shards")

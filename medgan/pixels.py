@@ -24,10 +24,13 @@ def open_image(data: bytes) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(data)) as file:
+            deep = any(";16" in str(tile) for tile in file.tile)
             file.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            image = ImageOps.exif_transpose(file)
+    except Exception as error:  # a damaged file makes Pillow's readers raise anything
         raise ValueError(f"not a readable image ({type(error).__name__})") from None
-    image = ImageOps.exif_transpose(file)
+    if deep and image.mode not in ("I;16", "I", "F"):
+        raise ValueError("16 bits per channel in colour, of which Pillow reads 8: make it grey, or 8 bits by a window")
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(windowed(np.asarray(image)))
     return image

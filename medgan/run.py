@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +47,8 @@ def train(
     Raises loop.Diverged where a value is no longer finite.
     """
     folder = RunFolder(out)
-    split = open_split(data, "train")
+    start = world.broadcast(secrets.token_hex(8))  # so that a node's ranks check the shards once
+    split, val = (open_split(data, name, start) for name in ("train", REFERENCE_SPLIT))
     order = Order(split.labels, config.seed, config.data.balance)
     state = TrainState.create(config, world)
     newest = world.broadcast(newest_sound(folder, on_event) if world.first else None)
@@ -63,7 +65,7 @@ def train(
         folder.write("samples/real.png", real_grid(config, split))
     try:
         on_event({"event": "features"})
-        evaluator = Evaluator(config, data, split, order, world)
+        evaluator = Evaluator(config, split, val, order, world)
         recorder = Recorder(folder, tracker, evaluator, on_event, stopping)
         loop.run(config, state, batches(split, order, state.images_seen, config.global_batch, part), recorder)
         if world.first:
@@ -119,11 +121,10 @@ class Evaluator:
     latents and labels of the generated images are the same each time.
     """
 
-    def __init__(self, config: Config, data: str, train_split: Split, order: Order, world: World) -> None:
+    def __init__(self, config: Config, train_split: Split, val: Split, order: Order, world: World) -> None:
         self.config, self.world = config, world
         self.train_labels = np.asarray(train_split.labels)
         self.label_pool = self.train_labels[order.epoch(0)]
-        val = open_split(data, REFERENCE_SPLIT)
         self.n = min(config.evaluate.n, len(val), len(train_split))
         self.extractor = EXTRACTORS[config.evaluate.extractor](world.device)
         self.identity = identity(self.extractor.identity, self.n, REFERENCE_SPLIT)

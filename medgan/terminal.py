@@ -88,10 +88,15 @@ class Progress:
         self.start = time.monotonic()
         self.last = -self.every_s
         self.open = False
+        self.before = 0
+
+    def skip(self, done: int) -> None:
+        """So many were done before; speed and time left do not count them."""
+        self.before, self.start = done, time.monotonic()
 
     def images(self, verb: str, done: int, total: int, *more: str) -> None:
         """How many of the images are done, the time left, how fast since the line was made, and more."""
-        rate = done / (time.monotonic() - self.start)
+        rate = (done - self.before) / (time.monotonic() - self.start)
         left = duration((total - done) / rate) if rate else "?"
         fields = (f"{verb} {done:,}/{total:,} images", f"{left} left", f"{rate:.0f} img/s", *more)
         self.update(*fields, force=done == total)

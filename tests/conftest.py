@@ -1,5 +1,6 @@
 """A small data folder of drawn films, settings of a net that trains in seconds, and caches that tests do not share."""
 
+import io
 import shutil
 import socket
 import subprocess
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -112,7 +115,9 @@ def write_phantoms(out: Path, resolution: int = 32, count: int = 240, rows_per_s
         counts[split] = shards.label_counts(labels, phantom.CLASSES)
         patients[split] = len(set(ids["patient"]))
     manifest = shards.Manifest("phantom_cxr", phantom.CLASSES, resolution, 1, splits, counts=counts, patients=patients)
-    summary.publish(out, manifest)
+    nothing = io.BytesIO()
+    pq.write_table(pa.table({"name_id": pa.array([], pa.string()), "reason": pa.array([], pa.string())}), nothing)
+    summary.publish(out, manifest, {"rejected.parquet": nothing.getvalue()})
     return out
 
 

@@ -135,6 +135,38 @@ def test_compressed_files_show_the_same(tmp_path, syntax):
     assert np.array_equal(image(packed), shown(plain))
 
 
+def test_a_palette_is_a_colour_and_shown_with_its_own_depth(tmp_path):
+    file = dicom(np.tile(np.arange(64, dtype=np.uint8), (64, 1)), PhotometricInterpretation="PALETTE COLOR")
+    for name, gain in (("Red", 1024), ("Green", 512), ("Blue", 0)):
+        setattr(file, f"{name}PaletteColorLookupTableDescriptor", [64, 0, 16])
+        setattr(file, f"{name}PaletteColorLookupTableData", (np.arange(64) * gain).astype(np.uint16).tobytes())
+    shown_ = image(file).astype(int)
+    assert np.abs(shown_[0, :, 0] - np.arange(64) * 1024 / 65535 * 255).max() <= 1
+    assert np.abs(shown_[0, :, 1] * 2 - shown_[0, :, 0]).max() <= 1
+    raw = put(tmp_path, "PatientID,label\nsecret-7,a\n", film=file)
+    assert listing(raw).rejected == [("series/film", "a colour image; --allow colour takes it")]
+
+
+def test_elements_that_are_there_and_empty_count_as_absent():
+    empty = dicom(WindowCenter=None, WindowWidth=None, RescaleSlope=None, RescaleIntercept=None)
+    empty.VOILUTSequence = Sequence([])
+    assert np.array_equal(image(empty), image(dicom()))
+
+
+def test_files_without_a_preamble_are_read_and_damaged_headers_rejected(tmp_path):
+    whole = encoded(dicom(SOPInstanceUID="1.1"))
+    bare = whole[132:]
+    assert np.array_equal(image(bare), image(whole))
+    frames = dicom(SOPInstanceUID="1.2", NumberOfFrames="2")
+    odd = encoded(frames).replace(b"IS\x02\x002 ", b"IS\x02\x00x ")
+    raw = put(tmp_path, "SOPInstanceUID,label\n1.1,a\n1.2,a\n", bare=bare, odd=odd, cut=whole[:140])
+    found = listing(raw)
+    assert [record.name for record in found.records] == ["series/bare"]
+    reasons = dict(found.rejected)
+    assert reasons["series/odd"] == "its header cannot be read (ValueError)"
+    assert "series/cut" in reasons
+
+
 def test_colour_and_frames_are_shown_when_asked_for(tmp_path):
     red = np.zeros((8, 8, 3), np.uint8)
     red[..., 0] = 200
@@ -236,9 +268,9 @@ def test_damage_to_the_pixels_is_a_value_error():
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("name,label\na,b\n", "no column SOPInstanceUID or PatientID in its header (name, label)"),
-        ("PatientID,finding\na,b\n", "no column label in its header (PatientID, finding)"),
-        ("", "no column SOPInstanceUID or PatientID in its header (it is empty)"),
+        ("name,label\na,b\n", "must name the columns, and SOPInstanceUID or PatientID is not among them"),
+        ("PatientID,finding\na,b\n", "must name the columns, and label is not among them"),
+        ("", "must name the columns, and SOPInstanceUID or PatientID is not among them"),
         ("PatientID,label\na,b\na,c\n", "row 3: the same PatientID as in row 2"),
         ("PatientID,label\n,b\n", "row 2: no PatientID"),
         ("PatientID,label\na\n", "row 2: too few columns"),

@@ -1,5 +1,6 @@
 """Preparing, without Ray: its tasks run one after the other in this process. On Ray: test_ray.py."""
 
+import errno
 import io
 import runpy
 import socket
@@ -162,15 +163,97 @@ def test_files_and_crops_that_two_splits_share_leave_train_or_val(films, tmp_pat
     assert shards.problems(tmp_path / "out") == []
 
 
+def test_of_many_copies_of_one_film_none_is_left(films, tmp_path):
+    raw = tmp_path / "raw"
+    for path in films.rglob("*.png"):
+        put(raw, str(path.relative_to(films)), path.read_bytes())
+    for number in range(7):
+        put(raw, f"train/a/again{number}.jpg", cropped(film(4), 0.004 * number, 0.01, 0.003 * number, 0.02))
+    written = ingest.write(planned(raw, tmp_path / "out", split="published"))
+    assert len(written.rejected) == 7
+    assert set(reasons(written).values()) == {"a near-copy of an image in test"}
+
+
+def test_a_class_without_a_usable_image_is_left_out_or_refused_where_it_was_asked_for(films, tmp_path):
+    raw = tmp_path / "raw"
+    for number in range(30):
+        put(raw, f"{'ac'[number % 2]}/p{number}.png", film(number))
+        put(raw, f"b/p{number}.png", b"broken")
+    written = ingest.write(planned(raw, tmp_path / "out"))
+    assert written.manifest.classes == ("a", "c")
+    assert shards.problems(tmp_path / "out") == []
+    assert sum(written.manifest.counts["train"].values()) == written.manifest.rows("train")
+    assert "no usable image in train of b" in (tmp_path / "out/summary.html").read_text()
+    with pytest.raises(DataError, match="--classes b: no usable image of it in train; 30 were left out, mostly: not"):
+        ingest.write(planned(raw, tmp_path / "asked", options={"classes": ("a", "b")}))
+    assert not (tmp_path / "asked/manifest.json").exists()
+
+
+def test_images_without_labels_are_prepared_and_opened(films, tmp_path):
+    raw = tmp_path / "raw"
+    for number in range(20):
+        put(raw, f"p{number}.png", film(number))
+    written = ingest.write(planned(raw, tmp_path / "out"))
+    assert written.manifest.classes == ()
+    assert "labels" not in pq.read_schema(tmp_path / "out/train/00000.parquet").names
+    assert shards.problems(tmp_path / "out") == []
+    split = open_split(tmp_path / "out", "train")
+    assert split.labels.shape == (written.manifest.rows("train"), 0)
+
+
+def test_a_storage_that_fails_ends_the_preparation_and_is_not_taken_for_bad_images(films, tmp_path, monkeypatch):
+    plan = planned(films, tmp_path / "out")
+    read = type(ingest.SOURCES["image_folder"]).read
+    failing = [True]
+
+    def broken(self, raw, record, options):
+        if failing[0] and record.name.endswith("p50.png"):
+            raise OSError(errno.EIO, f"Failed to open {record.name}")
+        return read(self, raw, record, options)
+
+    monkeypatch.setattr(type(ingest.SOURCES["image_folder"]), "read", broken)
+    monkeypatch.setattr(ingest.time, "sleep", lambda seconds: None)
+    with pytest.raises(OSError, match=r"^--raw: a file .* cannot be read \(Input/output error\)"):
+        ingest.write(plan)
+    failing[0] = False
+    assert ingest.write(plan).manifest.rejected == 0
+
+
+def test_no_refusal_names_a_patient(films, tmp_path, capfd):
+    """Where nobody looks on: `anna` is in every name and every header that these folders hold."""
+    anna, table = tmp_path / "anna", "anna_7,mass\nanna_8,mass\n"
+    (anna / "dicom").mkdir(parents=True)
+    (anna / "dicom/labels.csv").write_text(table)
+    put(anna / "kermany", "test/anna_1.jpeg", film(1))
+    put(anna / "nih", "images/anna.png", film(1))
+    header = "Image Index,Finding Labels,Patient ID\n"
+    (anna / "nih/Data_Entry_2017.csv").write_text(header + "anna.png,Mass,anna\nanna.png,Mass,anna\n")
+    put(put(anna / "kinds", "train/PNEUMONIA/anna.jpeg", film(1)), "train/NORMAL/anna.jpeg", b"anna")
+    put(anna / "only_bad", "a/anna.png", b"anna")
+    for source, folder in (
+        ("dicom_folder", "dicom"),
+        ("kermany_cxr", "kermany"),
+        ("nih_cxr14", "nih"),
+        ("kermany_cxr", "kinds"),
+        ("image_folder", "only_bad"),
+    ):
+        out = anna / "kinds" if folder == "kinds" else tmp_path / "out"
+        with pytest.raises(shards.Refused) as refusal:
+            planned(anna / folder, out, source)
+        assert "anna" not in str(refusal.value).replace(str(anna), "")
+    assert "anna" not in capfd.readouterr().err
+
+
 def test_a_shard_of_nothing_but_copies_is_not_there(films, tmp_path):
     raw = tmp_path / "raw"
     for number in range(8):
         put(raw, f"test/a/p{number}.png", film(number))
         put(raw, f"val/a/p{number}.png", film(number))
         put(raw, f"train/a/q{number}.png", film(100 + number))
-    written = ingest.write(planned(raw, tmp_path / "out", split="published", options={"seed": 3}))
-    assert written.manifest.rows("train") + written.manifest.rows("val") == 8
-    assert not written.manifest.splits["val"] or written.manifest.rows("val")
+    written = ingest.write(planned(raw, tmp_path / "out", split="published"))
+    assert written.manifest.rows("train") == 8
+    assert written.manifest.splits["val"] == []
+    assert not list((tmp_path / "out/val").glob("*"))
     assert shards.problems(tmp_path / "out") == []
 
 
@@ -305,8 +388,9 @@ def test_a_folder_full_of_trouble_is_prepared_and_every_trouble_listed(tmp_path,
         "bad/empty.png": "not a readable image (UnidentifiedImageError)",
         "bad/text.png": "not a readable image (UnidentifiedImageError)",
         "bad/bomb.png": "not a readable image (DecompressionBombError)",
-        "bad/gone.png": "No such file or directory",
+        "bad/gone.png": "cannot be read (No such file or directory)",
     }
+    assert written.manifest.classes == ("good", "ä ö")
     counts = written.manifest.counts
     assert sum(counts[split].get("good", 0) for split in counts) == 4
     assert sum(counts[split].get("ä ö", 0) for split in counts) == 20

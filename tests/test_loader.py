@@ -137,6 +137,18 @@ def test_a_shard_that_changed_is_found_also_when_the_cache_is_warm(tmp_path):
         open_split(data, "train")
 
 
+def test_the_ranks_of_one_start_check_the_shards_once_per_node(tmp_path, monkeypatch):
+    data = write_phantoms(tmp_path / "data", count=60, rows_per_shard=16)
+    monkeypatch.setenv("MEDGAN_CACHE", str(tmp_path / "cache"))
+    read, real = [], loader.read_shard
+    monkeypatch.setattr(loader, "read_shard", lambda *arguments: read.append(1) or real(*arguments))
+    shards = len(list((data / "train").glob("*.parquet")))
+    for start, reads in (("monday", shards), ("monday", 0), ("tuesday", shards), ("", shards), ("", shards)):
+        read.clear()
+        open_split(data, "train", start)
+        assert len(read) == reads
+
+
 def test_balance_shows_rare_classes_as_often_as_asked_and_every_row_its_share():
     labels = np.zeros((1000, 3), np.uint8)
     labels[:900, 0] = labels[900:990, 1] = labels[990:, 2] = 1

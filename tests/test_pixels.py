@@ -1,4 +1,7 @@
+import contextlib
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -69,6 +72,34 @@ def test_colour_files_give_three_channels_or_their_luminance():
 def test_what_is_no_image_is_a_value_error(data):
     with pytest.raises(ValueError, match="not a readable image"):
         decode(data, 32, 1)
+
+
+def test_16_bits_in_colour_are_refused_and_not_cut():
+    header = b"\x89PNG\r\n\x1a\n"
+
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    shape = chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0))
+    rows = zlib.compress(b"".join(b"\0" + bytes(32 * 6) for _ in range(32)))
+    with pytest.raises(ValueError, match="16 bits per channel in colour"):
+        open_image(header + shape + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+
+
+def test_whatever_a_damaged_file_raises_is_a_value_error():
+    random = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.fromarray(random.integers(0, 256, (64, 64)).astype(np.uint8)).save(buffer, "jpeg", exif=exif)
+    whole = buffer.getvalue()
+    for _ in range(2000):
+        damaged = bytearray(whole)
+        for place in random.integers(0, 120, 3):  # where the header and EXIF are
+            damaged[place] = random.integers(0, 256)
+        with contextlib.suppress(ValueError):
+            open_image(bytes(damaged))
 
 
 def test_more_than_8_bits_are_windowed_and_not_cut():

@@ -163,7 +163,7 @@ def test_a_folder_may_be_a_uri(folder):
 
 def test_a_folder_of_something_else_is_not_written_into(tmp_path):
     (tmp_path / "thesis.tex").write_text("dear")
-    with pytest.raises(DataError, match=r"thesis.tex, which is not medgan data"):
+    with pytest.raises(DataError, match=r"holds files that are not medgan data"):
         shards.check_target(tmp_path)
     with pytest.raises(DataError, match="is a file"):
         shards.check_target(tmp_path / "thesis.tex")
@@ -208,7 +208,37 @@ def test_another_data_set_is_replaced_only_when_that_is_asked_for(folder):
     shards.clear(folder)
     with pytest.raises(DataError, match=r"no manifest\.json"):
         shards.read_manifest(folder)
-    assert not list(folder.rglob("*.parquet"))
+    assert not list(folder.glob("*/*.parquet"))
+
+
+def test_a_finished_folder_that_was_damaged_is_not_called_done_and_can_be_prepared_again(folder):
+    assert shards.prepared(folder, "") is not None
+    shard = folder / "train/00000.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(bytes([*whole[:5000], whole[5000] ^ 1, *whole[5001:]]))
+    with pytest.raises(DataError, match=r"--out .*: train/00000.parquet is not what was written .* with --overwrite"):
+        shards.prepared(folder, "")
+    shard.write_bytes(whole)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match=r"manifest.json is damaged; .* with --overwrite"):
+        shards.prepared(folder, "")
+    assert shards.prepared(folder, "", overwrite=True) is None
+
+
+def test_what_is_beside_the_shards_is_verified_too(folder):
+    (folder / "summary.html").unlink()
+    (folder / "rejected.parquet").write_bytes(b"no table")
+    assert shards.problems(folder) == ["summary.html is missing", "rejected.parquet is damaged"]
+    (folder / "rejected.parquet").unlink()
+    assert "rejected.parquet is missing" in shards.problems(folder)
+
+
+def test_rare_sets_of_classes_are_divided_together():
+    people = [(f"p{number}", tuple(sorted({number % 14, number * 5 % 14, number * 3 % 11}))) for number in range(4000)]
+    people += [(f"q{number}", (number % 97, 99)) for number in range(300)]  # sets of three and four patients
+    share = Counter(shards.split_patients(people, 0).values())
+    assert share["train"] / len(people) == pytest.approx(0.8, abs=0.01)
+    assert share["val"] / len(people) == pytest.approx(0.1, abs=0.01)
 
 
 def test_verifying_is_a_command_with_an_exit_code(folder, capsys):

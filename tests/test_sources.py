@@ -128,7 +128,7 @@ def test_nih_films_have_several_findings_one_or_none(tmp_path):
     [
         (["a.png,Mass,0,1"], HEADER.replace("Patient ID", "Person"), "no column 'Patient ID'"),
         (["a.png,Cough,0,1"], HEADER, "row 2: unknown label 'Cough'"),
-        (["a.png,Mass,0,1", "a.png,Hernia,0,1"], HEADER, "row 3: a.png is in row 2 already"),
+        (["a.png,Mass,0,1", "a.png,Hernia,0,1"], HEADER, "row 3: the same film as in row 2"),
     ],
 )
 def test_a_table_that_is_wrong_is_refused_with_its_row_or_column(tmp_path, rows, header, message):

@@ -62,6 +62,9 @@ class Images:
     def joined(self, other: Images) -> Images:
         return Images(np.concatenate([self.thumbnails, other.thumbnails]), [*self.ids, *other.ids])
 
+    def some(self, rows: np.ndarray) -> Images:
+        return Images(self.thumbnails[rows], [self.ids[row] for row in rows])
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -71,10 +74,18 @@ def copies(images: Images, others: Images) -> dict[int, str]:
     if not len(images) or not len(others):
         return {}
     theirs, mine = set(others.ids), set(images.ids)
-    same = {row: "the same file as" for row, name in enumerate(images.ids) if name in theirs}
-    likeness, partner = nearest(others, images)
-    limit = threshold(likeness[[name not in mine for name in others.ids]].max(1, initial=-1))
-    return dict.fromkeys(partner[likeness > limit].tolist(), "a near-copy of") | same
+    found = {row: "the same file as" for row, name in enumerate(images.ids) if name in theirs}
+    asking, left = np.arange(len(others)), np.arange(len(images))
+    limit = None
+    while len(asking) and len(left):  # each finds a few at a time: who found one asks again without them
+        likeness, partner = nearest(others.some(asking), images.some(left))
+        if limit is None:
+            limit = threshold(likeness[[name not in mine for name in others.ids]].max(1, initial=-1))
+        near = left[partner[likeness > limit]]
+        found = dict.fromkeys(near.tolist(), "a near-copy of") | found
+        asking = asking[(likeness > limit).any(1)]
+        left = np.setdiff1d(left, near)
+    return found
 
 
 def threshold(likeness: np.ndarray) -> float:

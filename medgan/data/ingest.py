@@ -6,15 +6,17 @@ written. When all are there, images that two splits share leave one of them (see
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import pickle
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import chain
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -169,8 +171,7 @@ def find(request: Request) -> Listing:
         raise SourceError(f"--raw {request.raw}: --source {source.name} draws its images; leave --raw out")
     found = source.listing(request.folder, request.options)
     if not found.records:
-        reasons = Counter(reason for _, reason in found.rejected)
-        why = f" ({len(found.rejected)} rejected, mostly: {reasons.most_common(1)[0][0]})" if reasons else ""
+        why = f": {_most([Rejected(*row) for row in found.rejected])}" if found.rejected else ""
         raise SourceError(f"--raw {request.raw}: no image in it that can be used{why}")
     if source.needs_raw and not any(_decodes(request, record) for record in found.records):
         raise SourceError(f"--raw {request.raw}: none of its {len(found.records)} files is an image that can be read")
@@ -197,10 +198,11 @@ def plan(request: Request, found: Listing, key: bytes) -> Plan:
     # A keyed order: shards mix the classes, and the order tells nothing about patients.
     for record in sorted(kept, key=lambda record: keyed_id(key, "order", record.name)):
         records[split_of[record.patient]].append(record)
+    sizes = request.folder.sizes() if SOURCES[request.source].needs_raw else {}
     listing = [[record.name, record.labels, record.patient] for record in found.records]
     asked = [request.source, request.resolution, request.channels, request.fit, request.split]
     asked += [request.rows_per_shard, request.keep_paths]
-    digest = keyed_id(key, json.dumps([asked, asdict(request.options), listing]))
+    digest = keyed_id(key, json.dumps([asked, asdict(request.options), listing, found.rejected, sizes]))
     rejected = [Rejected(name, reason) for name, reason in found.rejected]
     return Plan(request, key, classes, records, rejected, tuple(notes), digest)
 
@@ -245,13 +247,16 @@ def write(plan: Plan, progress: Report = lambda *_: None) -> Written:
     ]
     parts = _finished(plan)
     missing = [item for item in items if item.name not in parts]
-    done, rejected = 0, len(plan.rejected)
-    for part in chain(list(parts.values()), _on_ray(partial(_write_shard, plan), missing)):
+    done = sum(part.shard.rows + len(part.rejected) for part in parts.values())
+    rejected = len(plan.rejected) + sum(len(part.rejected) for part in parts.values())
+    progress("kept", done, plan.count, rejected)
+    for part in _on_ray(partial(_write_shard, plan), missing):
         parts[part.shard.path] = part
         done += part.shard.rows + len(part.rejected)
         rejected += len(part.rejected)
         progress("prepare", done, plan.count, rejected)
     parts = _without_copies(plan, items, parts, progress)
+    plan, parts = _without_empty_classes(plan, items, parts)
     return _publish(plan, items, parts)
 
 
@@ -282,13 +287,14 @@ def _on_ray(task: Callable[[Thing], Result], things: Sequence[Thing]) -> Iterato
 def _finished(plan: Plan) -> dict[str, Part]:
     """Shards of this plan that an earlier call finished, by path; any other content of the folder is cleared."""
     out = plan.request.out
+    mark = json.dumps([plan.digest, versions()])  # another Pillow may give other pixels
     try:
-        same = read_file(out, f"{PARTS}/request").decode() == plan.digest
+        same = read_file(out, f"{PARTS}/request").decode() == mark
     except OSError:
         same = False
     if not same:
         clear(out)
-        write_file(out, f"{PARTS}/request", plan.digest.encode())
+        write_file(out, f"{PARTS}/request", mark.encode())
         return {}
     found: dict[str, Part] = {}
     for name in names(out, PARTS):
@@ -309,13 +315,11 @@ def _write_shard(plan: Plan, item: Item) -> Part:
     pixels, labels, patients, image_ids, rejected, sizes = [], [], [], [], [], []
     for position, record in enumerate(item.records):
         try:
-            content = source.read(request.folder, record, request.options)
+            content = _read(plan, record)
             image = source.image(content)
             pixels.append(fit_image(image, request.resolution, request.channels, request.fit))
-        except (OSError, ValueError) as error:
-            # A message of the operating system holds the path, and so the patient's id.
-            reason = _told(error) if isinstance(error, OSError) else str(error)
-            rejected.append((position, reason))
+        except ValueError as error:
+            rejected.append((position, str(error)))
             continue
         labels.append([int(index in record.labels) for index in range(len(plan.classes))])
         patients.append(keyed_id(plan.key, source.name, record.patient))
@@ -323,7 +327,7 @@ def _write_shard(plan: Plan, item: Item) -> Part:
         sizes.append(image.size)
     shape = (request.channels, request.resolution, request.resolution)
     rows = np.array(pixels, np.uint8).reshape(-1, *shape)
-    hot = np.array(labels, np.uint8).reshape(-1, len(plan.classes))
+    hot = np.array(labels, np.uint8).reshape(len(labels), len(plan.classes))
     ids = {"patient": patients, "image_id": image_ids}
     shard = write_shard(request.out, item.name, rows, hot, plan.classes, ids)
     part = Part(shard, label_counts(hot, plan.classes), sorted(set(patients)), rejected, sizes)
@@ -331,9 +335,27 @@ def _write_shard(plan: Plan, item: Item) -> Part:
     return part
 
 
-def _told(error: OSError) -> str:
-    """What happened, without the path: pyarrow puts it into strerror too."""
-    return os.strerror(error.errno) if error.errno else "cannot be read"
+def _read(plan: Plan, record: Record) -> bytes:
+    """The bytes of one image. Raises ValueError where this file is to blame, OSError where the storage is.
+
+    Messages of the operating system hold the path, and so the patient's id; these do not.
+    """
+    request = plan.request
+    for pause in (0.5, 2.0, None):
+        try:
+            return SOURCES[request.source].read(request.folder, record, request.options)
+        except OSError as error:
+            why = os.strerror(error.errno) if error.errno else "no answer"
+            if error.errno in (errno.EACCES, errno.EISDIR, errno.ELOOP) or Path(_local(request, record)).is_symlink():
+                raise ValueError(f"cannot be read ({why})") from None
+            if pause is None:
+                raise OSError(f"--raw: a file of the listing cannot be read ({why}); can every host read it?") from None
+            time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def _local(request: Request, record: Record) -> str:
+    return f"{request.raw}/{record.name}"
 
 
 def _without_copies(plan: Plan, items: list[Item], parts: dict[str, Part], progress: Report) -> dict[str, Part]:
@@ -354,9 +376,26 @@ def _without_copies(plan: Plan, items: list[Item], parts: dict[str, Part], progr
                 dropped[path].setdefault(place, f"{reason} an image in {other}")
     by_path = {item.name: item for item in items}
     tasks = [(by_path[path], parts[path], rows) for path, rows in sorted(dropped.items())]
-    for part in _on_ray(partial(_drop, plan), tasks):
-        parts = {**parts, part.shard.path: part}
-    return parts
+    return parts | {part.shard.path: part for part in _on_ray(partial(_rewrite, plan, plan.classes), tasks)}
+
+
+def _without_empty_classes(plan: Plan, items: list[Item], parts: dict[str, Part]) -> tuple[Plan, dict[str, Part]]:
+    """Classes of which no image of train could be used are no classes, or refused where they were asked for."""
+    train = [part for path, part in parts.items() if path.startswith("train/")]
+    classes = tuple(name for name in plan.classes if any(part.counts[name] for part in train))
+    empty = [name for name in plan.classes if name not in classes]
+    rejected = [*plan.rejected, *(Rejected("", reason) for part in parts.values() for _, reason in part.rejected)]
+    for name in empty:
+        if name in plan.request.options.classes:
+            raise DataError(f"--classes {name}: no usable image of it in train; {_most(rejected)}")
+    if not any(part.shard.rows for part in train):
+        raise DataError(f"--out {plan.request.out}: no usable image in train; {_most(rejected)}")
+    if not empty:
+        return plan, parts
+    tasks = [(item, parts[item.name], dict[int, str]()) for item in items]
+    rewritten = {part.shard.path: part for part in _on_ray(partial(_rewrite, plan, classes), tasks)}
+    note = f"no usable image in train of {', '.join(empty)}: left out of the classes"
+    return replace(plan, classes=classes, notes=(*plan.notes, note)), rewritten
 
 
 def _survey(plan: Plan, path: str) -> Images:
@@ -365,20 +404,26 @@ def _survey(plan: Plan, path: str) -> Images:
     return Images.of(shard_pixels(table, shape), table.column("image_id").to_pylist())
 
 
-def _drop(plan: Plan, task: tuple[Item, Part, dict[int, str]]) -> Part:
-    """The shard without some of its rows, which are rejected for the reasons given."""
+def _rewrite(plan: Plan, classes: Sequence[str], task: tuple[Item, Part, dict[int, str]]) -> Part:
+    """The shard without some of its rows, which are rejected for the reasons given, and with those classes alone."""
     item, part, dropped = task
     shape = (plan.request.channels, plan.request.resolution, plan.request.resolution)
     table = pq.read_table(pa.BufferReader(read_shard(plan.request.out, part.shard)))
     keep = [row for row in range(len(table)) if row not in dropped]
     ids = {name: [table.column(name)[row].as_py() for row in keep] for name in ("patient", "image_id")}
-    labels = shard_labels(table, plan.classes)[keep]
-    shard = write_shard(plan.request.out, item.name, shard_pixels(table, shape)[keep], labels, plan.classes, ids)
+    labels = shard_labels(table, plan.classes)[keep][:, [plan.classes.index(name) for name in classes]]
+    shard = write_shard(plan.request.out, item.name, shard_pixels(table, shape)[keep], labels, classes, ids)
     unread = {position for position, _ in part.rejected}
     position_of = [position for position in range(len(item.records)) if position not in unread]
     rejected = [*part.rejected, *((position_of[row], reason) for row, reason in dropped.items())]
     sizes = [part.sizes[row] for row in keep]
-    return Part(shard, label_counts(labels, plan.classes), sorted(set(ids["patient"])), sorted(rejected), sizes)
+    return Part(shard, label_counts(labels, classes), sorted(set(ids["patient"])), sorted(rejected), sizes)
+
+
+def _most(rejected: Sequence[Rejected]) -> str:
+    """How many were left out, and the reason most often given."""
+    reasons = Counter(row.reason for row in rejected).most_common(1)
+    return f"{len(rejected)} were left out, mostly: {reasons[0][0]}" if reasons else "none was listed"
 
 
 def _publish(plan: Plan, items: list[Item], parts: dict[str, Part]) -> Written:

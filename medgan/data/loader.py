@@ -12,8 +12,9 @@ import io
 import math
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -54,46 +55,53 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MEDGAN_CACHE") or "~/.cache/medgan").expanduser()
 
 
-def open_split(data: str | Path, split: str) -> Split:
+def open_split(data: str | Path, split: str, start: str = "") -> Split:
     """A split as arrays, from the node cache, which is filled first if need be.
 
-    The shards' bytes are checked against the manifest each time, also where the cache is warm. Raises DataError.
+    The shards' bytes are checked against the manifest, also where the cache is warm: each time, or once per node for
+    all processes that give the same `start`, such as the ranks of a run. Raises DataError.
     """
     manifest, sha256 = read_manifest(data)
     folder = cache_folder() / sha256[:32]
-    folder.mkdir(parents=True, exist_ok=True)
     pixels, labels = folder / f"{split}.pixels.npy", folder / f"{split}.labels.npy"
-    with open(folder / f"{split}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the first process of a node fills, the others wait
-        if labels.exists() and pixels.exists():
-            for shard in manifest.splits[split]:
-                read_shard(data, shard)
-        else:
-            _fill(data, manifest, split, pixels, labels)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{split}.lock", "a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the first process of a node fills or checks, the others wait
+            lock.seek(0)
+            if not (labels.exists() and pixels.exists()):
+                _fill(data, manifest, split, pixels, labels)
+            elif not start or lock.read() != start:
+                with ThreadPoolExecutor(8) as pool:
+                    list(pool.map(partial(read_shard, data), manifest.splits[split]))
+            lock.truncate(0)
+            lock.write(start)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else error
+        size = math.prod((manifest.rows(split), *manifest.shape)) / 1e6
+        raise DataError(
+            f"cache {folder}: {why}; it needs {size:,.0f} MB for {split}: "
+            "set MEDGAN_CACHE to a folder of a disk that has them"
+        ) from None
     return Split(np.load(pixels, mmap_mode="r"), np.load(labels), split, folder)
 
 
 def _fill(data: str | Path, manifest: Manifest, split: str, pixels: Path, labels: Path) -> None:
     """Written as a plain file, where a full disk is an error; through a memory map it would end the process."""
     unfinished = pixels.with_suffix(".tmp")
-    found = []
-    shape = (manifest.rows(split), *manifest.shape)
+    found = [np.zeros((0, len(manifest.classes)), np.uint8)]
     try:
         with open(unfinished, "wb") as target:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(target, header)
+            shape = (manifest.rows(split), *manifest.shape)
+            np.lib.format.write_array_header_1_0(target, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for shard in manifest.splits[split]:
                 table = pq.read_table(pa.BufferReader(read_shard(data, shard)))
                 target.write(shard_pixels(table, manifest.shape).data)
                 found.append(shard_labels(table, manifest.classes))
         unfinished.replace(pixels)
-        keep_array(labels, np.concatenate(found) if found else np.zeros((0, len(manifest.classes)), np.uint8))
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno else error
-        raise DataError(
-            f"cache {pixels.parent}: {why}; it needs {math.prod(shape) / 1e6:,.0f} MB for {split}: "
-            "set MEDGAN_CACHE to a folder of a disk that has them"
-        ) from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+    keep_array(labels, np.concatenate(found))
 
 
 def keep_array(file: Path, array: np.ndarray) -> None:

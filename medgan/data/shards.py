@@ -35,6 +35,7 @@ from medgan.config import Refused
 
 SCHEMA_VERSION = 1
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
+SMALL_STRATUM = 100
 OURS = re.compile(
     r"((train|val|test)/\d{5}\.parquet|png/[^/]+/\d{6}\.png"
     r"|\.parts/(request|(train|val|test)-\d{5}\.parquet\.json)|manifest\.json|rejected\.parquet|summary\.html|evaluation\.json)(\.tmp)?"
@@ -98,6 +99,8 @@ class Manifest:
         tree = json.loads(text)
         if tree["schema_version"] != SCHEMA_VERSION:
             raise SchemaError(tree["schema_version"])
+        if not all(isinstance(tree[name], int) for name in ("resolution", "channels")):
+            raise ValueError("resolution and channels are numbers")
         tree["classes"] = tuple(tree["classes"])
         tree["splits"] = {
             split: [Shard(**shard) for shard in tree["splits"][split]] for split in SPLITS if split in tree["splits"]
@@ -242,10 +245,14 @@ def patient_key(path: str | Path | None) -> bytes:
     if not file.exists():
         if path is not None:
             raise DataError(f"--patient-key-file {file}: no such file; leave the option out to have a key made")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as out:
-            out.write(secrets.token_hex(32) + "\n")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "w") as out:
+                out.write(secrets.token_hex(32) + "\n")
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            raise DataError(f"{file}: a key cannot be made there ({why}); name one with --patient-key-file") from None
     try:
         key = bytes.fromhex(file.read_text().strip())
     except (OSError, ValueError):
@@ -268,7 +275,8 @@ def split_patients(patients: Iterable[tuple[str, tuple[int, ...]]], seed: int, t
     """Patient -> split, one split each; every set of classes is divided 80/10/10 by images, 80/10 without a test.
 
     patients: (patient, labels) of each image. A patient with images of several classes counts with all of them.
-    The order in which patients are dealt depends on the seed and their ids alone.
+    The order in which patients are dealt depends on the seed and their ids alone. Sets of fewer than 100 patients
+    share one account, set after set: each by itself would be rounded, and always to the same side.
     """
     images: dict[str, int] = defaultdict(int)
     labels: dict[str, set[int]] = defaultdict(set)
@@ -278,10 +286,12 @@ def split_patients(patients: Iterable[tuple[str, tuple[int, ...]]], seed: int, t
     strata: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for patient, found in labels.items():
         strata[tuple(sorted(found))].append(patient)
+    names = [split for split in SPLITS if test or split != "test"]
+    shared = dict.fromkeys(names, 0)
     split_of: dict[str, str] = {}
     for stratum in sorted(strata):
         members = sorted(strata[stratum], key=lambda p: hashlib.sha256(f"{seed}/split/{p}".encode()).digest())
-        given = {split: 0 for split in SPLITS if test or split != "test"}
+        given = shared if len(members) < SMALL_STRATUM else dict.fromkeys(names, 0)
         for patient in members:  # to the split that is furthest behind its share
             split = min(given, key=lambda name: (given[name] / SPLITS[name], -SPLITS[name]))
             split_of[patient] = split
@@ -313,7 +323,7 @@ def check_target(out: str | Path) -> None:
         for entry in fs.get_file_info(pafs.FileSelector(path, recursive=True)):
             name = entry.path[len(path) :].lstrip("/")
             if entry.type == pafs.FileType.File and not OURS.fullmatch(name):
-                raise DataError(f"--out {out}: holds {name}, which is not medgan data; choose another folder")
+                raise DataError(f"--out {out}: holds files that are not medgan data; choose another folder")
 
 
 def clear(out: str | Path) -> None:
@@ -327,19 +337,25 @@ def clear(out: str | Path) -> None:
 def prepared(out: str | Path, request: str, overwrite: bool = False) -> Manifest | None:
     """The manifest where the folder already holds what is asked for, None where it is to be written.
 
-    Raises DataError where it holds other data, unless that is to be overwritten.
+    Raises DataError where it holds other data or is damaged, unless that is to be overwritten.
     """
     fs, path = filesystem(out)
-    if fs.get_file_info(f"{path}/manifest.json").type == pafs.FileType.NotFound:
+    if overwrite or fs.get_file_info(f"{path}/manifest.json").type == pafs.FileType.NotFound:
         return None
-    manifest, _ = read_manifest(out, "--out")
+    try:
+        manifest, _ = read_manifest(out, "--out")
+    except DataError as error:
+        raise DataError(f"{error}, with --overwrite") from None
     if manifest.request != request:
-        if overwrite:
-            return None
         raise DataError(
             f"--out {out}: holds other data ({manifest.source}, {manifest.resolution}x{manifest.resolution}, "
             f"seed {manifest.seed}); choose another folder, or --overwrite"
         )
+    try:
+        verify(out, manifest)
+    except DataError as error:
+        raise DataError(f"{error}, with --overwrite".replace("--data", "--out", 1)) from None
+    remove(out, ".parts")  # where the last call was cut after its last file
     return manifest
 
 
@@ -411,6 +427,7 @@ def problems(data: str | Path) -> list[str]:
     expected = schema(manifest.shape, manifest.classes, manifest.synthetic)
     counts = {split: dict.fromkeys(manifest.classes, 0) for split in manifest.splits}
     patients: dict[str, set[str]] = {split: set() for split in manifest.splits}
+    images: dict[str, set[str]] = {split: set() for split in manifest.splits}
     for split, listed in manifest.splits.items():
         for shard in listed:
             try:
@@ -427,24 +444,45 @@ def problems(data: str | Path) -> list[str]:
                 counts[split][name] += count
             if not manifest.synthetic:
                 patients[split].update(table.column("patient").to_pylist())
+                images[split].update(table.column("image_id").to_pylist())
     if wrong:
         return wrong  # counts of a part would only repeat it
     for split in manifest.splits:
-        if manifest.counts and counts[split] != manifest.counts.get(split):
+        if counts[split] != manifest.counts.get(split):
             wrong.append(
                 f"{split}: images per class are {counts[split]}, the manifest says {manifest.counts.get(split)}"
             )
-        if manifest.patients and len(patients[split]) != manifest.patients.get(split):
+        if not manifest.synthetic and len(patients[split]) != manifest.patients.get(split):
             wrong.append(f"{split}: {len(patients[split])} patients, the manifest says {manifest.patients.get(split)}")
     for one, other in combinations(manifest.splits, 2):
         if shared := len(patients[one] & patients[other]):
             wrong.append(f"{shared} patients are in {one} and in {other}")
+        if shared := len(images[one] & images[other]):
+            wrong.append(f"{shared} images are in {one} and in {other}")
+    if not manifest.synthetic:
+        wrong += _beside(data, manifest)
     fs, root = filesystem(data)
     listed_paths = {shard.path for shards in manifest.splits.values() for shard in shards}
     for split in SPLITS:
         for entry in fs.get_file_info(pafs.FileSelector(f"{root}/{split}", allow_not_found=True)):
             if f"{split}/{entry.base_name}" not in listed_paths:
                 wrong.append(f"{split}/{entry.base_name}: not in the manifest")
+    return wrong
+
+
+def _beside(data: str | Path, manifest: Manifest) -> list[str]:
+    """What is wrong with the files beside the shards of real images."""
+    there, wrong = names(data), []
+    if "summary.html" not in there:
+        wrong.append("summary.html is missing")
+    try:
+        rows = pq.read_metadata(pa.BufferReader(read_file(data, "rejected.parquet"))).num_rows
+        if rows != manifest.rejected:
+            wrong.append(f"rejected.parquet: {rows} rows, the manifest says {manifest.rejected}")
+    except OSError:
+        wrong.append("rejected.parquet is missing")
+    except pa.ArrowException:
+        wrong.append("rejected.parquet is damaged")
     return wrong
 
 

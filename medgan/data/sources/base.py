@@ -64,7 +64,7 @@ class Options:
     seed: int = _option(0, "seed of the split, of --limit and of drawn images (default 0)")
     limit: int | None = _option(None, "use this many images (drawn sources: draw as many)")
     classes: tuple[str, ...] = _option((), "keep these classes, in this order", "A,B,...")
-    single_label: bool = _option(False, "keep images of exactly one of the classes")
+    single_label: bool = _option(False, "keep images of exactly one label")
     pneumonia_kinds: bool = _option(False, "bacterial and viral pneumonia apart")
     patient_regex: str | None = _option(
         None, "what in a file's path names its patient: the first group, or all that matches", "REGEX"
@@ -86,12 +86,28 @@ class Raw:
     def files(self) -> list[str]:
         """Paths of all visible files below, sorted part by part; a folder linked into itself is entered once."""
         fs, root = filesystem(self.location)
-        if isinstance(fs, pafs.LocalFileSystem):
-            found = list(_walk(root))
-        else:
-            entries = fs.get_file_info(pafs.FileSelector(root, recursive=True))
-            found = [e.path[len(root) :].lstrip("/") for e in entries if e.type == pafs.FileType.File]
+        try:
+            if isinstance(fs, pafs.LocalFileSystem):
+                found = list(_walk(root))
+            else:
+                entries = fs.get_file_info(pafs.FileSelector(root, recursive=True))
+                found = [e.path[len(root) :].lstrip("/") for e in entries if e.type == pafs.FileType.File]
+        except OSError as error:
+            why = os.strerror(error.errno) if error.errno else "no answer"
+            raise SourceError(f"--raw {self.location}: a folder in it cannot be read ({why})") from None
+        undecodable = sum(not _encodes(name) for name in found)
+        if undecodable:
+            raise SourceError(
+                f"--raw {self.location}: {undecodable} file names are not UTF-8; rename them (convmv does)"
+            )
         return sorted((name for name in found if _visible(name)), key=lambda name: name.split("/"))
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every visible file, by its path."""
+        fs, root = filesystem(self.location)
+        files = self.files()
+        infos = fs.get_file_info([f"{root}/{name}" for name in files])
+        return {name: info.size or 0 for name, info in zip(files, infos, strict=True)}
 
     def read(self, name: str) -> bytes:
         """Raises OSError."""
@@ -126,7 +142,8 @@ class Source(ABC):
 
 
 def limited(records: Sequence[Record], options: Options) -> list[Record]:
-    """At most options.limit records, whole patients in a seeded order; the given order is kept."""
+    """At most options.limit records, patient by patient in a seeded order (of the last one not all); the given order is
+    kept."""
     drawn = sorted(range(len(records)), key=lambda i: _rank(options.seed, records[i].patient))[: options.limit]
     return [records[index] for index in sorted(drawn)]
 
@@ -150,7 +167,9 @@ def balanced(records: Sequence[Record], options: Options) -> list[Record]:
 
 
 def chosen_classes(found: Sequence[str], wanted: Sequence[str], where: str) -> tuple[str, ...]:
-    """The wanted classes, or all. Raises SourceError for one that is not there."""
+    """The wanted classes, or all. Raises SourceError for one that is not there or named twice."""
+    if len(set(wanted)) < len(wanted):
+        raise SourceError(f"--classes {','.join(wanted)}: one of them is named twice")
     for name in wanted:
         if name not in found:
             raise SourceError(f"--classes {name}: {where} has {', '.join(found)}")
@@ -169,13 +188,29 @@ def relabel(
     return [record for record in changed if keep(record)]
 
 
+def text_of(content: bytes) -> str:
+    """A table as text: UTF-8, or what spreadsheets write else (cp1252)."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", "replace")
+
+
+def _encodes(name: str) -> bool:
+    return not any("\udc80" <= letter <= "\udcff" for letter in name)
+
+
 def _rank(seed: int, what: str) -> bytes:
     return hashlib.sha256(f"{seed}/limit/{what}".encode()).digest()
 
 
 def _walk(root: str) -> Iterable[str]:
     entered = set()
-    for folder, below, files in os.walk(root, followlinks=True):
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for folder, below, files in os.walk(root, onerror=fail, followlinks=True):
         real = os.path.realpath(folder)
         if real in entered:
             below.clear()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import pyarrow as pa
 import pydicom
 from PIL import Image
 from pydicom.errors import InvalidDicomError
@@ -26,14 +26,21 @@ from medgan.data.sources.base import (
     chosen_classes,
     limited,
     relabel,
+    text_of,
 )
 from medgan.pixels import windowed
 
+# What pydicom has to say of a strange header would quote it.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+warnings.filterwarnings("ignore", module="pydicom")
+
 KEYS = {"sopinstanceuid": "SOPInstanceUID", "patientid": "PatientID"}
 ALLOW = ("multi-frame", "colour", "burned-in")
-HEADER = ["SOPInstanceUID", "PatientID", "NumberOfFrames", "SamplesPerPixel", "BurnedInAnnotation", "Rows", "Columns"]
-DAMAGED = (InvalidDicomError, AttributeError, LookupError, TypeError, RuntimeError)
-"""What pydicom and its decoders raise, beside ValueError, where a file is not as it should be."""
+HEADER = [
+    *("SOPInstanceUID", "PatientID", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
+    *("BurnedInAnnotation", "Rows", "Columns"),
+]
+OPTIONAL = ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "VOILUTSequence", "WindowCenter", "WindowWidth")
 FRAME = b"medgan frame %09d\n"
 """Goes before the bytes of a file of several frames, so that each frame is an image of its own."""
 
@@ -65,7 +72,7 @@ class DicomFolder(Source):
             if wanted is None:
                 rejected.append((name, f"the table of labels has no row of its {key}"))
                 continue
-            frames = int(header.get("NumberOfFrames", 1) or 1)
+            frames = _frames(header)
             each = [name] if frames == 1 else [f"{name}#frame{frame}" for frame in range(frames)]
             records += [Record(frame, wanted, str(header.PatientID).strip()) for frame in each]
             met.add(str(header.get(key)).strip())
@@ -89,10 +96,16 @@ class DicomFolder(Source):
             first, content = content.split(b"\n", 1)
             frame = int(first[13:])
         try:
-            file = pydicom.dcmread(io.BytesIO(content))
-            return Image.fromarray(shown(file, frame))
-        except DAMAGED as error:
-            raise ValueError(f"its pixels cannot be read ({' '.join(str(error).split())[:200]})") from None
+            return Image.fromarray(shown(_open(content), frame))
+        except Exception as error:  # what a damaged file makes pydicom and its decoders raise may be anything
+            said = " ".join(str(error).split())
+            why = said if "pixel data" in said else type(error).__name__  # other words may quote the header
+            raise ValueError(f"its pixels cannot be read ({why})") from None
+
+
+def _open(content: bytes) -> pydicom.Dataset:
+    """A file, also one that some archives write: without the preamble, starting at group 0002 or 0008."""
+    return pydicom.dcmread(io.BytesIO(content), force=content[:2] in (b"\x02\x00", b"\x08\x00"))
 
 
 def shown(file: pydicom.Dataset, frame: int = 0) -> np.ndarray:
@@ -102,12 +115,15 @@ def shown(file: pydicom.Dataset, frame: int = 0) -> np.ndarray:
     none, a window from the 0.1th to the 99.9th percentile of what is no padding; MONOCHROME1 is inverted (DICOM
     PS3.3 C.11.1, C.11.2, C.7.6.3). Raises ValueError where the pixel data do not have the length of the header.
     """
-    values = pixel_array(file, index=frame if int(file.get("NumberOfFrames", 1) or 1) > 1 else None)
-    kind = file.PhotometricInterpretation
+    values = pixel_array(file, index=frame if _frames(file) > 1 else None)
+    for name in OPTIONAL:
+        if name in file and file[name].is_empty:
+            del file[name]
+    kind, depth = file.PhotometricInterpretation, file.BitsStored
     if kind == "PALETTE COLOR":
-        values = apply_color_lut(values, file)
+        values, depth = apply_color_lut(values, file), file.RedPaletteColorLookupTableDescriptor[2]
     if values.ndim == 3:
-        return values if values.dtype == np.uint8 else windowed(values, 0, 2**file.BitsStored - 1)
+        return windowed(values, 0, 2**depth - 1)
     stored, values = values, apply_modality_lut(values, file)
     if "VOILUTSequence" in file:
         values = apply_voi_lut(values, file)
@@ -141,24 +157,36 @@ def _header(raw: Raw, name: str) -> pydicom.Dataset | str:
     fs, root = filesystem(raw.location)
     try:
         with fs.open_input_file(f"{root}/{name}") as stream:
-            file = pydicom.dcmread(DicomIO(io.BufferedReader(stream)), stop_before_pixels=True, specific_tags=HEADER)
+            bare = stream.read(2) in (b"\x02\x00", b"\x08\x00")  # no preamble, as some archives write it
+            stream.seek(0)
+            buffered = DicomIO(io.BufferedReader(stream))
+            file = pydicom.dcmread(buffered, stop_before_pixels=True, specific_tags=list(HEADER), force=bare)
+        if not str(file.get("PatientID") or "").strip():
+            return "no patient id in its header: images are split by patient"
+        if "Rows" not in file or "Columns" not in file:
+            return "no pixels in it"
+        _frames(file), _colours(file)
     except InvalidDicomError:
         return "no DICOM file"
-    except (OSError, pa.ArrowException, EOFError, ValueError) as error:
+    except Exception as error:  # what a damaged header makes pydicom raise may be anything
         return f"its header cannot be read ({type(error).__name__})"
-    if not str(file.get("PatientID") or "").strip():
-        return "no patient id in its header: images are split by patient"
-    if "Rows" not in file or "Columns" not in file:
-        return "no pixels in it"
     return file
+
+
+def _frames(header: pydicom.Dataset) -> int:
+    return int(header.get("NumberOfFrames") or 1)
+
+
+def _colours(header: pydicom.Dataset) -> bool:
+    return int(header.get("SamplesPerPixel") or 1) > 1 or header.get("PhotometricInterpretation") == "PALETTE COLOR"
 
 
 def _unwanted(header: pydicom.Dataset, allow: tuple[str, ...]) -> str | None:
     """Why a file is left out unless asked for, or None."""
-    frames = int(header.get("NumberOfFrames", 1) or 1)
+    frames = _frames(header)
     if frames > 1 and "multi-frame" not in allow:
         return f"{frames} frames; --allow multi-frame takes each as an image"
-    if int(header.get("SamplesPerPixel", 1)) > 1 and "colour" not in allow:
+    if _colours(header) and "colour" not in allow:
         return "a colour image; --allow colour takes it"
     if str(header.get("BurnedInAnnotation", "NO")).upper() == "YES" and "burned-in" not in allow:
         return "annotation burned into its pixels, which may name the patient; --allow burned-in takes it"
@@ -179,15 +207,13 @@ def _table(raw: Raw, files: list[str], named: str | None) -> tuple[str, dict[str
             content = read_file(folder or ".", name)
         except OSError:
             raise SourceError(f"{where}: no such file") from None
-    rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig", "replace")))
+    rows = csv.DictReader(io.StringIO(text_of(content)))
     columns = {(name or "").replace("_", "").replace(" ", "").lower(): name for name in rows.fieldnames or ()}
     keys = [key for key in KEYS if key in columns]
     label = columns.get("label") or columns.get("labels")
     if not keys or not label:
         missing = "label" if keys else "SOPInstanceUID or PatientID"
-        raise SourceError(
-            f"{where}: no column {missing} in its header ({', '.join(columns.values()) or 'it is empty'})"
-        )
+        raise SourceError(f"{where}: its first row must name the columns, and {missing} is not among them")
     found: dict[str, list[str]] = {}
     lines: dict[str, int] = {}
     for number, row in enumerate(rows, start=2):

@@ -19,11 +19,12 @@ def class_folders(raw: Raw, classes: tuple[str, ...]) -> list[tuple[str, str, st
         hint = f"; did you mean --raw {raw.location}/{nested[0]}?" if nested else ""
         raise SourceError(f"--raw {raw.location}: expected {expected} in it{hint}")
     for parts in here:
-        place = f"--raw {raw.location}/{'/'.join(parts[:2])}"
         if len(parts) == 2:
-            raise SourceError(f"{place}: a file where class folders are expected")
+            raise SourceError(f"--raw {raw.location}/{parts[0]}: files in it, where class folders are expected")
         if parts[1] not in classes:
-            raise SourceError(f"{place}: unknown class, expected {' or '.join(classes)}")
+            raise SourceError(
+                f"--raw {raw.location}/{parts[0]}/{parts[1]}: unknown class, expected {' or '.join(classes)}"
+            )
     return [(parts[0], parts[1], "/".join(parts)) for parts in here]
 
 

@@ -97,7 +97,7 @@ def _arrays(raw: Raw, table: str) -> tuple[dict[str, np.ndarray], dict[str, np.n
     except (KeyError, ValueError, zipfile.BadZipFile) as error:
         raise SourceError(f"{table}: not a MedMNIST file ({type(error).__name__}: {error})") from None
     for split, array in images.items():
-        if array.ndim not in (3, 4) or array.dtype != np.uint8:
+        if array.dtype != np.uint8 or not (array.ndim == 3 or (array.ndim == 4 and array.shape[3] == 3)):
             raise SourceError(f"{table}: {split}_images is {array.dtype} {array.shape}, expected a two-dimensional set")
     return images, labels
 

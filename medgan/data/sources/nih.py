@@ -15,6 +15,7 @@ from medgan.data.sources.base import (
     balanced,
     chosen_classes,
     relabel,
+    text_of,
 )
 
 FINDINGS = (
@@ -38,19 +39,27 @@ class NihCxr14(Source):
         if len(tables) != 1:
             seen = f"{len(tables)} of them" if tables else "none"
             raise SourceError(f"--raw {raw.location}: expected one Data_Entry_2017*.csv in it, found {seen}")
-        images = {name.rpartition("/")[2]: name for name in files if name.lower().endswith(".png")}
+        images: dict[str, str] = {}
+        for name in files:
+            *folders, file = name.split("/")
+            if not (file.lower().endswith(".png") and any(folder.startswith("images") for folder in folders)):
+                continue
+            if images.setdefault(file, name) != name:
+                raise SourceError(f"--raw {raw.location}: one film is in two folders below images*; leave one")
         records, missing = self._rows(raw, tables[0], images)
+        extra = len(images) - len(records)
         classes = chosen_classes(FINDINGS, options.classes, "ChestX-ray14")
         if options.single_label:
             records = [record for record in records if len(record.labels) == 1]
         labelled_only = options.single_label or bool(options.classes)
         kept = relabel(records, FINDINGS, classes, lambda record: bool(record.labels) or not labelled_only)
         notes = [f"{missing:,} films of the table have no image here"] if missing else []
+        notes += [f"{extra:,} images are not in the table, and were left out"] if extra else []
         return Listing(classes, balanced(kept, options), (), notes)
 
     def _rows(self, raw: Raw, table: str, images: dict[str, str]) -> tuple[list[Record], int]:
         """The films of the table whose images are there, in the table's order, and how many are not."""
-        rows = csv.reader(io.StringIO(raw.read(table).decode("utf-8-sig")))
+        rows = csv.reader(io.StringIO(text_of(raw.read(table))))
         header = next(rows, [])
         for column in COLUMNS:
             if column not in header:
@@ -66,7 +75,7 @@ class NihCxr14(Source):
                 raise SourceError(f"{table} row {number}: {len(row)} columns, too few")
             name, text, patient = (row[place].strip() for place in places)
             if name in listed:
-                raise SourceError(f"{table} row {number}: {name} is in row {listed[name]} already")
+                raise SourceError(f"{table} row {number}: the same film as in row {listed[name]}")
             listed[name] = number
             findings = [] if text == NOTHING else text.split("|")
             for finding in findings:
