@@ -16,6 +16,7 @@ from medgan.step import SCALARS, train_step
 
 from .conftest import free_port, overrides_of
 
+pytestmark = pytest.mark.timeout(1800)  # the first test of a world waits for all its cells
 STEPS = 20
 GLOBAL_BATCH = 64
 SMALL = {"model.width": 4, "model.max_width": 8, "model.z_dim": 8, "global_batch": GLOBAL_BATCH, "loss.r1_interval": 3}

@@ -108,7 +108,7 @@ def test_a_shard_cut_short(refused, tmp_path):
 def test_data_with_too_few_images(refused, tmp_path):
     data = write_phantoms(tmp_path / "data", count=40)
     line = refused("train", "--preset", "dcgan", "--data", data, "--out", tmp_path / "run")
-    assert "train has" in line
+    assert "images, at least 16 are needed" in line
     assert "at least 32 are needed" in line
 
 

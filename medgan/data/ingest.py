@@ -237,7 +237,8 @@ def write(plan: Plan, progress: Report = lambda *_: None) -> Written:
     """Write every shard, then rejected.parquet, summary.html and last the manifest, without which DATA is no data.
 
     Shards that an earlier call for the same plan finished are kept. progress(verb, done, of, rejected) is called as
-    shards are done. Needs a running Ray. Raises DataError where `--out` cannot be written.
+    shards are done. Needs a running Ray. Raises OSError where storage fails, after which another call goes on, and
+    DataError where no image of train can be used, or none of a class that was asked for.
     """
     request = plan.request
     items = [
