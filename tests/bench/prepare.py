@@ -14,7 +14,7 @@ from PIL import Image
 
 from medgan.data import ingest, phantom
 
-COUNT = 2_000
+COUNT = 1_200
 SIZE = (1300, 1000)
 RESOLUTION = 64
 ROUNDS = 3
@@ -24,13 +24,12 @@ def write(folder: Path) -> list[Path]:
     """Films as Kermany's are: 1300 x 1000 pixels, grey JPEG, each with noise of its own."""
     files = []
     random = np.random.default_rng(0)
-    drawn = [Image.fromarray(phantom.chest_film(0, number, 0, number % 2)) for number in range(64)]
-    large = [np.asarray(film.resize(SIZE, Image.Resampling.BICUBIC)).astype(np.int16) for film in drawn]
     for number in range(COUNT):
+        film = Image.fromarray(phantom.chest_film(0, number, 0, number % 2)).resize(SIZE, Image.Resampling.BICUBIC)
         noise = random.integers(-6, 7, (SIZE[1] // 2, SIZE[0] // 2)).repeat(2, 0).repeat(2, 1)
         file = folder / phantom.CLASSES[number % 2] / f"{number}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.clip(large[number % 64] + noise, 0, 255).astype(np.uint8)).save(file, quality=88)
+        Image.fromarray(np.clip(np.asarray(film) + noise, 0, 255).astype(np.uint8)).save(file, quality=88)
         files.append(file)
     return files
 
@@ -49,7 +48,7 @@ def bare(files: list[Path]) -> float:
 
 def prepared(raw: Path, out: Path) -> float:
     """Images per second from the start of writing to the manifest, on the Ray that runs."""
-    request = ingest.Request("image_folder", str(raw), str(out), RESOLUTION, rows_per_shard=125)
+    request = ingest.Request("image_folder", str(raw), str(out), RESOLUTION, rows_per_shard=100)
     plan = ingest.plan(request, ingest.find(request), bytes(32))
     began = time.perf_counter()
     ingest.write(plan)
