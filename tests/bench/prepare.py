@@ -13,11 +13,12 @@ import ray
 from PIL import Image
 
 from medgan.data import ingest, phantom
+from medgan.data.sources import Options
 
-COUNT = 1_200
+COUNT = 3_000
 SIZE = (1300, 1000)
 RESOLUTION = 64
-ROUNDS = 3
+ROUNDS = 2
 
 
 def write(folder: Path) -> list[Path]:
@@ -46,9 +47,11 @@ def bare(files: list[Path]) -> float:
     return len(files) / (time.perf_counter() - began)
 
 
-def prepared(raw: Path, out: Path) -> float:
+def prepared(raw: Path, out: Path, limit: int | None = None) -> float:
     """Images per second from the start of writing to the manifest, on the Ray that runs."""
-    request = ingest.Request("image_folder", str(raw), str(out), RESOLUTION, rows_per_shard=100)
+    request = ingest.Request(
+        "image_folder", str(raw), str(out), RESOLUTION, options=Options(limit=limit), rows_per_shard=100
+    )
     plan = ingest.plan(request, ingest.find(request), bytes(32))
     began = time.perf_counter()
     ingest.write(plan)
@@ -64,7 +67,9 @@ def run(scratch: Path) -> Iterator[dict[str, Any]]:
         for cpus in found:
             ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
             try:
-                prepared(scratch / "raw", scratch / f"warm{cpus}-{number}")  # workers import their packages once
+                prepared(
+                    scratch / "raw", scratch / f"warm{cpus}-{number}", limit=200
+                )  # workers import their packages once
                 found[cpus].append(prepared(scratch / "raw", scratch / f"out{cpus}-{number}"))
             finally:
                 ray.shutdown()
