@@ -12,7 +12,6 @@ Running the same command again does nothing where the folder is complete, and go
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -20,9 +19,9 @@ from dataclasses import fields
 from typing import Any
 
 from medgan.config import RESOLUTIONS, Refused
-from medgan.data.shards import patient_key, prepared, problems, read_manifest
+from medgan.data.shards import patient_key, prepared, problems, read_manifest, told
 from medgan.data.sources import SOURCES, Options
-from medgan.terminal import Failed, Parser, Progress, absolute, again, command
+from medgan.terminal import Failed, Parser, Progress, absolute, again, command, submitted
 
 SHOWN = 20
 OPTIONS = {option.name: option for option in fields(Options)}
@@ -105,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
                 f"--patient-key-file: needed on a cluster of {count} hosts, where the default file may be another "
                 "one each time; name a file that the jobs' hosts share"
             )
-    show_paths = args.keep_paths or (sys.stdout.isatty() and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ)
+    show_paths = args.keep_paths or (sys.stdout.isatty() and not submitted())
     request = ingest.Request(
         *(args.source, raw, out, args.resolution, args.channels, options, args.fit, args.split),
         keep_paths=args.keep_paths,
@@ -132,7 +131,7 @@ def main(argv: Sequence[str]) -> None:
         try:
             written = ingest.write(plan, progress)
         except OSError as error:
-            why = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+            why = told(error, " ".join(str(error).split()))
             raise Failed(f"--out {out}: {why}; finished shards are kept: {again()}") from error
         finally:
             line.close()

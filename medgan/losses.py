@@ -47,19 +47,14 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     return F.relu(1 - real) + F.relu(1 + fake)
 
 
-def hinge_generator(real: Tensor, fake: Tensor) -> Tensor:
-    """-fake."""
+def linear_generator(real: Tensor, fake: Tensor) -> Tensor:
+    """-fake: with the hinge and with Wasserstein's critic."""
     return -fake
 
 
 def wgan_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """fake - real (Arjovsky et al. 2017, arXiv:1701.07875); wants `gradient_penalty`."""
     return fake - real
-
-
-def wgan_generator(real: Tensor, fake: Tensor) -> Tensor:
-    """-fake."""
-    return -fake
 
 
 def rpgan_discriminator(real: Tensor, fake: Tensor) -> Tensor:
@@ -75,8 +70,8 @@ def rpgan_generator(real: Tensor, fake: Tensor) -> Tensor:
 LOSSES = {
     "bce": AdversarialLoss(bce_discriminator, bce_generator),
     "lsgan": AdversarialLoss(lsgan_discriminator, lsgan_generator),
-    "hinge": AdversarialLoss(hinge_discriminator, hinge_generator),
-    "wgan-gp": AdversarialLoss(wgan_discriminator, wgan_generator),
+    "hinge": AdversarialLoss(hinge_discriminator, linear_generator),
+    "wgan-gp": AdversarialLoss(wgan_discriminator, linear_generator),
     "rpgan": AdversarialLoss(rpgan_discriminator, rpgan_generator, paired=True),
 }
 

@@ -71,11 +71,16 @@ def absolute(flag: str, location: str) -> str:
     """
     if "://" in location:
         return location
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not os.path.isabs(os.path.expanduser(location)):
+    if submitted() and not os.path.isabs(os.path.expanduser(location)):
         raise Refused(
             f"{flag} {location}: a relative path in a submitted job lies in Ray's throw-away copy; make it absolute"
         )
     return os.path.abspath(os.path.expanduser(location))
+
+
+def submitted() -> bool:
+    """Whether this process is a job that was submitted to a cluster."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 class Progress:

@@ -47,20 +47,19 @@ class Images:
     ids: list[str]
 
     @staticmethod
-    def none() -> Images:
-        return Images(np.zeros((0, SIDE, SIDE), np.uint8), [])
-
-    @staticmethod
     def of(pixels: np.ndarray, ids: Sequence[str]) -> Images:
         """pixels: uint8 (N, C, R, R), colours become their mean."""
         if not len(pixels):
-            return Images.none()
+            return Images.together([])
         grey = torch.from_numpy(np.array(pixels)).float().mean(1, keepdim=True)
         small = F.interpolate(grey, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
         return Images(small[:, 0].round().to(torch.uint8).numpy(), list(ids))
 
-    def joined(self, other: Images) -> Images:
-        return Images(np.concatenate([self.thumbnails, other.thumbnails]), [*self.ids, *other.ids])
+    @staticmethod
+    def together(several: Sequence[Images]) -> Images:
+        nothing = np.zeros((0, SIDE, SIDE), np.uint8)
+        thumbnails = np.concatenate([nothing, *(images.thumbnails for images in several)])
+        return Images(thumbnails, [name for images in several for name in images.ids])
 
     def some(self, rows: np.ndarray) -> Images:
         return Images(self.thumbnails[rows], [self.ids[row] for row in rows])

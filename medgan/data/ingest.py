@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import io
 import json
-import os
 import pickle
 import time
 from collections import Counter, defaultdict
@@ -43,6 +42,7 @@ from medgan.data.shards import (
     shard_labels,
     shard_pixels,
     split_patients,
+    told,
     versions,
     write_file,
     write_shard,
@@ -346,8 +346,11 @@ def _read(plan: Plan, record: Record) -> bytes:
         try:
             return SOURCES[request.source].read(request.folder, record, request.options)
         except OSError as error:
-            why = os.strerror(error.errno) if error.errno else "no answer"
-            if error.errno in (errno.EACCES, errno.EISDIR, errno.ELOOP) or Path(_local(request, record)).is_symlink():
+            why = told(error)
+            if (
+                error.errno in (errno.EACCES, errno.EISDIR, errno.ELOOP)
+                or Path(request.raw or "", record.name).is_symlink()
+            ):
                 raise ValueError(f"cannot be read ({why})") from None
             if pause is None:
                 raise OSError(f"--raw: a file of the listing cannot be read ({why}); can every host read it?") from None
@@ -355,20 +358,17 @@ def _read(plan: Plan, record: Record) -> bytes:
     raise AssertionError("unreachable")
 
 
-def _local(request: Request, record: Record) -> str:
-    return f"{request.raw}/{record.name}"
-
-
 def _without_copies(plan: Plan, items: list[Item], parts: dict[str, Part], progress: Report) -> dict[str, Part]:
     """Take images out of train and val that test has too, and out of train what val has: the same file, or a copy."""
-    seen = {split: Images.none() for split in SPLITS}
+    surveyed: dict[str, list[Images]] = {split: [] for split in SPLITS}
     where: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
     paths = sorted(parts)
     for number, (path, images) in enumerate(zip(paths, _on_ray(partial(_survey, plan), paths), strict=True), 1):
         split = path.partition("/")[0]
-        seen[split] = seen[split].joined(images)
+        surveyed[split].append(images)
         where[split] += [(path, row) for row in range(len(images))]
         progress("compare", number, len(paths), 0)
+    seen = {split: Images.together(images) for split, images in surveyed.items()}
     dropped: dict[str, dict[int, str]] = defaultdict(dict)
     for split, others in (("val", ("test",)), ("train", ("test", "val"))):
         for other in others:

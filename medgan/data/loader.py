@@ -23,7 +23,16 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from medgan.data.shards import DataError, Manifest, read_manifest, read_shard, shard_labels, shard_pixels, write_file
+from medgan.data.shards import (
+    DataError,
+    Manifest,
+    read_manifest,
+    read_shard,
+    shard_labels,
+    shard_pixels,
+    told,
+    write_file,
+)
 from medgan.streams import stream_seed
 
 
@@ -77,7 +86,7 @@ def open_split(data: str | Path, split: str, start: str = "") -> Split:
             lock.truncate(0)
             lock.write(start)
     except OSError as error:
-        why = os.strerror(error.errno) if error.errno else error
+        why = told(error, str(error))
         size = math.prod((manifest.rows(split), *manifest.shape)) / 1e6
         raise DataError(
             f"cache {folder}: {why}; it needs {size:,.0f} MB for {split}: "

@@ -158,6 +158,11 @@ def remove(folder: str | Path, name: str) -> None:
         fs.delete_dir(f"{path}/{name}")
 
 
+def told(error: OSError, otherwise: str = "no answer") -> str:
+    """What the system says of an error, without the path, which may hold a patient's id (pyarrow's messages do)."""
+    return os.strerror(error.errno) if error.errno else otherwise
+
+
 # -- schema ------------------------------------------------------------------------------------------------------
 
 
@@ -251,7 +256,7 @@ def patient_key(path: str | Path | None) -> bytes:
             with os.fdopen(handle, "w") as out:
                 out.write(secrets.token_hex(32) + "\n")
         except OSError as error:
-            why = os.strerror(error.errno or 0)
+            why = told(error)
             raise DataError(f"{file}: a key cannot be made there ({why}); name one with --patient-key-file") from None
     try:
         key = bytes.fromhex(file.read_text().strip())

@@ -49,7 +49,9 @@ def examples(out: str | Path, manifest: Manifest, count: int = 8) -> dict[str, n
         hot = np.concatenate([labels, ~labels.any(1, keepdims=True)], 1)
         for index, name in enumerate(wanted):
             found[name] += list(pixels[np.flatnonzero(hot[:, index])[: count - len(found[name])]])
-        if all(len(images) == count for images in found.values()):
+        # Images without a label are shown as far as they come along: where all have one, the search would never end.
+        enough = [len(found[name]) == count for name in manifest.classes or wanted]
+        if all(enough):
             break
     return {
         name if manifest.classes else "images": grid(np.stack(images), columns=len(images))

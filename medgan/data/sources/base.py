@@ -19,7 +19,7 @@ import pyarrow.fs as pafs
 from PIL import Image
 
 from medgan.config import Refused
-from medgan.data.shards import filesystem, read_file
+from medgan.data.shards import filesystem, read_file, told
 from medgan.pixels import open_image
 
 
@@ -93,8 +93,7 @@ class Raw:
                 entries = fs.get_file_info(pafs.FileSelector(root, recursive=True))
                 found = [e.path[len(root) :].lstrip("/") for e in entries if e.type == pafs.FileType.File]
         except OSError as error:
-            why = os.strerror(error.errno) if error.errno else "no answer"
-            raise SourceError(f"--raw {self.location}: a folder in it cannot be read ({why})") from None
+            raise SourceError(f"--raw {self.location}: a folder in it cannot be read ({told(error)})") from None
         undecodable = sum(not _encodes(name) for name in found)
         if undecodable:
             raise SourceError(
