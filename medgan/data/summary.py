@@ -42,7 +42,8 @@ def examples(out: str | Path, manifest: Manifest, count: int = 8) -> dict[str, n
     """The first images of each class, and of those without any, in the first split that has images: a grid each."""
     wanted = [*manifest.classes, "no label"]
     found: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
-    listed = next(filter(None, manifest.splits.values()), [])
+    split, listed = next(((name, shards) for name, shards in manifest.splits.items() if shards), ("", []))
+    there = manifest.counts.get(split, {})
     for shard in listed:
         table = pq.read_table(pa.BufferReader(read_shard(out, shard)))
         pixels, labels = shard_pixels(table, manifest.shape), shard_labels(table, manifest.classes)
@@ -50,8 +51,7 @@ def examples(out: str | Path, manifest: Manifest, count: int = 8) -> dict[str, n
         for index, name in enumerate(wanted):
             found[name] += list(pixels[np.flatnonzero(hot[:, index])[: count - len(found[name])]])
         # Images without a label are shown as far as they come along: where all have one, the search would never end.
-        enough = [len(found[name]) == count for name in manifest.classes or wanted]
-        if all(enough):
+        if all(len(found[name]) == min(count, there.get(name, count)) for name in manifest.classes or wanted):
             break
     return {
         name if manifest.classes else "images": grid(np.stack(images), columns=len(images))
