@@ -139,7 +139,9 @@ def test_what_another_request_left_half_done_is_not_taken_over(films, tmp_path, 
 # -- copies ------------------------------------------------------------------------------------------------------------
 
 
-def test_files_and_crops_that_two_splits_share_leave_train_or_val(films, tmp_path):
+@pytest.mark.parametrize("compared", [512, 4])  # in one task, in several
+def test_files_and_crops_that_two_splits_share_leave_train_or_val(films, tmp_path, monkeypatch, compared):
+    monkeypatch.setattr(ingest, "COMPARED", compared)
     raw = tmp_path / "raw"
     for path in films.rglob("*.png"):
         put(raw, str(path.relative_to(films)), path.read_bytes())

@@ -12,7 +12,7 @@ on every side they put 80 % among the 8 nearest of 4,222 films, thumbnails 100 %
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,8 +68,15 @@ class Images:
         return len(self.ids)
 
 
-def copies(images: Images, others: Images) -> dict[int, str]:
-    """Rows of `images` of which `others` holds the same or a near-copy -> which of the two, as words."""
+Nearest = Callable[[Images, Images], tuple[np.ndarray, np.ndarray]]
+
+
+def copies(images: Images, others: Images, find: Nearest | None = None) -> dict[int, str]:
+    """Rows of `images` of which `others` holds the same or a near-copy -> which of the two, as words.
+
+    find: `nearest`, or the same in another place.
+    """
+    find = find or nearest
     if not len(images) or not len(others):
         return {}
     theirs, mine = set(others.ids), set(images.ids)
@@ -77,7 +84,7 @@ def copies(images: Images, others: Images) -> dict[int, str]:
     asking, left = np.arange(len(others)), np.arange(len(images))
     limit = None
     while len(asking) and len(left):  # each finds a few at a time: who found one asks again without them
-        likeness, partner = nearest(others.some(asking), images.some(left))
+        likeness, partner = find(others.some(asking), images.some(left))
         if limit is None:
             limit = threshold(likeness[[name not in mine for name in others.ids]].max(1, initial=-1))
         near = left[partner[likeness > limit]]

@@ -24,7 +24,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray.data
 
-from medgan.data.copies import Images, copies
+from medgan.data.copies import Images, copies, nearest
 from medgan.data.shards import (
     SPLITS,
     DataError,
@@ -58,6 +58,8 @@ Report = Callable[[str, int, int, int], None]
 """(verb, done, of, rejected)"""
 
 PARTS = ".parts"
+COMPARED = 512
+"""So many images are compared with those of another split in one task."""
 SMALL_VAL = 0.05
 """A published val of fewer images than this share of train is too small to validate on."""
 
@@ -251,12 +253,17 @@ def write(plan: Plan, progress: Report = lambda *_: None) -> Written:
     done = sum(part.shard.rows + len(part.rejected) for part in parts.values())
     rejected = len(plan.rejected) + sum(len(part.rejected) for part in parts.values())
     progress("kept", done, plan.count, rejected)
-    for part in _on_ray(partial(_write_shard, plan), missing):
-        parts[part.shard.path] = part
+    seen: dict[str, Images] = {}
+    for part, images in _on_ray(partial(_write_shard, plan), missing):
+        parts[part.shard.path], seen[part.shard.path] = part, images
         done += part.shard.rows + len(part.rejected)
         rejected += len(part.rejected)
         progress("prepare", done, plan.count, rejected)
-    parts = _without_copies(plan, items, parts, progress)
+    kept = sorted(parts.keys() - seen.keys())
+    for number, (path, images) in enumerate(zip(kept, _on_ray(partial(_survey, plan), kept), strict=True), 1):
+        seen[path] = images
+        progress("compare", number, len(kept), 0)
+    parts = _without_copies(plan, items, parts, seen)
     plan, parts = _without_empty_classes(plan, items, parts)
     return _publish(plan, items, parts)
 
@@ -310,8 +317,8 @@ def _finished(plan: Plan) -> dict[str, Part]:
     return found
 
 
-def _write_shard(plan: Plan, item: Item) -> Part:
-    """Read, decode and write one shard, then what is known of it."""
+def _write_shard(plan: Plan, item: Item) -> tuple[Part, Images]:
+    """Read, decode and write one shard, then what is known of it; with what its images are compared by."""
     request, source = plan.request, SOURCES[plan.request.source]
     pixels, labels, patients, image_ids, rejected, sizes = [], [], [], [], [], []
     for position, record in enumerate(item.records):
@@ -333,7 +340,7 @@ def _write_shard(plan: Plan, item: Item) -> Part:
     shard = write_shard(request.out, item.name, rows, hot, plan.classes, ids)
     part = Part(shard, label_counts(hot, plan.classes), sorted(set(patients)), rejected, sizes)
     write_file(request.out, f"{PARTS}/{item.name.replace('/', '-')}.json", part.to_json().encode())
-    return part
+    return part, Images.of(rows, image_ids)
 
 
 def _read(plan: Plan, record: Record) -> bytes:
@@ -358,26 +365,40 @@ def _read(plan: Plan, record: Record) -> bytes:
     raise AssertionError("unreachable")
 
 
-def _without_copies(plan: Plan, items: list[Item], parts: dict[str, Part], progress: Report) -> dict[str, Part]:
+def _without_copies(
+    plan: Plan, items: list[Item], parts: dict[str, Part], images: dict[str, Images]
+) -> dict[str, Part]:
     """Take images out of train and val that test has too, and out of train what val has: the same file, or a copy."""
-    surveyed: dict[str, list[Images]] = {split: [] for split in SPLITS}
     where: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
-    paths = sorted(parts)
-    for number, (path, images) in enumerate(zip(paths, _on_ray(partial(_survey, plan), paths), strict=True), 1):
+    surveyed: dict[str, list[Images]] = {split: [] for split in SPLITS}
+    for path in sorted(parts):
         split = path.partition("/")[0]
-        surveyed[split].append(images)
-        where[split] += [(path, row) for row in range(len(images))]
-        progress("compare", number, len(paths), 0)
-    seen = {split: Images.together(images) for split, images in surveyed.items()}
+        surveyed[split].append(images[path])
+        where[split] += [(path, row) for row in range(len(images[path]))]
+    seen = {split: Images.together(several) for split, several in surveyed.items()}
     dropped: dict[str, dict[int, str]] = defaultdict(dict)
     for split, others in (("val", ("test",)), ("train", ("test", "val"))):
         for other in others:
-            for row, reason in copies(seen[split], seen[other]).items():
+            for row, reason in copies(seen[split], seen[other], _nearest).items():
                 path, place = where[split][row]
                 dropped[path].setdefault(place, f"{reason} an image in {other}")
     by_path = {item.name: item for item in items}
     tasks = [(by_path[path], parts[path], rows) for path, rows in sorted(dropped.items())]
     return parts | {part.shard.path: part for part in _on_ray(partial(_rewrite, plan, plan.classes), tasks)}
+
+
+def _nearest(images: Images, others: Images) -> tuple[np.ndarray, np.ndarray]:
+    """copies.nearest on every CPU of the cluster where it is worth it; the same for any number of them."""
+    starts = range(0, len(images), COMPARED)
+    pieces = [images.some(np.arange(start, min(start + COMPARED, len(images)))) for start in starts]
+    if len(pieces) == 1:
+        return nearest(images, others)
+    likeness, partner = zip(*_on_ray(partial(_nearest_of, others), pieces), strict=True)
+    return np.concatenate(likeness), np.concatenate(partner)
+
+
+def _nearest_of(others: Images, images: Images) -> tuple[np.ndarray, np.ndarray]:
+    return nearest(images, others)
 
 
 def _without_empty_classes(plan: Plan, items: list[Item], parts: dict[str, Part]) -> tuple[Plan, dict[str, Part]]:
@@ -400,6 +421,7 @@ def _without_empty_classes(plan: Plan, items: list[Item], parts: dict[str, Part]
 
 
 def _survey(plan: Plan, path: str) -> Images:
+    """What the images of a shard are compared by that an earlier call finished."""
     table = pq.read_table(pa.BufferReader(read_file(plan.request.out, path)))
     shape = (plan.request.channels, plan.request.resolution, plan.request.resolution)
     return Images.of(shard_pixels(table, shape), table.column("image_id").to_pylist())

@@ -15,7 +15,7 @@ from PIL import Image
 from medgan.data import ingest, phantom
 from medgan.data.sources import Options
 
-COUNT = 3_000
+COUNT = 6_000
 SIZE = (1300, 1000)
 RESOLUTION = 64
 ROUNDS = 2
