@@ -17,6 +17,7 @@ from typing import Any
 from medgan import config as configs
 from medgan.config import Refused
 from medgan.data import shards
+from medgan.data.sources import SOURCES
 from medgan.terminal import Failed, Parser, Progress, Stopped, absolute, again, command, duration
 
 
@@ -57,12 +58,13 @@ def main(argv: Sequence[str]) -> None:
         channels=manifest.channels,
         classes=manifest.classes,
         manifest_sha256=sha256,
+        mirror=manifest.source in SOURCES and SOURCES[manifest.source].mirror,
     )
     for split, least in (("train", config.global_batch), ("val", 16)):
         if manifest.rows(split) < least:
             raise Refused(f"--data {data}: {split} has {manifest.rows(split)} images, at least {least} are needed")
 
-    from medgan.data.loader import rank_slice
+    from medgan.data.loader import rank_rows
     from medgan.folder import RunFolder
     from medgan.ray_train import Workers, connect, fit
     from medgan.run import precision_of
@@ -89,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
     if workers.low > resources.get(unit, 0) and not args.wait:
         raise Refused(f"--workers {args.workers or workers.low}: the cluster has {resources.get(unit, 0):.0f} {unit}s")
     try:
-        rank_slice(config.global_batch, config.sample_group, 0, workers.high)
+        rank_rows(config.global_batch, config.sample_group, 0, workers.high, config.optim.accumulation)
     except ValueError as error:
         raise Refused(f"--workers {workers.high}: {error}") from None
     precision = precision_of(config.precision, gpu=unit == "GPU")

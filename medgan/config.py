@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 Precision = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 RESOLUTIONS = (32, 64, 128, 256, 512)
@@ -34,6 +34,9 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+Gamma = Annotated[float | None, BeforeValidator(lambda value: None if value == "auto" else value)]
+
+
 class Data(Section):
     """What the run trains on. All of it comes from DATA; a value set here must agree with DATA."""
 
@@ -45,6 +48,9 @@ class Data(Section):
     """Class names in label order. None: as in DATA."""
     manifest_sha256: str | None = None
     """SHA-256 of DATA/manifest.json, hex. None: any DATA; filled in when the run starts."""
+    mirror: bool | None = None
+    """Whether a mirrored image is still one of its kind: OCT scans yes, chest films no (the heart is on one side).
+    None: as the source of DATA says. To flip images of other sources set augment.mirror."""
     balance: float = Field(0.0, ge=0, le=1)
     """How far rare classes are shown more often: 0 as in DATA, 1 all classes equally often. For G and D alike."""
 
@@ -103,6 +109,8 @@ class Stylegan2Lite(Conditional):
     """Share of the learning rate at which the mapping network learns."""
     noise: bool = True
     """A noise image per level of G, part of z, with a learned strength in each layer."""
+    style_mixing: float = Field(0.0, ge=0, le=1)
+    """Share of the images in training whose finer levels follow a second w (arXiv:1812.04948, 3.1)."""
 
 
 class Resgan(Conditional):
@@ -129,10 +137,11 @@ class Loss(Section):
     name: Literal["bce", "lsgan", "hinge", "wgan-gp", "rpgan"] = "bce"
     """bce: non-saturating logistic; lsgan: least squares, arXiv:1611.04076; hinge: arXiv:1705.02894; wgan-gp:
     Wasserstein with gradient penalty, arXiv:1704.00028; rpgan: relativistic pairs of one label, arXiv:2501.05441."""
-    r1_gamma: float = Field(0.0, ge=0, le=1e4)
-    """Weight of the R1 penalty, gamma/2 * |dD/dx|^2 at real images; 0 turns it off."""
-    r2_gamma: float = Field(0.0, ge=0, le=1e4)
-    """Weight of the R2 penalty, the same at generated images; 0 turns it off."""
+    r1_gamma: Gamma = Field(0.0, ge=0, le=1e4)
+    """Weight of the R1 penalty, gamma/2 * |dD/dx|^2 at real images; 0 turns it off; auto (or null):
+    0.0004 * resolution^2 / global_batch, twice what arXiv:2006.06676 starts from."""
+    r2_gamma: Gamma = Field(0.0, ge=0, le=1e4)
+    """Weight of the R2 penalty, the same at generated images; 0 turns it off; auto as for R1."""
     r1_interval: int = Field(16, ge=1, le=1024)
     """R1 and R2 are taken every so many steps and weighted by as much; 1: every step."""
     gamma_kimg: float = Field(0.0, ge=0)
@@ -143,6 +152,35 @@ class Loss(Section):
     """wgan-gp: weight of (|dD/dx| - 1)^2 between a real and a generated image, in every step."""
     critic_steps: int = Field(1, ge=1, le=100)
     """D learns so many times for each time that G does, on images of its own; wgan-gp wants 5."""
+    path_weight: float = Field(0.0, ge=0, le=1e4)
+    """stylegan2-lite: weight of the path length penalty (arXiv:1912.04958, eq. 4); 0 turns it off, the paper has 2."""
+    path_interval: int = Field(4, ge=1, le=1024)
+    """It is taken every so many steps of G and weighted by as much."""
+
+
+Kind = Literal["flip", "shift", "scale", "rotate", "stretch", "brightness", "contrast", "saturation", "hue", "cutout"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+class Augment(Section):
+    """What D sees of real and generated images alike, so that few images do not make it learn them by heart."""
+
+    name: Literal["none", "diffaugment", "ada", "ramp"] = "none"
+    """diffaugment: always (arXiv:2006.10738), for a few hundred images; ada: each transformation with a probability
+    that follows D's overfitting (arXiv:2006.06676); ramp: with one that grows on a schedule, as rpgan wants."""
+    kinds: tuple[Kind, ...] | None = None
+    """Which transformations. None: for diffaugment brightness, contrast, saturation, shift and cutout, for ada and
+    ramp all but cutout; each of them only as far as the images are still of their kind."""
+    mirror: bool | None = None
+    """Whether images may be flipped left to right. None: as data.mirror says."""
+    p: float = Field(0.0, ge=0, le=1)
+    """ada: the probability to start with; ramp: that to end with."""
+    p_max: float = Field(0.8, ge=0, le=1)
+    """ada: never more; above, transformations begin to show in the generated images."""
+    target: float = Field(0.6, gt=0, lt=1)
+    """ada: mean sign of D's logits at real images above which the probability grows."""
+    kimg: float = Field(500.0, gt=0)
+    """ada: thousands of images in which the probability goes from 0 to 1 at most; ramp: until its end."""
 
 
 class Ema(Section):
@@ -173,6 +211,8 @@ class Optim(Section):
     """What is left of them from decay_kimg on, as a share."""
     clip: float = Field(0.0, ge=0)
     """Gradients of a network whose norm is larger are scaled down to it; 0: never."""
+    accumulation: int = Field(1, ge=1, le=1024)
+    """A global batch is taken in so many equal parts, for the memory of one; BatchNorm then sees a part at a time."""
 
 
 class Checkpoint(Section):
@@ -213,10 +253,16 @@ class Config(Section):
     global_batch: int = Field(64, ge=2, le=65536)
     """Images per step over all workers; does not change with their number."""
     precision: Precision = "auto"
-    """auto: bfloat16 on GPU and on CPUs with AMX or AVX512-BF16, float32 elsewhere; settled when the run starts."""
+    """auto: bfloat16 on GPU and on CPUs with AMX or AVX512-BF16, float32 elsewhere; settled when the run starts.
+    float16: with gradients scaled so that they do not vanish."""
+    tf32: bool = True
+    """GPU: products in float32 keep 10 bits of mantissa, which is several times faster."""
+    compile: bool = False
+    """Compile what needs no second derivative (torch.compile): worth its minutes on long runs."""
     data: Data = Data()
     model: Model = Cgan()
     loss: Loss = Loss()
+    augment: Augment = Augment()
     ema: Ema = Ema()
     optim: Optim = Optim()
     checkpoint: Checkpoint = Checkpoint()
@@ -250,6 +296,33 @@ class Config(Section):
         """What the weights of R1 and R2 are multiplied with in the step that starts at images_seen."""
         return _cosine(images_seen, self.loss.gamma_kimg, self.loss.gamma_left)
 
+    def gradient_weight(self, name: Literal["r1", "r2"], images_seen: int) -> float:
+        """What R1 or R2 is multiplied with in the step that starts at images_seen, if that takes it."""
+        gamma = self.loss.r1_gamma if name == "r1" else self.loss.r2_gamma
+        assert gamma is not None, "auto is settled by for_data"
+        return gamma / 2 * self.loss.r1_interval * self.gamma_factor(images_seen)
+
+    @property
+    def augmentations(self) -> tuple[Kind, ...]:
+        """The transformations of augment.name that keep these images what they are."""
+        chosen = self.augment
+        if chosen.name == "none":
+            return ()
+        usual: tuple[Kind, ...] = ("brightness", "contrast", "saturation", "shift", "cutout")
+        if chosen.name != "diffaugment":
+            usual = tuple(kind for kind in KINDS if kind != "cutout")
+        wanted = usual if chosen.kinds is None else chosen.kinds
+        return tuple(kind for kind in wanted if kind not in self.senseless())
+
+    def senseless(self) -> dict[str, str]:
+        """Transformations after which these images would be none of their kind, and why."""
+        found = {}
+        if not (self.data.mirror if self.augment.mirror is None else self.augment.mirror):
+            found["flip"] = "a mirrored image is none of this data; if it is, set augment.mirror=true"
+        if self.data.channels == 1:
+            found |= dict.fromkeys(("saturation", "hue"), "DATA is grey")
+        return found
+
     @property
     def conditional(self) -> bool:
         """Whether labels matter; config.data must be filled from DATA."""
@@ -270,6 +343,8 @@ AXES: dict[str, tuple[str, ...]] = {
     "model.norm_d": ("batch", "none"),
     "loss.name": get_args(Loss.model_fields["name"].annotation),
     "penalty": ("none", "r1", "r2", "r1+r2", "gp"),
+    "path length": ("none", "weighted"),
+    "augment.name": get_args(Augment.model_fields["name"].annotation),
     "condition": ("none", "class"),
 }
 
@@ -303,6 +378,20 @@ EXCLUDED: tuple[Exclusion, ...] = (
     *(
         Exclusion({"loss.name": name, "penalty": "gp"}, f"loss.gp_weight belongs to wgan-gp, not to loss.name={name}")
         for name in ("bce", "lsgan", "hinge", "rpgan")
+    ),
+    *(
+        Exclusion(
+            {"model.name": name, "path length": "weighted"},
+            f"loss.path_weight is about w, which {name} does not have: use model.name=stylegan2-lite",
+        )
+        for name in ("dcgan", "cgan", "resgan")
+    ),
+    *(
+        Exclusion(
+            {"loss.name": name, "augment.name": "ada"},
+            f"augment.name=ada reads D's sign at real images, which loss.name={name} gives no meaning: use ramp",
+        )
+        for name in ("wgan-gp", "rpgan")
     ),
     Exclusion(
         {"model.name": "cgan", "condition": "none"},
@@ -340,20 +429,23 @@ def cell_of(config: Config) -> dict[str, str]:
         "model.norm_d": config.model.norm_d if isinstance(config.model, Dcgan) else "none",
         "loss.name": config.loss.name,
         "penalty": _penalty(config.loss),
+        "path length": "weighted" if config.loss.path_weight else "none",
+        "augment.name": config.augment.name,
         "condition": "class" if config.data.classes is None or len(config.data.classes) else "none",
     }
 
 
 def _penalty(loss: Loss) -> str:
-    taken = [name for name, gamma in (("r1", loss.r1_gamma), ("r2", loss.r2_gamma)) if gamma > 0]
+    taken = [name for name, gamma in (("r1", loss.r1_gamma), ("r2", loss.r2_gamma)) if gamma is None or gamma > 0]
     if loss.name == "wgan-gp" and not taken:
         return "gp"
     return "+".join(taken) or "none"
 
 
-FOUND_IN_DATA = ("channels", "classes", "manifest_sha256")
+FOUND_IN_DATA = ("channels", "classes", "mirror", "manifest_sha256")
 
-_R1 = {"loss.name": "bce", "loss.r1_gamma": 0.1, "optim.beta1": 0.0, "optim.beta2": 0.99}
+
+_R1 = {"loss.name": "bce", "loss.r1_gamma": "auto", "optim.beta1": 0.0, "optim.beta2": 0.99}
 _CONV = {"global_batch": 32, "optim.lr_g": 1e-3, "optim.lr_d": 1e-3}
 _STYLE = {"model.name": "stylegan2-lite", **_R1, "optim.lr_g": 2.5e-3, "optim.lr_d": 2.5e-3}
 
@@ -418,12 +510,16 @@ def validate(tree: Mapping[str, Any]) -> Config:
     reason = excluded(cell_of(config))
     if reason:
         raise ConfigError(reason)
-    if config.global_batch % config.sample_group:
+    pieces = config.optim.accumulation
+    if config.global_batch % (config.sample_group * pieces):
+        parts = f" times optim.accumulation={pieces}" if pieces > 1 else ""
         raise ConfigError(
-            f"global_batch={config.global_batch}: must be a multiple of model.stddev_group={config.sample_group}"
+            f"global_batch={config.global_batch}: must be a multiple of model.stddev_group={config.sample_group}{parts}"
         )
-    if config.precision == "float16":
-        raise ConfigError("precision=float16: gradients need loss scaling, which is not built: use bfloat16 or float32")
+    senseless = config.senseless() if config.data.channels else {}
+    for kind in config.augment.kinds or ():
+        if kind in senseless:
+            raise ConfigError(f"augment.kinds={kind}: {senseless[kind]}")
     model = config.model
     if isinstance(model, Conditional) and model.anneal_to_kimg:
         if model.anneal_from_kimg > model.anneal_to_kimg:
@@ -444,12 +540,24 @@ def validate(tree: Mapping[str, Any]) -> Config:
     return config
 
 
-def for_data(config: Config, *, resolution: int, channels: int, classes: Sequence[str], manifest_sha256: str) -> Config:
-    """The config with its data section filled from DATA. Raises ConfigError where a set value disagrees."""
+def for_data(
+    config: Config,
+    *,
+    resolution: int,
+    channels: int,
+    classes: Sequence[str],
+    manifest_sha256: str,
+    mirror: bool = False,
+) -> Config:
+    """The config with its data section filled from DATA, and what follows from it settled.
+
+    Raises ConfigError where a set value disagrees.
+    """
     found = {
         "resolution": resolution,
         "channels": channels,
         "classes": tuple(classes),
+        "mirror": mirror,
         "manifest_sha256": manifest_sha256,
     }
     for key, value in found.items():
@@ -458,6 +566,9 @@ def for_data(config: Config, *, resolution: int, channels: int, classes: Sequenc
             raise ConfigError(f"data.{key}={_show(wanted)}: DATA has {_show(value)}")
     tree = config.dump()
     tree["data"] |= {**found, "classes": list(classes)}
+    for name in ("r1_gamma", "r2_gamma"):
+        if tree["loss"][name] is None:
+            tree["loss"][name] = 0.0004 * resolution**2 / config.global_batch
     return validate(tree)
 
 

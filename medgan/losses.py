@@ -15,11 +15,14 @@ from torch import Tensor
 
 
 class AdversarialLoss(NamedTuple):
-    """D's loss and G's loss of (real, fake) logits, each (N,); paired: whether G's looks at the real ones."""
+    """D's loss and G's loss of (real, fake) logits, each (N,)."""
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor, Tensor], Tensor]
     paired: bool = False
+    """Whether G's loss looks at the real ones."""
+    middle: float = 0.0
+    """The logit that means neither real nor generated."""
 
 
 def bce_discriminator(real: Tensor, fake: Tensor) -> Tensor:
@@ -69,7 +72,7 @@ def rpgan_generator(real: Tensor, fake: Tensor) -> Tensor:
 
 LOSSES = {
     "bce": AdversarialLoss(bce_discriminator, bce_generator),
-    "lsgan": AdversarialLoss(lsgan_discriminator, lsgan_generator),
+    "lsgan": AdversarialLoss(lsgan_discriminator, lsgan_generator, middle=0.5),
     "hinge": AdversarialLoss(hinge_discriminator, linear_generator),
     "wgan-gp": AdversarialLoss(wgan_discriminator, linear_generator),
     "rpgan": AdversarialLoss(rpgan_discriminator, rpgan_generator, paired=True),
@@ -92,3 +95,15 @@ def gradient_penalty(images: Tensor, logits: Tensor) -> Tensor:
     Arguments as of `squared_gradient`; returns (N,) >= 0, before its weight.
     """
     return ((squared_gradient(images, logits) + 1e-12).sqrt() - 1).square()  # 1e-12: the root's gradient at 0
+
+
+def path_lengths(images: Tensor, w: Tensor, direction: Tensor) -> Tensor:
+    """|J^T y|: how far w moves G's images, along y (Karras et al. 2020, arXiv:1912.04958, eq. 4).
+
+    images: (N, C, H, W), computed from w: (N, L, w_dim), one w for each of L levels; direction: y, standard normal
+    (N, C, H, W). Returns (N,) >= 0: the root of the mean square over levels, divided by that of the number of pixels,
+    so that neither number changes it much.
+    """
+    pixels = images.shape[2] * images.shape[3]
+    (gradient,) = torch.autograd.grad((images * direction).sum() / pixels**0.5, w, create_graph=True)
+    return (gradient.square().sum(2).mean(1) + 1e-12).sqrt()

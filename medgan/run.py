@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medgan import loop, report, sample
 from medgan.config import Config
-from medgan.data.loader import Order, Split, batches, open_split, rank_slice
+from medgan.data.loader import Order, Split, batches, open_split, rank_rows
 from medgan.data.shards import label_counts
 from medgan.distributed import World
 from medgan.folder import RunFolder, checkpoint_name
@@ -59,7 +59,9 @@ def train(
         other = RunFolder(init)
         state.load_weights(other.read(checkpoint_name(max(other.checkpoints()))))
     tracker = _tracker(config, folder, state.images_seen) if world.first else NullTracker()
-    part = rank_slice(config.global_batch, config.sample_group, world.rank, world.size)
+    part = np.concatenate(
+        rank_rows(config.global_batch, config.sample_group, world.rank, world.size, config.optim.accumulation)
+    )
     failed = True
     if world.first and config.tracking.real_images:
         folder.write("samples/real.png", real_grid(config, split))

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 import io
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from medgan.config import Config, Ema, Optim
+from medgan.augment import Strength
+from medgan.config import Config, Ema
 from medgan.distributed import World
 from medgan.models import build_gan
 from medgan.streams import stream_seed
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+PATH_DECAY = 0.01
+"""How fast the mean path length follows the lengths seen (arXiv:1912.04958, B)."""
 
 
 class CheckpointError(ValueError):
@@ -31,11 +36,35 @@ class Player:
     optimizer: torch.optim.Optimizer
     lr: float
     """Learning rate before any schedule."""
+    scaler: torch.amp.GradScaler
+    """Keeps float16 gradients from vanishing; for other precisions it does nothing."""
 
     @staticmethod
-    def create(module: nn.Module, lr: float, optim: Optim, world: World) -> Player:
+    def create(module: nn.Module, lr: float, config: Config, world: World) -> Player:
+        optim = config.optim
         adam = torch.optim.Adam(module.parameters(), lr=lr, betas=(optim.beta1, optim.beta2), eps=optim.eps)
-        return Player(module, world.wrap(module), adam, lr)
+        scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "float16")
+        return Player(module, world.wrap(module), adam, lr, scaler)
+
+    def summing(self, last: bool) -> AbstractContextManager[None]:
+        """Within it DDP sums gradients over ranks where this is the last backward before `step`."""
+        if last or not isinstance(self.ddp, DistributedDataParallel):
+            return nullcontext()
+        return self.ddp.no_sync()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a loss's gradients to those since the last `step`."""
+        self.scaler.scale(loss).backward()
+
+    def step(self, config: Config, images_seen: int) -> None:
+        """One step of the optimizer at the learning rate of this moment, skipped where float16 overflowed."""
+        self.scaler.unscale_(self.optimizer)
+        if config.optim.clip:
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), config.optim.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * config.lr_factor(images_seen)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
 
 @dataclass
@@ -48,6 +77,10 @@ class TrainState:
     discriminator: Player
     ema: nn.Module
     images_seen: int = 0
+    strength: Strength = field(default_factory=Strength)
+    """Of the augmentation."""
+    path_mean: float = 0.0
+    """What path lengths are drawn to: their running mean."""
     best: dict[str, Any] = field(default_factory=dict)
     """The best evaluation so far: images_seen, kid, and the identity of the figure."""
 
@@ -63,9 +96,10 @@ class TrainState:
         return TrainState(
             config,
             world,
-            Player.create(generator, config.optim.lr_g, config.optim, world),
-            Player.create(discriminator, config.optim.lr_d, config.optim, world),
+            Player.create(generator, config.optim.lr_g, config, world),
+            Player.create(discriminator, config.optim.lr_d, config, world),
             ema,
+            strength=Strength(config.augment.p),
         )
 
     @torch.no_grad()
@@ -74,6 +108,12 @@ class TrainState:
         weight = 1 - ema_decay(self.config.ema, self.config.global_batch, self.images_seen)
         for average, value in zip(self.ema.parameters(), self.generator.module.parameters(), strict=True):
             average.lerp_(value, weight)
+
+    def path_deviation(self, lengths: Tensor) -> Tensor:
+        """(lengths - their running mean)^2, after the mean took a step towards these; (N,), every rank has its part."""
+        total, count = self.world.sum(torch.stack([lengths.detach().sum(), lengths.new_tensor(len(lengths))])).tolist()
+        self.path_mean += PATH_DECAY * (total / count - self.path_mean)
+        return (lengths - self.path_mean).square()
 
     def finite(self) -> bool:
         """Whether every weight is a finite number; the same answer on every rank, since weights are."""
@@ -94,6 +134,9 @@ class TrainState:
                 "ema": self.ema.state_dict(),
                 "generator_optimizer": self.generator.optimizer.state_dict(),
                 "discriminator_optimizer": self.discriminator.optimizer.state_dict(),
+                "scalers": [player.scaler.state_dict() for player in (self.generator, self.discriminator)],
+                "strength": asdict(self.strength),
+                "path_mean": self.path_mean,
             },
             buffer,
         )
@@ -107,6 +150,10 @@ class TrainState:
         self.ema.load_state_dict(saved["ema"])
         self.generator.optimizer.load_state_dict(saved["generator_optimizer"])
         self.discriminator.optimizer.load_state_dict(saved["discriminator_optimizer"])
+        for player, scaler in zip((self.generator, self.discriminator), saved["scalers"], strict=True):
+            player.scaler.load_state_dict(scaler)
+        self.strength = Strength(**saved["strength"])
+        self.path_mean = saved["path_mean"]
         self.images_seen = saved["images_seen"]
         self.best = saved["best"]
 

@@ -1,139 +1,212 @@
-"""One training step: one D update, one G update, one EMA update, on this rank's slice of the global batch.
+"""One training step: one D update, one G update, one EMA update, on this rank's share of the global batch.
 
-Every rank draws the z of the whole global batch and takes its slice, and a local loss is
+Every rank draws the z of the whole global batch and takes its rows, and a local loss is
 sum(own samples) * W / global_batch, so that DDP's mean over ranks is the mean over the global batch, also where
-slices are uneven. W ranks therefore follow one process (see tests/test_exactness.py).
+shares are uneven. W ranks therefore follow one process (see tests/test_exactness.py).
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from medgan.config import Config
-from medgan.data.loader import Batch, rank_slice
-from medgan.losses import LOSSES, gradient_penalty, squared_gradient
+from medgan.augment import DRAWS, augment
+from medgan.config import KINDS, Config
+from medgan.data.loader import Batch, rank_rows
+from medgan.losses import LOSSES, gradient_penalty, path_lengths, squared_gradient
 from medgan.models import z_size
 from medgan.pixels import to_images
-from medgan.state import Player, TrainState
+from medgan.state import TrainState
 from medgan.streams import stream
 
-SCALARS = ("loss/D", "loss/G", "logits/real", "logits/fake", "penalty/r1", "penalty/r2", "penalty/gp")
+SCALARS = (
+    *("loss/D", "loss/G", "logits/real", "logits/fake", "logits/sign"),
+    *("penalty/r1", "penalty/r2", "penalty/gp", "penalty/path"),
+)
+"""logits/sign: mean sign of D's logits at real images, which goes to 1 where D knows them by heart."""
 
 
 def parts(config: Config, images_seen: int) -> frozenset[str]:
     """Which of SCALARS the step that starts at images_seen has: penalties are lazy, G may learn less often than D."""
     step, loss = images_seen // config.global_batch, config.loss
-    lazy = step % loss.r1_interval == 0
+    lazy, learns = step % loss.r1_interval == 0, (step + 1) % loss.critic_steps == 0
     having = {
-        "loss/G": (step + 1) % loss.critic_steps == 0,
-        "penalty/r1": lazy and loss.r1_gamma > 0,
-        "penalty/r2": lazy and loss.r2_gamma > 0,
+        "loss/G": learns,
+        "penalty/r1": lazy and loss.r1_gamma != 0,
+        "penalty/r2": lazy and loss.r2_gamma != 0,
         "penalty/gp": loss.name == "wgan-gp",
+        "penalty/path": loss.path_weight > 0 and learns and step // loss.critic_steps % loss.path_interval == 0,
     }
     return frozenset(name for name in SCALARS if having.get(name, True))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """This rank's part of one of the optim.accumulation pieces of a global batch."""
+
+    rows: np.ndarray
+    """Places in the global batch, int64 (n,)."""
+    real: Tensor
+    """(n, C, R, R) in [-1, 1] before augmentation."""
+    labels: Tensor
+    """(n, K), times their strength."""
 
 
 def train_step(state: TrainState, batch: Batch) -> Tensor:
     """One D update, one G update where it is G's turn, one EMA update. Mutates state.
 
-    Returns this rank's share of SCALARS, float64 (7,), on the device and detached: their sum over ranks is the mean
+    Returns this rank's share of SCALARS, float64 (9,), on the device and detached: their sum over ranks is the mean
     over the global batch. What the step does not have (see `parts`) is 0.
     """
-    config, world = state.config, state.world
-    generator, discriminator = state.generator, state.discriminator
-    loss, having = LOSSES[config.loss.name], parts(config, state.images_seen)
-    r1, r2, gp, learns = (name in having for name in ("penalty/r1", "penalty/r2", "penalty/gp", "loss/G"))
+    config, generator, discriminator = state.config, state.generator, state.discriminator
+    having = parts(config, state.images_seen)
+    pieces, learns = cut(state, batch), "loss/G" in having
+    # One batch of fakes serves both players, so that G's forward pass, with its sums over ranks, is paid for once.
+    # In several pieces its graph would have to be kept for all of them: then G draws again.
+    whole = len(pieces) == 1
+    seen = torch.zeros(len(SCALARS), dtype=torch.float64, device=state.world.device)
 
-    dtype = next(generator.module.parameters()).dtype
-    real = to_images(batch.pixels.to(world.device), dtype).contiguous(memory_format=torch.channels_last)
-    labels = batch.labels.to(world.device, dtype) * config.label_strength(state.images_seen)
-    share = 1.0 / config.global_batch
-    nothing = real.new_zeros(len(real))
+    discriminator.optimizer.zero_grad(set_to_none=True)
+    for piece in pieces:
+        fakes = draw(state, piece, having, learning=learns and whole)
+        with discriminator.summing(piece is pieces[-1]):
+            seen += learn_discriminator(state, piece, fakes, having)
+    discriminator.step(config, state.images_seen)
 
-    # One batch of fakes serves both players: G's forward pass, with its sums over ranks, is paid for once.
-    with autocast(state), torch.set_grad_enabled(learns):
-        network = generator.ddp if learns else generator.module
-        fake = network(latents(state, dtype), labels).to(dtype)
-
-    # D learns: the DDP wrapper of D. Penalties are second derivatives: float32 all the way.
-    shown = fake.detach().requires_grad_(r2)
-    real.requires_grad_(r1)
-    with autocast(state, enabled=not r1):
-        real_logits = discriminator.ddp(real, labels).to(dtype)
-    with autocast(state, enabled=not r2):
-        fake_logits = discriminator.ddp(shown, labels).to(dtype)
-    loss_d = loss.discriminator(real_logits, fake_logits)
-    # A penalty differentiates the rank's unscaled logits and joins the one backward.
-    penalties = {
-        "penalty/r1": squared_gradient(real, real_logits) if r1 else nothing,
-        "penalty/r2": squared_gradient(shown, fake_logits) if r2 else nothing,
-        "penalty/gp": nothing,
-    }
-    if gp:
-        between = torch.lerp(real, shown, uniform(state, "between", dtype)).requires_grad_()
-        penalties["penalty/gp"] = gradient_penalty(between, discriminator.ddp(between, labels).to(dtype))
-    lazy = config.gamma_factor(state.images_seen) / 2 * config.loss.r1_interval
-    total = (
-        loss_d
-        + penalties["penalty/r1"] * (config.loss.r1_gamma * lazy)
-        + penalties["penalty/r2"] * (config.loss.r2_gamma * lazy)
-        + penalties["penalty/gp"] * config.loss.gp_weight
-    )
-    update(discriminator, total.sum() * (share * world.size), config, state.images_seen)
-
-    # G learns: D bare.
-    loss_g = nothing
     if learns:
         discriminator.module.requires_grad_(False)
-        with autocast(state):
-            beside = nothing
-            if loss.paired:
-                with torch.no_grad():
-                    beside = discriminator.module(real, labels).to(dtype)
-            loss_g = loss.generator(beside, discriminator.module(fake, labels).to(dtype))
-        update(generator, loss_g.sum() * (share * world.size), config, state.images_seen)
+        generator.optimizer.zero_grad(set_to_none=True)
+        for piece in pieces:
+            with generator.summing(piece is pieces[-1]):
+                if not whole:
+                    fakes = draw(state, piece, having, learning=True)
+                seen += learn_generator(state, piece, fakes, having)
+        generator.step(config, state.images_seen)
         discriminator.module.requires_grad_(True)
 
+    seen /= config.global_batch
+    if config.augment.name == "ada":
+        sign = float(state.world.sum(seen[SCALARS.index("logits/sign")]))
+        state.strength.follow(sign, config.augment, config.global_batch)
     state.images_seen += config.global_batch
     state.update_ema()
-    scalars = torch.stack([loss_d, loss_g, real_logits, fake_logits, *penalties.values()]).detach().double()
-    return scalars.sum(1) * share
+    return seen
 
 
-def update(player: Player, loss: Tensor, config: Config, images_seen: int) -> None:
-    """One step of a player's optimizer down the loss, at the learning rate of this moment."""
-    player.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if config.optim.clip:
-        torch.nn.utils.clip_grad_norm_(player.module.parameters(), config.optim.clip)
-    for group in player.optimizer.param_groups:
-        group["lr"] = player.lr * config.lr_factor(images_seen)
-    player.optimizer.step()
-
-
-def latents(state: TrainState, dtype: torch.dtype) -> Tensor:
-    """This rank's slice of the global batch's z: (n, z_size) standard normal."""
-    config = state.config
-    random = stream(config.seed, "z", state.images_seen)
-    return mine(state, torch.randn(config.global_batch, z_size(config), generator=random, dtype=dtype))
-
-
-def uniform(state: TrainState, name: str, dtype: torch.dtype) -> Tensor:
-    """This rank's slice of a number from 0 to 1 for each image of the global batch: (n, 1, 1, 1)."""
-    random = stream(state.config.seed, name, state.images_seen)
-    return mine(state, torch.rand(state.config.global_batch, 1, 1, 1, generator=random, dtype=dtype))
-
-
-def mine(state: TrainState, draws: Tensor) -> Tensor:
-    """This rank's slice of what was drawn for the global batch, on the device."""
+def cut(state: TrainState, batch: Batch) -> list[Piece]:
+    """A rank's batch as images, in as many pieces as the config says."""
     config, world = state.config, state.world
-    return draws[rank_slice(config.global_batch, config.sample_group, world.rank, world.size)].to(world.device)
+    dtype = next(state.generator.module.parameters()).dtype
+    real = to_images(batch.pixels.to(world.device, non_blocking=True), dtype)
+    real = real.contiguous(memory_format=torch.channels_last)
+    labels = batch.labels.to(world.device, dtype, non_blocking=True) * config.label_strength(state.images_seen)
+    rows = rank_rows(config.global_batch, config.sample_group, world.rank, world.size, config.optim.accumulation)
+    sizes = [len(mine) for mine in rows]
+    return [Piece(*piece) for piece in zip(rows, real.split(sizes), labels.split(sizes), strict=True)]
+
+
+def draw(state: TrainState, piece: Piece, having: frozenset[str], learning: bool) -> tuple[Tensor, Tensor | None]:
+    """Generated images (n, C, R, R), and where path lengths are due the w (n, levels, w_dim) they come from."""
+    z = drawn(state, piece, "z", z_size(state.config), normal=True)
+    network = state.generator.ddp if learning else state.generator.module
+    lengths = learning and "penalty/path" in having
+    with autocast(state, enabled=not lengths), torch.set_grad_enabled(learning):
+        if lengths:
+            images, w = network(z, piece.labels, with_w=True)
+            return images.to(z.dtype), w
+        return network(z, piece.labels).to(z.dtype), None
+
+
+def learn_discriminator(
+    state: TrainState, piece: Piece, fakes: tuple[Tensor, Tensor | None], having: frozenset[str]
+) -> Tensor:
+    """D's gradients from one piece: the DDP wrapper of D, one backward. Returns sums of its SCALARS, float64 (9,)."""
+    config, network = state.config, state.discriminator.ddp
+    loss, dtype = LOSSES[config.loss.name], piece.real.dtype
+    r1, r2 = "penalty/r1" in having, "penalty/r2" in having
+    real = augmented(state, piece, piece.real, "real").detach().requires_grad_(r1)
+    fake = augmented(state, piece, fakes[0].detach(), "fake").detach().requires_grad_(r2)
+    # Penalties are second derivatives: float32 all the way.
+    with autocast(state, enabled=not r1):
+        real_logits = network(real, piece.labels).to(dtype)
+    with autocast(state, enabled=not r2):
+        fake_logits = network(fake, piece.labels).to(dtype)
+    found = {"loss/D": loss.discriminator(real_logits, fake_logits)}
+    total = found["loss/D"]
+    # A penalty differentiates the rank's unscaled logits and joins the one backward.
+    if r1:
+        found["penalty/r1"] = squared_gradient(real, real_logits)
+        total = total + found["penalty/r1"] * config.gradient_weight("r1", state.images_seen)
+    if r2:
+        found["penalty/r2"] = squared_gradient(fake, fake_logits)
+        total = total + found["penalty/r2"] * config.gradient_weight("r2", state.images_seen)
+    if "penalty/gp" in having:
+        between = torch.lerp(real, fake, drawn(state, piece, "between", 1, 1, 1)).requires_grad_()
+        found["penalty/gp"] = gradient_penalty(between, network(between, piece.labels).to(dtype))
+        total = total + found["penalty/gp"] * config.loss.gp_weight
+    state.discriminator.backward(total.sum() * (state.world.size / config.global_batch))
+    found |= {"logits/real": real_logits, "logits/fake": fake_logits, "logits/sign": (real_logits - loss.middle).sign()}
+    return sums(found)
+
+
+def learn_generator(
+    state: TrainState, piece: Piece, fakes: tuple[Tensor, Tensor | None], having: frozenset[str]
+) -> Tensor:
+    """G's gradients from one piece: D bare. Returns sums of its SCALARS, float64 (9,)."""
+    config, judge = state.config, state.discriminator.module
+    images, w = fakes
+    loss, dtype, labels = LOSSES[config.loss.name], images.dtype, piece.labels
+    with autocast(state):
+        beside = images.new_zeros(len(images))
+        if loss.paired:
+            with torch.no_grad():
+                beside = judge(augmented(state, piece, piece.real, "real"), labels).to(dtype)
+        found = {"loss/G": loss.generator(beside, judge(augmented(state, piece, images, "fake"), labels).to(dtype))}
+    total = found["loss/G"]
+    if w is not None:
+        direction = drawn(state, piece, "direction", *images.shape[1:], normal=True)
+        found["penalty/path"] = state.path_deviation(path_lengths(images, w, direction))
+        total = total + found["penalty/path"] * (config.loss.path_weight * config.loss.path_interval)
+    state.generator.backward(total.sum() * (state.world.size / config.global_batch))
+    return sums(found)
+
+
+def augmented(state: TrainState, piece: Piece, images: Tensor, side: str) -> Tensor:
+    """Images as D sees them. side: real or fake, which have draws of their own."""
+    config = state.config
+    kinds = config.augmentations
+    if not kinds:
+        return images
+    strength = state.strength.of(config.augment, state.images_seen)
+    padding = "zeros" if config.augment.name == "diffaugment" else "reflection"
+    return augment(images, drawn(state, piece, f"augment/{side}", len(KINDS), DRAWS), strength, kinds, padding)
+
+
+def drawn(state: TrainState, piece: Piece, name: str, *shape: int, normal: bool = False) -> Tensor:
+    """A piece's rows of what is drawn for the global batch: uniform in [0, 1) or standard normal, on the device."""
+    config, device = state.config, state.world.device
+    random, kind = stream(config.seed, name, state.images_seen), torch.randn if normal else torch.rand
+    numbers = kind(config.global_batch, *shape, generator=random, dtype=piece.real.dtype)
+    return numbers[piece.rows].to(device, non_blocking=True)
+
+
+def sums(found: dict[str, Tensor]) -> Tensor:
+    """Of each of SCALARS over the samples: float64 (9,), detached."""
+    some = next(iter(found.values()))
+    return torch.stack(
+        [
+            found[name].detach().double().sum() if name in found else some.new_zeros((), dtype=torch.float64)
+            for name in SCALARS
+        ]
+    )
 
 
 def autocast(state: TrainState, enabled: bool = True) -> AbstractContextManager[None]:
-    """bfloat16 where the run's precision says so."""
-    on = enabled and state.config.precision == "bfloat16"
-    return torch.autocast(state.world.device.type, dtype=torch.bfloat16, enabled=on)
+    """bfloat16 or float16 where the run's precision says so."""
+    halves = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    dtype = halves.get(state.config.precision)
+    return torch.autocast(state.world.device.type, dtype=dtype, enabled=enabled and dtype is not None)

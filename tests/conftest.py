@@ -62,6 +62,10 @@ def overrides_of(cell: dict[str, str]) -> dict[str, object]:
         chosen["model.norm_d"] = cell["model.norm_d"]
     for name in ("r1", "r2"):
         chosen[f"loss.{name}_gamma"] = 1.0 if name in cell["penalty"].split("+") else 0.0
+    if cell["path length"] == "weighted":
+        chosen["loss.path_weight"] = 2.0
+    if cell["augment.name"] != "none":
+        chosen |= {"augment.name": cell["augment.name"], "augment.p": 0.5}
     return chosen
 
 

@@ -131,6 +131,13 @@ def rank_slice(global_batch: int, group: int, rank: int, world: int) -> slice:
     return slice(groups * rank // world * group, groups * (rank + 1) // world * group)
 
 
+def rank_rows(global_batch: int, group: int, rank: int, world: int, pieces: int = 1) -> list[np.ndarray]:
+    """Places in a global batch, int64, that a rank takes of each of its equal pieces; see `rank_slice`."""
+    size = global_batch // pieces
+    part = rank_slice(size, group, rank, world)
+    return [np.arange(start + part.start, start + part.stop) for start in range(0, global_batch, size)]
+
+
 class Order:
     """Which row comes when: a function of (seed, images_seen) alone.
 
@@ -177,8 +184,10 @@ def row_weights(labels: np.ndarray, balance: float) -> np.ndarray:
     return weights
 
 
-def batches(split: Split, order: Order, images_seen: int, global_batch: int, part: slice) -> Iterator[Batch]:
-    """This rank's slices of the global batches from images_seen on, without end."""
+def batches(
+    split: Split, order: Order, images_seen: int, global_batch: int, part: slice | np.ndarray
+) -> Iterator[Batch]:
+    """What a rank takes of the global batches from images_seen on, without end. part: places in the global batch."""
     while True:
         rows = order.batch(images_seen, global_batch)[part]
         yield Batch(

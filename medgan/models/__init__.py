@@ -44,8 +44,10 @@ def build_gan(config: Config) -> tuple[nn.Module, nn.Module]:
 
 
 def z_size(config: Config) -> int:
-    """Numbers in one sample's z: model.z_dim, and where G has noise inputs one for each of their pixels."""
+    """Numbers in one sample's z: model.z_dim, one for each pixel of G's noise inputs, and what style mixing needs."""
     size = config.model.z_dim
+    if isinstance(config.model, Stylegan2Lite) and config.model.style_mixing:
+        size += config.model.z_dim + 1
     if isinstance(config.model, Stylegan2Lite) and config.model.noise:
         assert config.data.resolution is not None
         side = 4

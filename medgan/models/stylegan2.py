@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -195,13 +196,14 @@ class Level(nn.Module):
 class Generator(nn.Module):
     """z (N, z_size) and labels (N, K) -> images (N, C, R, R) in [-1, 1].
 
-    The first z_dim numbers of z go through the mapping network, the others are the noise images, level by level.
+    The first z_dim numbers of z go through the mapping network, then come the noise images, level by level. With
+    style mixing another z_dim follow, and one more that says in training whether and from which level on they act.
     """
 
     def __init__(self, config: Stylegan2Lite, resolution: int, channels: int, classes: int) -> None:
         super().__init__()
         widths = [*channels_at(config.width, config.max_width, resolution)[::-1], config.width // 2]
-        self.z_dim, self.noise = config.z_dim, config.noise
+        self.z_dim, self.noise, self.mixing = config.z_dim, config.noise, config.style_mixing
         self.mapping = Mapping(config, classes)
         self.constant = nn.Parameter(torch.randn(widths[0], 4, 4))
         self.levels = nn.ModuleList(
@@ -209,17 +211,30 @@ class Generator(nn.Module):
             for level, (below, here) in enumerate(pairwise([widths[0], *widths]))
         )
 
-    def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        w = self.mapping(z[:, : self.z_dim], labels)
+    def forward(self, z: Tensor, labels: Tensor | None, with_w: bool = False) -> Any:
+        """with_w: return (images, w), w (N, levels, w_dim) being what the images were computed from."""
+        levels = self.styles(z, labels)
         x, image, used = self.constant.expand(len(z), -1, -1, -1), None, self.z_dim
-        for level, layers in enumerate(self.levels):
+        for level, (layers, w) in enumerate(zip(self.levels, levels.unbind(1), strict=True)):
             noise, side = None, 4 * 2**level
             if self.noise:
                 noise = z[:, used : used + side**2].reshape(-1, 1, side, side)
                 used += side**2
             x, image = layers(x, image, w, noise)
         assert image is not None
-        return image.tanh()
+        return (image.tanh(), levels) if with_w else image.tanh()
+
+    def styles(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        """The w of every level: (N, levels, w_dim)."""
+        count = len(self.levels)
+        w = self.mapping(z[:, : self.z_dim], labels)[:, None].expand(-1, count, -1)
+        if not (self.mixing and self.training):
+            return w
+        other = self.mapping(z[:, -1 - self.z_dim : -1], labels)[:, None]
+        share = torch.special.ndtr(z[:, -1]) / self.mixing  # below 1: mixed, and uniform there
+        first = 1 + (share * (count - 1)).floor()  # the level from which on the other acts
+        mixed = torch.arange(count, device=z.device) >= first[:, None]
+        return torch.where(mixed[..., None], other, w)
 
 
 class Halving(nn.Module):

@@ -16,8 +16,8 @@ __all__ = ["SOURCES", "Listing", "Options", "Raw", "Record", "Source", "SourceEr
 SOURCES: dict[str, Source] = {
     source.name: source
     for source in (
-        Drawn("phantom_cxr", phantom.CLASSES, phantom.chest_film),
-        Drawn("phantom_oct", phantom_oct.CLASSES, phantom_oct.oct_scan),
+        Drawn("phantom_cxr", phantom.CLASSES, phantom.chest_film, mirror=False),
+        Drawn("phantom_oct", phantom_oct.CLASSES, phantom_oct.oct_scan, mirror=True),
         KermanyCxr(),
         KermanyOct(),
         NihCxr14(),

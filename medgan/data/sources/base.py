@@ -122,6 +122,8 @@ class Source(ABC):
     split: Literal["ratio", "published"] = "ratio"
     """How its images are split where nobody says."""
     needs_raw = True
+    mirror = False
+    """Whether a mirrored image is still one of its kind."""
 
     def fetch(self, name: str) -> str:
         """Download a data set by its name; returns the raw folder. Raises SourceError."""

@@ -17,9 +17,11 @@ class Drawn(Source):
     layout = "nothing: the images are drawn"
     needs_raw = False
 
-    def __init__(self, name: str, classes: tuple[str, ...], draw: Callable[[int, int, int, int], np.ndarray]) -> None:
+    def __init__(
+        self, name: str, classes: tuple[str, ...], draw: Callable[[int, int, int, int], np.ndarray], mirror: bool
+    ) -> None:
         """draw: (seed, patient, number, label) -> uint8 (H, W)."""
-        self.name, self.classes, self.draw = name, classes, draw
+        self.name, self.classes, self.draw, self.mirror = name, classes, draw, mirror
 
     def listing(self, raw: Raw, options: Options) -> Listing:
         records: list[Record] = []

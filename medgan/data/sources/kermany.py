@@ -69,6 +69,7 @@ class KermanyOct(Source):
     """Patient: the middle number of the name. The archive's own folder, `OCT2017 `, has a trailing blank."""
 
     name = "kermany_oct"
+    mirror = True
     layout = "{train,test,val}/{CNV,DME,DRUSEN,NORMAL}/CLASS-PATIENT-N.jpeg"
     folders = ("CNV", "DME", "DRUSEN", "NORMAL")
     file_name = re.compile(r"[A-Z]+-(\d+)-\d+\.")

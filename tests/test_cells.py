@@ -1,0 +1,77 @@
+"""Every allowed cell of the table trains, by itself and on two ranks; what is refused, test_config.py sees refused."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from medgan import config as configs
+from medgan.data.loader import Batch, rank_slice
+from medgan.distributed import World
+from medgan.state import TrainState
+from medgan.step import SCALARS, parts, train_step
+
+from .conftest import free_port, overrides_of
+
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1800)]
+STEPS = 2
+SMALL = {"model.width": 4, "model.max_width": 8, "model.z_dim": 8, "global_batch": 16, "precision": "float32"}
+
+
+def trained(cell: dict[str, str]) -> str | None:
+    """What is wrong with a few steps of a cell on random images of several labels each, or None."""
+    overrides = {**SMALL, **overrides_of(cell), "loss.path_interval": 1, "loss.r1_interval": 1}
+    if cell["model.name"] == "stylegan2-lite":
+        overrides |= {"model.w_dim": 8, "model.style_mixing": 0.5}
+    classes = ("a", "b", "c") if cell["condition"] == "class" else ()
+    config = configs.for_data(
+        configs.load(overrides=overrides), resolution=32, channels=1, classes=classes, manifest_sha256="0"
+    )
+    world = World.current()
+    state = TrainState.create(config, world)
+    before = [p.clone() for player in (state.generator, state.discriminator) for p in player.module.parameters()]
+    part = rank_slice(config.global_batch, config.sample_group, world.rank, world.size)
+    random = torch.Generator().manual_seed(0)
+    for _ in range(STEPS):
+        having = parts(config, state.images_seen)
+        pixels = torch.randint(0, 256, (config.global_batch, 1, 32, 32), dtype=torch.uint8, generator=random)
+        labels = torch.randint(0, 2, (config.global_batch, len(classes)), generator=random).float()
+        scalars = world.sum(train_step(state, Batch(pixels[part], labels[part], None)))
+        if not scalars.isfinite().all():
+            return f"{scalars.tolist()}"
+        for name, value in zip(SCALARS, scalars.tolist(), strict=True):
+            if name not in having and value:
+                return f"{name} is {value}, and the step has none"
+    wanted = {"penalty/path"} if cell["path length"] == "weighted" else set()
+    wanted |= {f"penalty/{name}" for name in cell["penalty"].split("+") if name != "none"}
+    if not wanted <= having:
+        return f"{wanted - having} was not taken"
+    after = [p for player in (state.generator, state.discriminator) for p in player.module.parameters()]
+    if all(torch.equal(a, b) for a, b in zip(before, after, strict=True)) or not state.finite():
+        return "the weights did not change, or to no numbers"
+    return None
+
+
+def all_cells(rank: int, world: int, port: int, out: str) -> None:
+    torch.set_num_threads(1)
+    if world > 1:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        dist.init_process_group("gloo", rank=rank, world_size=world)
+    wrong = {}
+    for cell in [cell for cell, reason in configs.cells() if reason is None]:
+        found = trained(cell)
+        if found:
+            wrong["-".join(cell.values())] = found
+    if rank == 0:
+        torch.save(wrong, out)
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_every_allowed_cell_trains(world, tmp_path):
+    mp.spawn(all_cells, (world, free_port(), str(tmp_path / "wrong.pt")), nprocs=world)
+    assert torch.load(tmp_path / "wrong.pt", weights_only=True) == {}
