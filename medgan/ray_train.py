@@ -6,10 +6,12 @@ reads the newest checkpoint there, so nothing of Ray's is needed to go on.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -20,11 +22,17 @@ from typing import Any
 import pyarrow.fs as pafs
 import ray
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from medgan.config import Refused
 from medgan.data.shards import filesystem
 
 Event = dict[str, Any]
+TIMEOUT_S = 900
+"""How long workers wait for one that does not answer."""
+RESIZE_S = 30.0
+"""How often a run with a range of workers looks for hosts that joined."""
+SIOCGIFADDR = 0x8915  # linux/sockios.h
 
 
 def connect(verbose: bool = False) -> dict[str, float]:
@@ -118,26 +126,34 @@ def fit(
     on_event: Callable[[Event], None],
     init: str | None = None,
     max_failures: int = 3,
+    owner: str | None = None,
+    timeout_s: int = TIMEOUT_S,
 ) -> Outcome:
-    """Train on the connected cluster until done; on_event is called here, in the driver, with what rank 0 says.
+    """Train on the connected cluster until done; on_event is called here, in the driver, with what the workers say.
 
     config: a validated config as plain types. A worker or host that dies is replaced, and the run goes on from the
-    newest checkpoint in `out`, up to max_failures times.
+    newest checkpoint in `out`, up to max_failures times without a new one. owner: whoever holds the run's lease.
+    timeout_s: how long the workers wait for one that does not answer.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     gpu = ray.cluster_resources().get("GPU", 0) > 0
     outcome = Outcome()
-    queue, orders = Queue(actor_options={"num_cpus": 0}), Queue(actor_options={"num_cpus": 0})
+    # On this host: whatever host dies, the driver and the workers that are left can still talk.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue, orders = (Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}) for _ in range(2))
     # Ray keeps notes of its own about a run; all that matters is in `out`, so they are thrown away.
     notes = f"{out}/.ray"
+    payload = {"config": config, "data": data, "out": out, "queue": queue, "orders": orders, "init": init}
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"config": config, "data": data, "out": out, "queue": queue, "orders": orders, "init": init},
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        train_loop_config={**payload, "owner": owner, "began": time.time()},
+        torch_config=torch_config(gpu, timeout_s),
         scaling_config=ScalingConfig(
-            num_workers=workers.low if workers.low == workers.high else (workers.low, workers.high), use_gpu=gpu
+            num_workers=workers.low if workers.low == workers.high else (workers.low, workers.high),
+            use_gpu=gpu,
+            elastic_resize_monitor_interval_s=RESIZE_S,
         ),
         run_config=RunConfig(
             name=f"medgan-{os.getpid()}",
@@ -211,6 +227,52 @@ class Training(threading.Thread):
             self.error = " ".join(str(error).split()) or type(error).__name__
 
 
+def torch_config(gpu: bool, timeout_s: int) -> Any:
+    """How the workers' process group is made: over the interface that owns the address by which Ray knows the host.
+
+    By default gloo takes the address that the host's name stands for, which is often a loopback one.
+    """
+    from ray.train.torch import TorchConfig
+
+    parent: Any = TorchConfig().backend_cls
+
+    class OwnInterface(parent):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(use_own_interface)
+            super().on_start(worker_group, backend_config)
+
+    @dataclass
+    class Config(TorchConfig):
+        backend_cls = OwnInterface
+
+    return Config(backend="nccl" if gpu else "gloo", timeout_s=timeout_s)
+
+
+def use_own_interface() -> None:
+    """Tell gloo and NCCL the interface, on a worker; what the user has set stays."""
+    name = interface_of(ray.util.get_node_ip_address())
+    if name is not None:
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(variable, name)
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface of this host that has an address, IPv4 or IPv6; None where there is none."""
+    if ":" in address:
+        packed = socket.inet_pton(socket.AF_INET6, address).hex()
+        lines = (line.split() for line in Path("/proc/net/if_inet6").read_text().splitlines())
+        return next((fields[5] for fields in lines if fields[0] == packed), None)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for _, name in socket.if_nameindex():
+            try:
+                found = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("256s", name.encode()))
+            except OSError:  # it has no IPv4 address
+                continue
+            if socket.inet_ntoa(found[20:24]) == address:
+                return name
+    return None
+
+
 def train_worker(payload: dict[str, Any]) -> None:
     """What Ray runs on every worker. An end that a restart cannot mend is an event, not an exception."""
     import ray.train
@@ -221,8 +283,8 @@ def train_worker(payload: dict[str, Any]) -> None:
     from medgan.config import ConfigError, validate
     from medgan.data.shards import DataError
     from medgan.distributed import World
+    from medgan.folder import CheckpointError
     from medgan.loop import Diverged
-    from medgan.state import CheckpointError
 
     device = ray.train.torch.get_device()
     world = World.current(device)
@@ -238,7 +300,8 @@ def train_worker(payload: dict[str, Any]) -> None:
     try:
         config = validate(payload["config"])
         stopping = lambda: not payload["orders"].empty()
-        run.train(config, payload["data"], payload["out"], world, say, stopping, payload["init"])
+        given = [payload[name] for name in ("init", "owner", "began")]
+        run.train(config, payload["data"], payload["out"], world, say, stopping, *given)
     except (Diverged, DataError, ConfigError, CheckpointError) as error:
         if not world.first and not isinstance(error, Diverged):
             raise  # it is this rank's alone: ended quietly, the others would wait for it

@@ -12,14 +12,12 @@ from torch import nn
 
 from medgan.config import Config, Ema, Optim
 from medgan.distributed import World
+from medgan.folder import CheckpointError
 from medgan.models import build_gan
 from medgan.streams import stream_seed
 
 SCHEMA_VERSION = 1
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be opened. One line."""
+Snapshot = dict[str, Any]
 
 
 @dataclass
@@ -80,10 +78,9 @@ class TrainState:
         networks = (self.generator.module, self.discriminator.module, self.ema)
         return all(bool(p.isfinite().all()) for network in networks for p in network.parameters())
 
-    def save(self) -> bytes:
-        """Tensors, numbers and the config, as a file that opens with weights_only=True."""
-        buffer = io.BytesIO()
-        torch.save(
+    def snapshot(self) -> Snapshot:
+        """Tensors, numbers and the config as they are now: copies on the CPU, which training no longer touches."""
+        return _copied(
             {
                 "schema_version": SCHEMA_VERSION,
                 "config": self.config.dump(),
@@ -94,10 +91,12 @@ class TrainState:
                 "ema": self.ema.state_dict(),
                 "generator_optimizer": self.generator.optimizer.state_dict(),
                 "discriminator_optimizer": self.discriminator.optimizer.state_dict(),
-            },
-            buffer,
+            }
         )
-        return buffer.getvalue()
+
+    def save(self) -> bytes:
+        """The state as a file that opens with weights_only=True."""
+        return packed(self.snapshot())
 
     def load(self, content: bytes) -> None:
         """Take over what `save` wrote; the config stays as it is."""
@@ -116,6 +115,21 @@ class TrainState:
         self.generator.module.load_state_dict(saved["ema"])
         self.discriminator.module.load_state_dict(saved["discriminator"])
         self.ema.load_state_dict(saved["ema"])
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(below) for key, below in value.items()}
+    return [_copied(below) for below in value] if isinstance(value, list) else value
+
+
+def packed(snapshot: Snapshot) -> bytes:
+    """A snapshot as the bytes of a checkpoint."""
+    buffer = io.BytesIO()
+    torch.save(snapshot, buffer)
+    return buffer.getvalue()
 
 
 def open_checkpoint(content: bytes) -> dict[str, Any]:
