@@ -38,17 +38,23 @@ CLUSTER = Path(__file__).parent
 # What a host takes over from the environment of whoever starts it.
 INHERITED = ("OMP_NUM_THREADS", "WANDB_MODE", "LANG", "TERM")
 # The first process of a host: gives it its name and its own disk, then waits and buries orphans. Like Debian, it says
-# that the host's name is a loopback address: training must find its interface by itself.
+# that the host's name is a loopback address: training must find its interface by itself. There is no name server.
 INIT = """
 hostname "$1"
 mount --bind "$2/disks/$1" "$2/local"
 printf '127.0.0.1 localhost\\n127.0.1.1 %s\\n' "$1" > "$2/local/hosts"
 mount --bind "$2/local/hosts" /etc/hosts
+: > "$2/local/resolv.conf"
+mount --bind "$2/local/resolv.conf" /etc/resolv.conf
 mount -t tmpfs tmpfs /dev/shm
 ip link set lo up
 touch "$2/local/ready"
 while :; do sleep 3600; done
 """
+
+
+# Starts Ray whenever it is not there, as systemd or Kubernetes would: a raylet that was given up for dead ends itself.
+KEEP_RAY = "while :; do ray start --block --disable-usage-stats {}; sleep 1; done > {}/ray.log 2>&1 &"
 
 
 def why_not() -> str | None:
@@ -201,12 +207,13 @@ class Hosts:
             else f"--address {head}:6379"
         )
         common = f"--node-ip-address {self.address(name)} --num-cpus {cpus} --object-store-memory {100 * 2**20}"
-        started = self.exec(
-            name, ["ray", "start", *role.split(), *common.split(), "--disable-usage-stats"], capture_output=True
+        self.exec(name, ["sh", "-c", KEEP_RAY.format(f"{role} {common}", self.folder / "local")])
+        log = self.folder / "disks" / name / "ray.log"
+        _until(
+            lambda: log.exists() and "Ray runtime started" in log.read_text(),
+            f"Ray to start on {name}: {log}",
+            timeout=60,
         )
-        if started.returncode:
-            said = " ".join((started.stdout + started.stderr).split())
-            raise Failed(f"Ray does not start on {name}: {said[-500:]}")
 
     # -- what happens to hosts -------------------------------------------------------------------------------------
 

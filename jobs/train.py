@@ -148,8 +148,13 @@ class View:
             self.line.say(f"{event['workers']} worker{'s'[: event['workers'] > 1]} now; {cost}")
         elif kind == "damaged":
             self.line.say(f"the checkpoint at {seen:,} images is damaged, taking the one before: {event['reason']}")
+        elif kind == "silent":
+            who = ", ".join(f"worker {rank} on {host}" for rank, host in event["ranks"].items())
+            self.line.say(
+                f"{who or 'the network between the workers'} did not answer for {event['timeout_s']} s; starting anew"
+            )
         elif kind == "stopping":
-            self.line.say("saving a checkpoint at the next report; Ctrl-C again stops at once")
+            self.line.say("saving a checkpoint; Ctrl-C again stops at once")
         elif kind == "evaluated":
             self.kid = event["metric/kid"]
         elif kind == "progress":

@@ -9,27 +9,30 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import signal
 import socket
 import struct
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 import ray
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from medgan.config import Refused
-from medgan.data.shards import filesystem
+from medgan.folder import RunFolder
 
 Event = dict[str, Any]
 TIMEOUT_S = 900
 """How long workers wait for one that does not answer."""
+PATIENCE_S = 5.0
+"""How long a worker that waited in vain stays, so that the others can say so too before all are ended."""
 RESIZE_S = 30.0
 """How often a run with a range of workers looks for hosts that joined."""
 SIOCGIFADDR = 0x8915  # linux/sockios.h
@@ -146,36 +149,54 @@ def fit(
     # Ray keeps notes of its own about a run; all that matters is in `out`, so they are thrown away.
     notes = f"{out}/.ray"
     payload = {"config": config, "data": data, "out": out, "queue": queue, "orders": orders, "init": init}
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={**payload, "owner": owner, "began": time.time()},
-        torch_config=torch_config(gpu, timeout_s),
-        scaling_config=ScalingConfig(
-            num_workers=workers.low if workers.low == workers.high else (workers.low, workers.high),
-            use_gpu=gpu,
-            elastic_resize_monitor_interval_s=RESIZE_S,
-        ),
-        run_config=RunConfig(
-            name=f"medgan-{os.getpid()}",
-            storage_path=notes,
-            failure_config=FailureConfig(max_failures=max_failures),
-        ),
-    )
-    training, interrupt, told = Training(trainer), Interrupt(), False
-    training.start()
+    payload |= {"owner": owner, "began": time.time(), "timeout_s": timeout_s}
+    fixed = workers.low == workers.high
+    if not fixed:  # Ray's minute: so long it would wait for the place of a host that has just died
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
+
+    def start() -> Training:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config=payload,
+            torch_config=torch_config(gpu, timeout_s),
+            scaling_config=ScalingConfig(
+                num_workers=workers.low if fixed else (workers.low, workers.high),
+                use_gpu=gpu,
+                elastic_resize_monitor_interval_s=RESIZE_S,
+            ),
+            run_config=RunConfig(
+                name=f"medgan-{os.getpid()}-{uuid.uuid4().hex[:8]}",
+                storage_path=notes,
+                failure_config=FailureConfig(max_failures=max_failures),
+            ),
+        )
+        training = Training(trainer)
+        training.start()
+        return training
+
+    folder, roll = RunFolder(out), Roll()
+    interrupt, told = Interrupt(), False
+    saved, training = max(folder.checkpoints(), default=0), start()
+
+    def again() -> bool:
+        """Start once more where workers died too often for Ray, but got further than the last time."""
+        nonlocal training, saved
+        before, saved = saved, max(folder.checkpoints(), default=0)
+        if outcome.events.keys() & {"done", "stopped", "failed"} or told or training.error is None or saved <= before:
+            return False
+        training = start()
+        return True
+
     with interrupt:
-        while (event := _next(queue)) or training.is_alive():
+        while (event := _next(queue)) or training.is_alive() or again():
             if interrupt.asked and not told:
                 told = True
                 on_event({"event": "stopping"})
                 orders.put("stop")
-            if event:
-                outcome.events[event["event"]] = event
-                on_event(event)
-    training.join()
-    fs, path = filesystem(notes)
-    if fs.get_file_info(path).type == pafs.FileType.Directory:
-        fs.delete_dir(path)
+            for shown in roll.call(event) if event else roll.missing():
+                outcome.events[shown["event"]] = shown
+                on_event(shown)
+    folder.delete(".ray")
     outcome.error = training.error
     return outcome
 
@@ -186,6 +207,42 @@ def _next(queue: Queue) -> Event | None:
         return queue.get(timeout=0.5)
     except Empty:
         return None
+
+
+class Roll:
+    """Which workers there are and which of them waited in vain, so that the silent one can be named.
+
+    Workers that wait for one in a collective all give up at about the same time, and say so; it does not.
+    """
+
+    def __init__(self) -> None:
+        self.group = ""
+        self.joined: dict[int, str] = {}
+        self.waited: set[int] = set()
+        self.since = 0.0
+
+    def call(self, event: Event) -> list[Event]:
+        """Take an event; those of the roll itself are kept back."""
+        if event["event"] == "joined":
+            if event["group"] != self.group:
+                self.group, self.joined, self.waited = event["group"], {}, set()
+            self.joined[event["rank"]] = event["host"]
+        elif event["event"] == "waited":
+            if event["group"] == self.group:
+                self.since = self.since if self.waited else time.monotonic()
+                self.waited.add(event["rank"])
+                self.timeout_s = event["timeout_s"]
+        else:
+            return [event]
+        return []
+
+    def missing(self) -> list[Event]:
+        """Once all that wait have had the time to say so: who does not answer."""
+        if not self.waited or time.monotonic() - self.since < PATIENCE_S / 2:
+            return []
+        silent = {rank: host for rank, host in self.joined.items() if rank not in self.waited}
+        self.waited = set()
+        return [{"event": "silent", "ranks": silent, "timeout_s": self.timeout_s}]
 
 
 class Interrupt:
@@ -293,16 +350,34 @@ def train_worker(payload: dict[str, Any]) -> None:
         torch.set_float32_matmul_precision("high")
     queue = payload["queue"]
 
+    def tell(event: Event) -> None:
+        queue.actor.put.remote({"time": time.time(), "workers": world.size, **event}, None)
+
     def say(event: Event) -> None:
         if world.first:
-            queue.actor.put.remote({"time": time.time(), "workers": world.size, **event}, None)
+            tell(event)
 
+    notice: Any = None
+
+    def noticed() -> bool:
+        """Whether Ray was told, since the last call, that a host of this run will be taken away."""
+        nonlocal notice
+        before, notice = notice, ray.train.get_preemption_info()
+        return notice is not None and notice != before
+
+    group = {"rank": world.rank, "group": f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"}
+    tell({"event": "joined", **group, "host": ray.util.get_node_ip_address()})
     try:
         config = validate(payload["config"])
         stopping = lambda: not payload["orders"].empty()
         given = [payload[name] for name in ("init", "owner", "began")]
-        run.train(config, payload["data"], payload["out"], world, say, stopping, *given)
+        run.train(config, payload["data"], payload["out"], world, say, stopping, noticed, *given)
     except (Diverged, DataError, ConfigError, CheckpointError) as error:
         if not world.first and not isinstance(error, Diverged):
             raise  # it is this rank's alone: ended quietly, the others would wait for it
         say({"event": "failed", "kind": type(error).__name__, "reason": str(error)})
+    except RuntimeError as error:
+        if re.search("timed? ?out", str(error), re.IGNORECASE):
+            tell({"event": "waited", **group, "timeout_s": payload["timeout_s"]})
+            time.sleep(PATIENCE_S)
+        raise

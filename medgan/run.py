@@ -42,6 +42,7 @@ def train(
     world: World,
     on_event: Callable[[Event], None],
     stopping: Callable[[], bool] = lambda: False,
+    noticed: Callable[[], bool] = lambda: False,
     init: str | None = None,
     owner: str | None = None,
     began: float = math.inf,
@@ -49,7 +50,8 @@ def train(
     """Train one rank from the newest checkpoint in `out` to total_images.
 
     Every rank of the world calls it. on_event is called at rank 0 with what a person should see: a dict with the key
-    `event`. Where `stopping` says so at rank 0, the run saves a checkpoint at the next report and ends.
+    `event`. Where `stopping` says so at rank 0, the run saves a checkpoint within seconds and ends; where `noticed`
+    says so, on every rank, it saves one at the next report and goes on: a host is about to be taken away.
     A new run starts from the weights of the run `init`, if one is named: a path or a URI.
     owner: the command that holds the run's lease; rank 0 takes it over from that command's earlier workers, and every
     save asks for it. began: when the command started, by time.time(), for what a restart of its workers cost.
@@ -85,7 +87,7 @@ def train(
         on_event({"event": "features"})
         evaluator = Evaluator(config, split, val, order, world)
         used = Used(batches(split, order, state.images_seen, config.global_batch, part))
-        recorder = Recorder(folder, tracker, evaluator, used, history, lease, on_event, stopping)
+        recorder = Recorder(folder, tracker, evaluator, used, history, lease, on_event, stopping, noticed)
         if lost:
             lost = {**lost, "resume/lost_s": time.time() - lost["resume/lost_s"], "resume/workers": world.size}
             tracker.log(state.images_seen, lost)
@@ -235,11 +237,12 @@ class Recorder:
         lease: Lease | None,
         on_event: Callable[[Event], None],
         stopping: Callable[[], bool],
+        noticed: Callable[[], bool],
     ) -> None:
         self.folder, self.tracker, self.evaluator, self.on_event = folder, tracker, evaluator, on_event
         self.used, self.lease, self.order = used, lease, order
         self.first = evaluator.world.first
-        self.asked = stopping
+        self.asked, self.notice = stopping, noticed
         self.picture = b""
         """The newest sample grid."""
         self.beside = ThreadPoolExecutor(1, "checkpoint")
@@ -252,6 +255,9 @@ class Recorder:
 
     def stopping(self) -> bool:
         return self.first and (self.failure is not None or self.asked())
+
+    def noticed(self) -> bool:
+        return self.notice()
 
     def log(self, images_seen: int, row: Row) -> None:
         self._try(self.tracker.log, images_seen, row)
