@@ -34,6 +34,9 @@ def parser() -> Parser:
     )
     parser.add_argument("--init", metavar="RUN", help="start a new run from the weights of another one")
     parser.add_argument("--wait", action="store_true", help="wait for an autoscaler where the cluster is too small")
+    parser.add_argument(
+        "--timeout", type=int, default=900, metavar="S", help="seconds to wait for a worker that does not answer"
+    )
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages and tracebacks")
     parser.add_argument("--settings", action="store_true", help="print every setting with its meaning, and end")
     return parser
@@ -66,6 +69,7 @@ def main(argv: Sequence[str]) -> None:
 
     from medgan.data.loader import rank_rows
     from medgan.folder import RunFolder
+    from medgan.lease import Heartbeat
     from medgan.ray_train import Workers, connect, fit
     from medgan.run import precision_of
 
@@ -96,18 +100,19 @@ def main(argv: Sequence[str]) -> None:
         raise Refused(f"--workers {workers.high}: {error}") from None
     precision = precision_of(config.precision, gpu=unit == "GPU")
     config = configs.validate({**config.dump(), "precision": precision})
-    folder.write("config.yaml", configs.to_yaml(config))
-    folder.write("manifest.json", manifest.to_json())
-
     view = View(config, out)
-    print(f"training {config.model.name} at {config.data.resolution}x{config.data.resolution}, {precision}, into {out}")
-    outcome = fit(config.dump(), data, out, workers, view.show, init)
+    with Heartbeat(folder, view.line.say) as owner:
+        folder.write("config.yaml", configs.to_yaml(config))
+        folder.write("manifest.json", manifest.to_json())
+        shape = f"{config.model.name} at {config.data.resolution}x{config.data.resolution}"
+        print(f"training {shape}, {precision}, into {out}", flush=True)
+        outcome = fit(config.dump(), data, out, workers, view.show, init, owner=owner, timeout_s=args.timeout)
     view.line.close()
     if "stopped" in outcome.events and "done" not in outcome.events:
         raise Stopped(f"stopped at {outcome.events['stopped']['images_seen']:,} images; {again()}")
     if "failed" in outcome.events:
         last = max(folder.checkpoints(), default=None)
-        kept = f"the last good checkpoint is at {last:,} images" if last else "there is no checkpoint yet"
+        kept = f"the last good checkpoint is at {last:,} images" if last is not None else "there is no checkpoint yet"
         raise Failed(f"training stopped: {outcome.events['failed']['reason']}; {kept}")
     if "done" not in outcome.events:
         raise Failed(f"training stopped: {outcome.error or 'the workers ended early'}; {again()}")
@@ -140,10 +145,18 @@ class View:
             self.line.update("reading the data and measuring the real images ...", force=True)
         elif kind == "resumed":
             self.line.say(f"going on from the checkpoint at {seen:,} images")
+        elif kind == "restarted":
+            cost = f"{event['resume/lost_s']:.0f} s and {event['resume/lost_images']:,.0f} images lost"
+            self.line.say(f"{event['workers']} worker{'s'[: event['workers'] > 1]} now; {cost}")
         elif kind == "damaged":
-            self.line.say(f"the checkpoint at {seen:,} images is damaged, taking the one before")
+            self.line.say(f"the checkpoint at {seen:,} images is damaged, taking the one before: {event['reason']}")
+        elif kind == "silent":
+            who = ", ".join(f"worker {rank} on {host}" for rank, host in event["ranks"].items())
+            self.line.say(
+                f"{who or 'the network between the workers'} did not answer for {event['timeout_s']} s; starting anew"
+            )
         elif kind == "stopping":
-            self.line.say("saving a checkpoint at the next report; Ctrl-C again stops at once")
+            self.line.say("saving a checkpoint; Ctrl-C again stops at once")
         elif kind == "evaluated":
             self.kid = event["metric/kid"]
         elif kind == "progress":

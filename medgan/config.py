@@ -240,6 +240,8 @@ class Tracking(Section):
     """W&B project."""
     grid_columns: int = Field(8, ge=1, le=64)
     """Samples per class in the grids."""
+    sample_ids: bool = False
+    """Write down which rows of DATA every step used, in RUN/order.jsonl."""
     real_images: bool = False
     """Show real training images beside the samples on the run's page (they never go to W&B). Only for data that
     whoever gets the page may see."""

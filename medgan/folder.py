@@ -10,9 +10,13 @@ import pyarrow.fs as pafs
 
 from medgan.config import Config, Refused, parse_yaml, validate
 from medgan.data.loader import cache_folder
-from medgan.data.shards import filesystem, names, read_file, write_file
+from medgan.data.shards import filesystem, names, read_file, remove, write_file
 
 CHECKPOINT = re.compile(r"(\d{12})\.pt")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be opened. One line."""
 
 
 class RunFolder:
@@ -39,9 +43,19 @@ class RunFolder:
         """File and folder names directly below a folder of the run, sorted; none where it does not exist."""
         return names(self.location, below)
 
+    def delete(self, name: str) -> None:
+        """Remove a file or folder; nothing to do where there is none."""
+        remove(self.location, name)
+
     def exists(self, name: str) -> bool:
         fs, path = filesystem(self.location)
         return bool(fs.get_file_info(f"{path}/{name}").type == pafs.FileType.File)
+
+    def modified(self, name: str) -> float | None:
+        """When a file was last written, as time.time() would say; None where there is none."""
+        fs, path = filesystem(self.location)
+        stamp = fs.get_file_info(f"{path}/{name}").mtime_ns
+        return None if stamp is None else stamp / 1e9
 
     def config(self) -> Config | None:
         """The run's settled config; None where the folder is empty or not there yet.
@@ -53,8 +67,9 @@ class RunFolder:
             raise Refused(f"{self.location}: is a file, a run is a folder")
         if self.exists("config.yaml"):
             return validate(parse_yaml(self.read("config.yaml"), f"{self.location}/config.yaml"))
-        if self.names():
-            raise Refused(f"{self.location}: holds {self.names()[0]} and is no run; choose another folder")
+        other = [name for name in self.names() if not name.startswith(".")]  # the lease of a run that is starting
+        if other:
+            raise Refused(f"{self.location}: holds {other[0]} and is no run; choose another folder")
         return None
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
@@ -65,18 +80,30 @@ class RunFolder:
         return sorted(int(match.group(1)) for match in matches if match)
 
     def save_checkpoint(self, images_seen: int, content: bytes, keep: int, best: int | None) -> None:
-        """Write a checkpoint, then drop all but the `keep` newest and the best."""
-        self.write(checkpoint_name(images_seen), content)
-        fs, path = filesystem(self.location)
+        """Write a checkpoint after its checksum, then drop all but the `keep` newest and the best."""
+        name = checkpoint_name(images_seen)
+        self.write(checksum_name(images_seen), f"{hashlib.sha256(content).hexdigest()}  {name.rpartition('/')[2]}\n")
+        self.write(name, content)
         for old in self.checkpoints()[:-keep]:
             if old != best:
-                fs.delete_file(f"{path}/{checkpoint_name(old)}")
+                self.delete(checkpoint_name(old))
+                self.delete(checksum_name(old))
+
+    def read_checkpoint(self, images_seen: int) -> bytes:
+        """The bytes that were saved. Raises CheckpointError where they are others; one without checksum is old."""
+        content = self.read(checkpoint_name(images_seen))
+        if self.exists(checksum_name(images_seen)):
+            wanted = self.read(checksum_name(images_seen)).decode().partition(" ")[0]
+            if hashlib.sha256(content).hexdigest() != wanted:
+                raise CheckpointError("its bytes are not those that were saved (SHA-256 differs)")
+        return content
 
     def set_aside(self, images_seen: int) -> None:
         """Rename a checkpoint that does not open to *.damaged."""
         fs, path = filesystem(self.location)
         name = f"{path}/{checkpoint_name(images_seen)}"
         fs.move(name, f"{name}.damaged")
+        self.delete(checksum_name(images_seen))
 
     # -- what grows in the work folder -----------------------------------------------------------------------------
 
@@ -103,3 +130,8 @@ class RunFolder:
 
 def checkpoint_name(images_seen: int) -> str:
     return f"checkpoints/{images_seen:012d}.pt"
+
+
+def checksum_name(images_seen: int) -> str:
+    """Beside the checkpoint, as `sha256sum -c` reads it."""
+    return f"checkpoints/{images_seen:012d}.sha256"

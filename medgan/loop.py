@@ -19,6 +19,9 @@ from medgan.data.loader import Batch
 from medgan.state import TrainState
 from medgan.step import SCALARS, parts, train_step
 
+ASK_S = 2.0
+"""Seconds between two questions whether to stop."""
+
 
 class Diverged(RuntimeError):
     """A loss or a weight is no longer a finite number."""
@@ -39,6 +42,9 @@ class Hooks(Protocol):
     def stopping(self) -> bool:
         """Whether somebody wants the run to stop; any rank may say so."""
 
+    def noticed(self) -> bool:
+        """Whether a checkpoint is wanted now, without stopping; the same answer on every rank."""
+
 
 def due(interval_kimg: float, before: int, now: int) -> bool:
     """Whether a multiple of the interval was reached or passed between two counts of images."""
@@ -47,14 +53,16 @@ def due(interval_kimg: float, before: int, now: int) -> bool:
 
 
 def run(config: Config, state: TrainState, batches: Iterator[Batch], hooks: Hooks) -> None:
-    """Train until total_images, or until a report at which a stop is asked for: then a checkpoint is saved first.
+    """Train until total_images, or until a stop is asked for: then a checkpoint is saved first.
+
+    Ranks ask each other about a stop at every report, and every ASK_S in between.
 
     Raises Diverged, after which the newest checkpoint is still good.
     """
     world = state.world
     if state.images_seen == 0:
         hooks.evaluate(state)
-    meter = Meter()
+    meter, asking = Meter(), 1
     while state.images_seen < config.total_images:
         before = state.images_seen
         batch = meter.wait(batches)
@@ -63,10 +71,13 @@ def run(config: Config, state: TrainState, batches: Iterator[Batch], hooks: Hook
         last = now >= config.total_images
         evaluating = last or due(config.evaluate.interval_kimg, before, now)
         saving = last or due(config.checkpoint.interval_kimg, before, now)
-        if evaluating or saving or due(config.tracking.interval_kimg, before, now):
-            asked = meter.total.new_tensor([float(hooks.stopping())])
-            *total, stopped = world.sum(torch.cat([meter.total, asked])).tolist()
-            row = meter.read(total)
+        reporting = evaluating or saving or due(config.tracking.interval_kimg, before, now)
+        if not reporting and meter.steps % asking == 0:
+            reporting = bool(world.sum(meter.total.new_tensor([float(hooks.stopping())])))
+        if reporting:
+            asked = meter.total.new_tensor([float(hooks.stopping()), meter.step_s() if world.first else 0.0])
+            *total, stopped, step_s = world.sum(torch.cat([meter.total, asked])).tolist()
+            row, asking = meter.read(total), max(1, round(ASK_S / step_s))
             for name, value in row.items():
                 if not math.isfinite(value):
                     raise Diverged(f"{name} is {value} at {now:,} images")
@@ -76,7 +87,7 @@ def run(config: Config, state: TrainState, batches: Iterator[Batch], hooks: Hook
             best = state.best.get("images_seen")
             if evaluating:
                 hooks.evaluate(state)
-            if saving or stopped or state.best.get("images_seen") != best:
+            if hooks.noticed() or saving or stopped or state.best.get("images_seen") != best:
                 hooks.save(state)
             if stopped:
                 return
@@ -105,6 +116,9 @@ class Meter:
         self.steps += 1
         self.having.update(having)
         self.images += images
+
+    def step_s(self) -> float:
+        return (time.perf_counter() - self.start) / self.steps
 
     def read(self, total: list[float]) -> dict[str, float]:
         """total: the scalars summed over ranks. Means of each over the steps that had it, and times."""

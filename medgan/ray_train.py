@@ -6,25 +6,36 @@ reads the newest checkpoint there, so nothing of Ray's is needed to go on.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+import re
 import signal
 import socket
+import struct
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 import ray
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from medgan.config import Refused
-from medgan.data.shards import filesystem
+from medgan.folder import RunFolder
 
 Event = dict[str, Any]
+TIMEOUT_S = 900
+"""How long workers wait for one that does not answer."""
+PATIENCE_S = 5.0
+"""How long a worker that waited in vain stays, so that the others can say so too before all are ended."""
+RESIZE_S = 30.0
+"""How often a run with a range of workers looks for hosts that joined."""
+SIOCGIFADDR = 0x8915  # linux/sockios.h
 
 
 def connect(verbose: bool = False) -> dict[str, float]:
@@ -118,48 +129,74 @@ def fit(
     on_event: Callable[[Event], None],
     init: str | None = None,
     max_failures: int = 3,
+    owner: str | None = None,
+    timeout_s: int = TIMEOUT_S,
 ) -> Outcome:
-    """Train on the connected cluster until done; on_event is called here, in the driver, with what rank 0 says.
+    """Train on the connected cluster until done; on_event is called here, in the driver, with what the workers say.
 
     config: a validated config as plain types. A worker or host that dies is replaced, and the run goes on from the
-    newest checkpoint in `out`, up to max_failures times.
+    newest checkpoint in `out`, up to max_failures times without a new one. owner: whoever holds the run's lease.
+    timeout_s: how long the workers wait for one that does not answer.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     gpu = ray.cluster_resources().get("GPU", 0) > 0
     outcome = Outcome()
-    queue, orders = Queue(actor_options={"num_cpus": 0}), Queue(actor_options={"num_cpus": 0})
+    # On this host: whatever host dies, the driver and the workers that are left can still talk.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue, orders = (Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}) for _ in range(2))
     # Ray keeps notes of its own about a run; all that matters is in `out`, so they are thrown away.
     notes = f"{out}/.ray"
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"config": config, "data": data, "out": out, "queue": queue, "orders": orders, "init": init},
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=workers.low if workers.low == workers.high else (workers.low, workers.high), use_gpu=gpu
-        ),
-        run_config=RunConfig(
-            name=f"medgan-{os.getpid()}",
-            storage_path=notes,
-            failure_config=FailureConfig(max_failures=max_failures),
-        ),
-    )
-    training, interrupt, told = Training(trainer), Interrupt(), False
-    training.start()
+    payload = {"config": config, "data": data, "out": out, "queue": queue, "orders": orders, "init": init}
+    payload |= {"owner": owner, "began": time.time(), "timeout_s": timeout_s}
+    fixed = workers.low == workers.high
+    if not fixed:  # Ray's minute: so long it would wait for the place of a host that has just died
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
+
+    def start() -> Training:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config=payload,
+            torch_config=torch_config(gpu, timeout_s),
+            scaling_config=ScalingConfig(
+                num_workers=workers.low if fixed else (workers.low, workers.high),
+                use_gpu=gpu,
+                elastic_resize_monitor_interval_s=RESIZE_S,
+            ),
+            run_config=RunConfig(
+                name=f"medgan-{os.getpid()}-{uuid.uuid4().hex[:8]}",
+                storage_path=notes,
+                failure_config=FailureConfig(max_failures=max_failures),
+            ),
+        )
+        training = Training(trainer)
+        training.start()
+        return training
+
+    folder, roll = RunFolder(out), Roll()
+    interrupt, told = Interrupt(), False
+    saved, training = max(folder.checkpoints(), default=0), start()
+
+    def again() -> bool:
+        """Start once more where workers died too often for Ray, but got further than the last time."""
+        nonlocal training, saved
+        before, saved = saved, max(folder.checkpoints(), default=0)
+        if outcome.events.keys() & {"done", "stopped", "failed"} or told or training.error is None or saved <= before:
+            return False
+        training = start()
+        return True
+
     with interrupt:
-        while (event := _next(queue)) or training.is_alive():
+        while (event := _next(queue)) or training.is_alive() or again():
             if interrupt.asked and not told:
                 told = True
                 on_event({"event": "stopping"})
                 orders.put("stop")
-            if event:
-                outcome.events[event["event"]] = event
-                on_event(event)
-    training.join()
-    fs, path = filesystem(notes)
-    if fs.get_file_info(path).type == pafs.FileType.Directory:
-        fs.delete_dir(path)
+            for shown in roll.call(event) if event else roll.missing():
+                outcome.events[shown["event"]] = shown
+                on_event(shown)
+    folder.delete(".ray")
     outcome.error = training.error
     return outcome
 
@@ -170,6 +207,42 @@ def _next(queue: Queue) -> Event | None:
         return queue.get(timeout=0.5)
     except Empty:
         return None
+
+
+class Roll:
+    """Which workers there are and which of them waited in vain, so that the silent one can be named.
+
+    Workers that wait for one in a collective all give up at about the same time, and say so; it does not.
+    """
+
+    def __init__(self) -> None:
+        self.group = ""
+        self.joined: dict[int, str] = {}
+        self.waited: set[int] = set()
+        self.since = 0.0
+
+    def call(self, event: Event) -> list[Event]:
+        """Take an event; those of the roll itself are kept back."""
+        if event["event"] == "joined":
+            if event["group"] != self.group:
+                self.group, self.joined, self.waited = event["group"], {}, set()
+            self.joined[event["rank"]] = event["host"]
+        elif event["event"] == "waited":
+            if event["group"] == self.group:
+                self.since = self.since if self.waited else time.monotonic()
+                self.waited.add(event["rank"])
+                self.timeout_s = event["timeout_s"]
+        else:
+            return [event]
+        return []
+
+    def missing(self) -> list[Event]:
+        """Once all that wait have had the time to say so: who does not answer."""
+        if not self.waited or time.monotonic() - self.since < PATIENCE_S / 2:
+            return []
+        silent = {rank: host for rank, host in self.joined.items() if rank not in self.waited}
+        self.waited = set()
+        return [{"event": "silent", "ranks": silent, "timeout_s": self.timeout_s}]
 
 
 class Interrupt:
@@ -211,6 +284,52 @@ class Training(threading.Thread):
             self.error = " ".join(str(error).split()) or type(error).__name__
 
 
+def torch_config(gpu: bool, timeout_s: int) -> Any:
+    """How the workers' process group is made: over the interface that owns the address by which Ray knows the host.
+
+    By default gloo takes the address that the host's name stands for, which is often a loopback one.
+    """
+    from ray.train.torch import TorchConfig
+
+    parent: Any = TorchConfig().backend_cls
+
+    class OwnInterface(parent):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(use_own_interface)
+            super().on_start(worker_group, backend_config)
+
+    @dataclass
+    class Config(TorchConfig):
+        backend_cls = OwnInterface
+
+    return Config(backend="nccl" if gpu else "gloo", timeout_s=timeout_s)
+
+
+def use_own_interface() -> None:
+    """Tell gloo and NCCL the interface, on a worker; what the user has set stays."""
+    name = interface_of(ray.util.get_node_ip_address())
+    if name is not None:
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(variable, name)
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface of this host that has an address, IPv4 or IPv6; None where there is none."""
+    if ":" in address:
+        packed = socket.inet_pton(socket.AF_INET6, address).hex()
+        lines = (line.split() for line in Path("/proc/net/if_inet6").read_text().splitlines())
+        return next((fields[5] for fields in lines if fields[0] == packed), None)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for _, name in socket.if_nameindex():
+            try:
+                found = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("256s", name.encode()))
+            except OSError:  # it has no IPv4 address
+                continue
+            if socket.inet_ntoa(found[20:24]) == address:
+                return name
+    return None
+
+
 def train_worker(payload: dict[str, Any]) -> None:
     """What Ray runs on every worker. An end that a restart cannot mend is an event, not an exception."""
     import ray.train
@@ -221,8 +340,8 @@ def train_worker(payload: dict[str, Any]) -> None:
     from medgan.config import ConfigError, validate
     from medgan.data.shards import DataError
     from medgan.distributed import World
+    from medgan.folder import CheckpointError
     from medgan.loop import Diverged
-    from medgan.state import CheckpointError
 
     device = ray.train.torch.get_device()
     world = World.current(device)
@@ -231,15 +350,34 @@ def train_worker(payload: dict[str, Any]) -> None:
         torch.set_float32_matmul_precision("high")
     queue = payload["queue"]
 
+    def tell(event: Event) -> None:
+        queue.actor.put.remote({"time": time.time(), "workers": world.size, **event}, None)
+
     def say(event: Event) -> None:
         if world.first:
-            queue.actor.put.remote({"time": time.time(), "workers": world.size, **event}, None)
+            tell(event)
 
+    notice: Any = None
+
+    def noticed() -> bool:
+        """Whether Ray was told, since the last call, that a host of this run will be taken away."""
+        nonlocal notice
+        before, notice = notice, ray.train.get_preemption_info()
+        return notice is not None and notice != before
+
+    group = {"rank": world.rank, "group": f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"}
+    tell({"event": "joined", **group, "host": ray.util.get_node_ip_address()})
     try:
         config = validate(payload["config"])
         stopping = lambda: not payload["orders"].empty()
-        run.train(config, payload["data"], payload["out"], world, say, stopping, payload["init"])
+        given = [payload[name] for name in ("init", "owner", "began")]
+        run.train(config, payload["data"], payload["out"], world, say, stopping, noticed, *given)
     except (Diverged, DataError, ConfigError, CheckpointError) as error:
         if not world.first and not isinstance(error, Diverged):
             raise  # it is this rank's alone: ended quietly, the others would wait for it
         say({"event": "failed", "kind": type(error).__name__, "reason": str(error)})
+    except RuntimeError as error:
+        if re.search("timed? ?out", str(error), re.IGNORECASE):
+            tell({"event": "waited", **group, "timeout_s": payload["timeout_s"]})
+            time.sleep(PATIENCE_S)
+        raise

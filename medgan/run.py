@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,23 @@ from torch import Tensor
 
 from medgan import loop, report, sample
 from medgan.config import Config
-from medgan.data.loader import Order, Split, batches, open_split, rank_rows
+from medgan.data.loader import Batch, Order, Split, batches, open_split, rank_rows
 from medgan.data.shards import label_counts
 from medgan.distributed import World
-from medgan.folder import RunFolder, checkpoint_name
+from medgan.folder import CheckpointError, RunFolder
+from medgan.lease import Lease, Lost
 from medgan.metrics.features import EXTRACTORS, choose_rows, my_part, real_features
 from medgan.metrics.fidelity import class_kid, fidelity, identity
 from medgan.models import z_size
 from medgan.pixels import encode_png, grid
-from medgan.state import CheckpointError, TrainState, open_checkpoint
+from medgan.state import Snapshot, TrainState, open_checkpoint, packed
 from medgan.streams import stream, stream_seed
-from medgan.tracking import JsonlTracker, NullTracker, Row, Several, Tracker, WandbTracker
+from medgan.tracking import JsonlTracker, NullTracker, Row, Several, Tracker, WandbTracker, read_rows
 
 Event = dict[str, Any]
 REFERENCE_SPLIT = "val"
+ORDER = "order.jsonl"
+"""Which rows of DATA every step used, where tracking.sample_ids is set."""
 
 
 def train(
@@ -37,28 +42,43 @@ def train(
     world: World,
     on_event: Callable[[Event], None],
     stopping: Callable[[], bool] = lambda: False,
+    noticed: Callable[[], bool] = lambda: False,
     init: str | None = None,
+    owner: str | None = None,
+    began: float = math.inf,
 ) -> None:
     """Train one rank from the newest checkpoint in `out` to total_images.
 
     Every rank of the world calls it. on_event is called at rank 0 with what a person should see: a dict with the key
-    `event`. Where `stopping` says so at rank 0, the run saves a checkpoint at the next report and ends.
+    `event`. Where `stopping` says so at rank 0, the run saves a checkpoint within seconds and ends; where `noticed`
+    says so, on every rank, it saves one at the next report and goes on: a host is about to be taken away.
     A new run starts from the weights of the run `init`, if one is named: a path or a URI.
+    owner: the command that holds the run's lease; rank 0 takes it over from that command's earlier workers, and every
+    save asks for it. began: when the command started, by time.time(), for what a restart of its workers cost.
     Raises loop.Diverged where a value is no longer finite.
     """
     folder = RunFolder(out)
+    lease = None
+    if owner is not None and world.first:
+        lease = Lease(folder, owner)
+        if not lease.renew():
+            lease.check()  # raises Lost
     start = world.broadcast(secrets.token_hex(8))  # so that a node's ranks check the shards once
     split, val = (open_split(data, name, start) for name in ("train", REFERENCE_SPLIT))
     order = Order(split.labels, config.seed, config.data.balance)
     state = TrainState.create(config, world)
     newest = world.broadcast(newest_sound(folder, on_event) if world.first else None)
     if newest is not None:
-        state.load(folder.read(checkpoint_name(newest)))
+        state.load(folder.read_checkpoint(newest))
         on_event({"event": "resumed", "images_seen": newest})
     elif init is not None:
         other = RunFolder(init)
-        state.load_weights(other.read(checkpoint_name(max(other.checkpoints()))))
+        state.load_weights(other.read_checkpoint(max(other.checkpoints())))
+    lost = _lost(folder, state.images_seen, began) if world.first else {}
     tracker = _tracker(config, folder, state.images_seen) if world.first else NullTracker()
+    history: Tracker = NullTracker()
+    if world.first and config.tracking.sample_ids:
+        history = JsonlTracker(folder.fetch(ORDER), state.images_seen - 1)
     part = np.concatenate(
         rank_rows(config.global_batch, config.sample_group, world.rank, world.size, config.optim.accumulation)
     )
@@ -68,15 +88,59 @@ def train(
     try:
         on_event({"event": "features"})
         evaluator = Evaluator(config, split, val, order, world)
-        recorder = Recorder(folder, tracker, evaluator, on_event, stopping)
-        loop.run(config, state, batches(split, order, state.images_seen, config.global_batch, part), recorder)
+        used = Used(batches(split, order, state.images_seen, config.global_batch, part))
+        recorder = Recorder(folder, tracker, evaluator, used, history, lease, on_event, stopping, noticed)
+        if lost:
+            lost = {**lost, "resume/lost_s": time.time() - lost["resume/lost_s"], "resume/workers": world.size}
+            tracker.log(state.images_seen, lost)
+            on_event({"event": "restarted", "images_seen": state.images_seen, **lost})
+        loop.run(config, state, used, recorder)
         if world.first:
             recorder.finish(state)
         failed = False
     finally:
         tracker.close(failed)
+        history.close()
         if world.first:
             folder.publish("metrics.jsonl", "wandb")
+
+
+def _lost(folder: RunFolder, images_seen: int, began: float) -> Row:
+    """What the end of this command's earlier workers cost: images that are trained again, and (as a time) since when
+    nothing was. Empty where the command has just begun."""
+    rows, written = read_rows(folder.fetch("metrics.jsonl")), folder.modified("metrics.jsonl")
+    if written is None or written < began or not rows:
+        return {}
+    return {"resume/lost_images": rows[-1]["images_seen"] - images_seen, "resume/lost_s": written}
+
+
+class Used:
+    """The batches of a rank as they pass, keeping which rows of DATA each was made of."""
+
+    def __init__(self, source: Iterator[Batch]) -> None:
+        self.source = source
+        self.passed: list[np.ndarray] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self.source)
+        self.passed.append(batch.rows)
+        return batch
+
+    def collect(self, state: TrainState) -> list[dict[str, Any]]:
+        """A line for each step since the last call, at rank 0; every rank calls it."""
+        steps, self.passed = self.passed, []
+        if not steps:
+            return []
+        start = state.images_seen - len(steps) * state.config.global_batch
+        mine = [(start + step * state.config.global_batch, row) for step, rows in enumerate(steps) for row in rows]
+        gathered = state.world.gather_rows(torch.tensor(mine))
+        lines: dict[int, list[int]] = {}
+        for seen, row in gathered.tolist() if gathered is not None else ():
+            lines.setdefault(seen, []).append(row)
+        return [{"images_seen": seen, "workers": state.world.size, "rows": lines[seen]} for seen in sorted(lines)]
 
 
 def real_grid(config: Config, split: Split) -> bytes:
@@ -97,7 +161,7 @@ def newest_sound(folder: RunFolder, on_event: Callable[[Event], None]) -> int | 
     """images_seen of the newest checkpoint that opens; damaged ones are set aside, and it is said."""
     for images_seen in reversed(folder.checkpoints()):
         try:
-            open_checkpoint(folder.read(checkpoint_name(images_seen)))
+            open_checkpoint(folder.read_checkpoint(images_seen))
         except CheckpointError as error:
             folder.set_aside(images_seen)
             on_event({"event": "damaged", "images_seen": images_seen, "reason": str(error)})
@@ -159,27 +223,46 @@ class Evaluator:
 
 
 class Recorder:
-    """The loop's hooks: rank 0 writes rows, grids, checkpoints, the generator and the page."""
+    """The loop's hooks: rank 0 writes rows, grids, checkpoints, the generator and the page.
+
+    Checkpoints are written by a thread beside training. A storage that fails, or a lease that is lost, is noted; the
+    run then stops at its next report, on every rank, with the last good checkpoint in place.
+    """
 
     def __init__(
         self,
         folder: RunFolder,
         tracker: Tracker,
         evaluator: Evaluator,
+        used: Used,
+        order: Tracker,
+        lease: Lease | None,
         on_event: Callable[[Event], None],
         stopping: Callable[[], bool],
+        noticed: Callable[[], bool],
     ) -> None:
         self.folder, self.tracker, self.evaluator, self.on_event = folder, tracker, evaluator, on_event
+        self.used, self.lease, self.order = used, lease, order
         self.first = evaluator.world.first
-        self.asked = stopping
+        self.asked, self.notice = stopping, noticed
         self.picture = b""
         """The newest sample grid."""
+        self.beside = ThreadPoolExecutor(1, "checkpoint")
+        self.writing: Future[None] | None = None
+        self.failure: str | None = None
+        """Why nothing more can be written."""
+        self.spent = {"save": 0.0, "evaluate": 0.0}
+        """Seconds that training stood still for each."""
+        self.began = time.perf_counter()
 
     def stopping(self) -> bool:
-        return self.first and self.asked()
+        return self.first and (self.failure is not None or self.asked())
+
+    def noticed(self) -> bool:
+        return self.notice()
 
     def log(self, images_seen: int, row: Row) -> None:
-        self.tracker.log(images_seen, row)
+        self._try(self.tracker.log, images_seen, row)
         self.on_event({"event": "progress", "images_seen": images_seen, **row})
 
     def evaluate(self, state: TrainState) -> None:
@@ -189,9 +272,9 @@ class Recorder:
             row = {}
         else:
             row["time/evaluate_s"] = time.perf_counter() - start
-            self.tracker.log(state.images_seen, row)
+            self._try(self.tracker.log, state.images_seen, row)
+            self._try(self._picture, state)
             self.on_event({"event": "evaluated", "images_seen": state.images_seen, **row})
-            self._picture(state)
         kid = state.world.broadcast(row.get("metric/kid"))
         best = state.best
         assert kid is not None
@@ -201,22 +284,58 @@ class Recorder:
         if better and state.images_seen and state.config.label_strength(state.images_seen) == 1:
             state.best = {"images_seen": state.images_seen, "kid": kid, "identity": self.evaluator.identity}
             if self.first:
-                self._export(state, row)
+                self._try(self._export, state, row)
         if self.first:
-            self._page()
+            self._try(self._page)
+        self.spent["evaluate"] += time.perf_counter() - start
 
     def save(self, state: TrainState) -> None:
+        start = time.perf_counter()
+        lines = self.used.collect(state) if state.config.tracking.sample_ids else []
         if self.first:
-            keep = state.config.checkpoint.keep
-            self.folder.save_checkpoint(state.images_seen, state.save(), keep, state.best.get("images_seen"))
-            self.folder.publish("metrics.jsonl", "wandb")
-            self.on_event({"event": "saved", "images_seen": state.images_seen})
+            self.settle()
+            if self.failure is None:
+                self.writing = self.beside.submit(self._write, state.config, state.snapshot(), lines)
+        self.spent["save"] += time.perf_counter() - start
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is being written; what went wrong with it is noted."""
+        if self.writing is not None:
+            self._try(self.writing.result)
+        self.writing = None
 
     def finish(self, state: TrainState) -> None:
+        self.settle()
+        if self.failure is not None:
+            self.on_event({"event": "failed", "kind": "Storage", "reason": self.failure})
+            return
         kind = "done" if state.images_seen >= state.config.total_images else "stopped"
         if kind == "stopped":  # a run that is done has just been evaluated
-            self._page()
-        self.on_event({"event": kind, "images_seen": state.images_seen, "best": state.best})
+            self._try(self._page)
+        share = {f"{name}_share": took / (time.perf_counter() - self.began) for name, took in self.spent.items()}
+        self.on_event({"event": kind, "images_seen": state.images_seen, "best": state.best, **share})
+
+    def _try(self, write: Callable[..., object], *arguments: object) -> None:
+        """Write something; a failure is noted and ends the run at its next report, and nothing is tried after it."""
+        if self.failure is None:
+            try:
+                write(*arguments)
+            except Lost as error:
+                self.failure = str(error)
+            except OSError as error:
+                self.failure = f"{self.folder.location} cannot be written: {error.strerror or error}"
+
+    def _write(self, config: Config, snapshot: Snapshot, lines: list[Any]) -> None:
+        """One checkpoint, in a thread of its own. The rows it used come first: a checkpoint without them had a gap."""
+        if self.lease is not None:
+            self.lease.check()
+        for line in lines:
+            self.order.log(line.pop("images_seen"), line)
+        images_seen = snapshot["images_seen"]
+        best = snapshot["best"].get("images_seen")
+        self.folder.save_checkpoint(images_seen, packed(snapshot), config.checkpoint.keep, best)
+        self.folder.publish("metrics.jsonl", "wandb", ORDER)
+        self.on_event({"event": "saved", "images_seen": images_seen})
 
     def _picture(self, state: TrainState) -> None:
         tiles = sample.grid_samples(state.ema, state.config, state.config.label_strength(state.images_seen))

@@ -15,16 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 from medgan.augment import Strength
 from medgan.config import Config, Ema
 from medgan.distributed import World
+from medgan.folder import CheckpointError
 from medgan.models import build_gan
 from medgan.streams import stream_seed
 
 SCHEMA_VERSION = 2
 PATH_DECAY = 0.01
 """How fast the mean path length follows the lengths seen (arXiv:1912.04958, B)."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be opened. One line."""
+Snapshot = dict[str, Any]
 
 
 @dataclass
@@ -120,10 +118,9 @@ class TrainState:
         networks = (self.generator.module, self.discriminator.module, self.ema)
         return all(bool(p.isfinite().all()) for network in networks for p in network.parameters())
 
-    def save(self) -> bytes:
-        """Tensors, numbers and the config, as a file that opens with weights_only=True."""
-        buffer = io.BytesIO()
-        torch.save(
+    def snapshot(self) -> Snapshot:
+        """Tensors, numbers and the config as they are now: copies on the CPU, which training no longer touches."""
+        return _copied(
             {
                 "schema_version": SCHEMA_VERSION,
                 "config": self.config.dump(),
@@ -137,10 +134,12 @@ class TrainState:
                 "scalers": [player.scaler.state_dict() for player in (self.generator, self.discriminator)],
                 "strength": asdict(self.strength),
                 "path_mean": self.path_mean,
-            },
-            buffer,
+            }
         )
-        return buffer.getvalue()
+
+    def save(self) -> bytes:
+        """The state as a file that opens with weights_only=True."""
+        return packed(self.snapshot())
 
     def load(self, content: bytes) -> None:
         """Take over what `save` wrote; the config stays as it is."""
@@ -163,6 +162,21 @@ class TrainState:
         self.generator.module.load_state_dict(saved["ema"])
         self.discriminator.module.load_state_dict(saved["discriminator"])
         self.ema.load_state_dict(saved["ema"])
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(below) for key, below in value.items()}
+    return [_copied(below) for below in value] if isinstance(value, list) else value
+
+
+def packed(snapshot: Snapshot) -> bytes:
+    """A snapshot as the bytes of a checkpoint."""
+    buffer = io.BytesIO()
+    torch.save(snapshot, buffer)
+    return buffer.getvalue()
 
 
 def open_checkpoint(content: bytes) -> dict[str, Any]:

@@ -37,6 +37,7 @@ RANKS = {
     "medgan.data.loader": 3,
     "medgan.distributed": 3,
     "medgan.folder": 4,
+    "medgan.lease": 5,
     "medgan.terminal": 2,
     "medgan.tracking": 4,
     "medgan.metrics.features": 5,
