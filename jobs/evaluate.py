@@ -1,26 +1,40 @@
-"""Final figures of a run's generator or of a finished release, against real images that training never saw.
+"""Is it faithful, does it help, does it leak: a run's generator, or a finished release, in numbers.
 
     python jobs/evaluate.py --run runs/demo --data data/phantom_cxr
-    python jobs/evaluate.py --synthetic OUT --data data/phantom_cxr --fidelity --out figures.json
+    python jobs/evaluate.py --synthetic OUT --data data/phantom_cxr --fidelity --privacy
+    python jobs/evaluate.py --run RUN --data DATA --utility
 
-Fidelity: KID and FID on the test split, each beside the floor that real training images reach against it.
+Fidelity: KID, FID and others on the test split, overall and by class, each beside the floor that real training images
+reach against it. Utility: classifiers with and without synthetic images, tested on real patients. Privacy: what the
+samples tell of who was trained on. The work is cut into cells that are kept: the same command goes on where it was.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import math
 import sys
+import time
+from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
+from medgan import config as configs
 from medgan.config import Refused
 from medgan.data import shards
-from medgan.terminal import Parser, absolute, command
+from medgan.terminal import Parser, Progress, absolute, command, duration
 
 MOST = 2000
+QUESTIONS = ("fidelity", "utility", "privacy")
+EXTRACTORS = ("efficientnet-lite0", "inception", "xrv", "radiomics")
+GRID = {
+    "arms": "what classifiers learn from",
+    "scenarios": "shares of the train patients, such as 5%%, or 'rare 5%%': of the rarest class's alone",
+    "networks": "small-cnn, resnet18",
+}
+PRESET = "cgan"
+"""Recipe of strict trainings and shadow generators where there is no run to take it from."""
 
 
 def parser() -> Parser:
@@ -28,113 +42,281 @@ def parser() -> Parser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--run", help="run folder: its best generator draws the images")
     what.add_argument("--synthetic", help="data folder made by jobs/generate.py")
-    parser.add_argument("--data", required=True, help="data folder with the real images")
-    parser.add_argument(
-        "--fidelity",
-        action="store_true",
-        help="KID, FID, precision, recall, coverage (the default)",
-    )
+    parser.add_argument("--data", required=True, help="data folder with the real images: a path or a URI")
+    parser.add_argument("--fidelity", action="store_true", help="is it faithful (asked where no question is named)")
+    parser.add_argument("--utility", action="store_true", help="does it help a classifier: trains several; an hour")
+    parser.add_argument("--privacy", action="store_true", help="does it leak who was trained on")
     parser.add_argument("--split", default="test", choices=tuple(shards.SPLITS), help="real images to compare with")
     parser.add_argument("--n", type=int, default=MOST, help=f"at most so many images on each side (default {MOST:,})")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the images drawn from --run (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn (default 0)")
+    parser.add_argument(
+        "--extractor", default=EXTRACTORS[0], choices=EXTRACTORS, help="fidelity: what turns images into features"
+    )
+    parser.add_argument("--weights", metavar="FILE", help="fidelity: weight file of inception or xrv")
+    parser.add_argument("--full", action="store_true", help="every arm, scenario and network; 8 shadows")
+    for name, text in GRID.items():
+        parser.add_argument(f"--{name}", metavar="A,B", help=f"utility: {text}")
+    parser.add_argument("--draws", type=int, help="utility: draws of patients (default 5)")
+    parser.add_argument("--seeds", type=int, help="utility: classifiers of each arm and draw (default 2)")
+    parser.add_argument(
+        "--strict",
+        action=BooleanOptionalAction,
+        help="utility: a generator for each draw of patients, trained on them alone (default with --run)",
+    )
+    parser.add_argument("--gan-images", type=int, metavar="N", help="images of each training of --strict, --shadows")
+    parser.add_argument("--steps", type=int, help="utility: batches of each classifier (default 800)")
+    parser.add_argument("--shadows", type=int, help="privacy: also attack with so many shadow generators")
+    parser.add_argument(
+        "--neighbours", metavar="FILE.png", help="also a picture of samples beside their nearest real training images"
+    )
+    parser.add_argument("--workers", type=int, help="cells at once (default: all that fit); 0: here, without Ray")
     parser.add_argument("--out", help="file to write (default: RUN/evaluation.json, or evaluation.json in --synthetic)")
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
+    parser.add_argument("--verbose", action="store_true", help="show Ray's own messages and tracebacks")
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
+    asked = [name for name in QUESTIONS if getattr(args, name)] or ["fidelity"]
     subject = absolute("--run" if args.run else "--synthetic", args.run or args.synthetic)
     data = absolute("--data", args.data)
     out = absolute("--out", args.out) if args.out else f"{subject}/evaluation.json"
     if args.n < 16:
         raise Refused(f"--n {args.n}: must be at least 16")
+    for name in ("draws", "seeds", "gan_images", "steps"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise Refused(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    shadows = (8 if args.full else 0) if args.shadows is None else args.shadows
+    if shadows and (shadows < 4 or shadows % 2):
+        raise Refused(f"--shadows {shadows}: must be an even number, at least 4")
+    if args.strict and args.synthetic:
+        raise Refused("--strict: a finished release cannot be drawn again for fewer patients; name its --run")
+    neighbours = absolute("--neighbours", args.neighbours) if args.neighbours else None
+    if neighbours and args.synthetic and neighbours.startswith(f"{subject}/"):
+        raise Refused(f"--neighbours {args.neighbours}: shows real images, which do not belong in a release")
     manifest, sha256 = shards.read_manifest(data)
+    if manifest.synthetic:
+        raise Refused(f"--data {data}: holds synthetic images; name the folder with the real ones")
     if not manifest.splits.get(args.split):
         raise Refused(f"--split {args.split}: {data} has none")
+    if args.utility and (not manifest.classes or not manifest.rows("test")):
+        raise Refused(f"--utility: {data} has no {'test split' if manifest.classes else 'classes'}")
     other = "train" if args.split != "train" else "val"
-    available = [manifest.rows(args.split), manifest.rows(other)]
 
-    import torch
+    from medgan import cells
+    from medgan.metrics import privacy, utility
+    from medgan.metrics.evidence import Question
+    from medgan.metrics.features import EXTRACTORS as BUILDERS
+    from medgan.metrics.features import WITH_WEIGHTS
 
-    from medgan.data.loader import open_split
-    from medgan.distributed import World
-    from medgan.metrics import features, fidelity
+    weights = absolute("--weights", args.weights) if args.weights else None
+    if (args.extractor in WITH_WEIGHTS or weights) and "fidelity" in asked:
+        if args.extractor not in WITH_WEIGHTS:
+            raise Refused(f"--weights {args.weights}: --extractor {args.extractor} has its own")
+        BUILDERS[args.extractor]("cpu", weights)
+    about, recipe, available = told_of(args, subject, manifest, sha256)
+    n = min(args.n, available, manifest.rows(args.split), manifest.rows(other))
+    question = Question(
+        subject=about,
+        data={"location": data, "sha256": sha256},
+        classes=manifest.classes,
+        split=args.split,
+        other=other,
+        n=n,
+        seed=args.seed,
+        extractor=args.extractor,
+        weights=weights,
+    )
+    # Privacy asks of as many samples as were wanted, with classes as frequent as in training.
+    of_train = replace(question, split="train", n=min(args.n, available, manifest.rows("train")))
+    images = args.gan_images or utility.Grid.images
+    wanted: dict[str, cells.Cell] = {}
+    if "fidelity" in asked:
+        wanted |= question.fidelity()
+    if "privacy" in asked:
+        wanted |= privacy.plan(of_train, shadows, recipe, images)
+    if "utility" in asked:
+        wanted |= utility.plan(question, grid_of(args, images), recipe)
+    if neighbours:
+        wanted["neighbours"] = privacy.picture_of(of_train)
 
-    pixels, labels = generated(args, subject, manifest, min(args.n, *available))
-    n = min(args.n, len(pixels), *available)
-    extractor = features.EfficientNetLite0("cuda" if torch.cuda.is_available() else "cpu")
-    world = World()
-    rows = {split: open_split(data, split) for split in (args.split, other)}
-    real, control = (features.real_features(split, n, extractor, world) for split in rows.values())
-    assert real is not None
-    assert control is not None
-    fake = extractor(torch.from_numpy(pixels[:n]))
-    figures, floors = fidelity.fidelity(real, fake), fidelity.fidelity(real, control)
-    result: dict[str, Any] = {
-        "settings": {
-            **fidelity.identity(extractor.identity, n, args.split),
-            "manifest_sha256": sha256,
-            "seed": args.seed,
-            "floor_split": other,
-        },
-        "fidelity": {name: {"value": value, "n": n, "floor": floors[name]} for name, value in figures.items()},
+    # A release must not hold what is derived from real images: its cells are kept beside it.
+    folder = f"{subject}.cells" if args.synthetic else f"{out.removesuffix('.json')}.cells"
+    compute(list(wanted.values()), folder, args)
+    found = {name: cell.load(folder) for name, cell in wanted.items()}
+    if neighbours:
+        place, _, name = neighbours.rpartition("/")
+        shards.write_file(place, name, found.pop("neighbours")["png"].tobytes())
+    settings = {
+        **{"subject_sha256": about["sha256"], "manifest_sha256": sha256, "split": args.split, "floor_split": other},
+        "seed": args.seed,
     }
-    result["fidelity"]["kid"] |= fidelity.kid(real, fake)
-    if labels.shape[1]:
-        hot = [torch.from_numpy(split.labels[features.choose_rows(len(split), n)]) for split in rows.values()]
-        classes = manifest.classes
-        by_class = fidelity.class_kid(real, hot[0], fake, torch.from_numpy(labels[:n]), classes)
-        controls = fidelity.class_kid(real, hot[0], control, hot[1], classes)
-        result["fidelity"]["classes"] = {
-            name: {"kid": {**figure, "floor": controls.get(name, {}).get("value")}} for name, figure in by_class.items()
-        }
+    result = assemble(settings, n, found, before=earlier(out, settings))
     folder, _, name = out.rpartition("/")
-    shards.write_file(folder, name, (json.dumps(result, indent=1) + "\n").encode())
-    show(result["fidelity"], n, args.split)
+    shards.write_file(folder, name, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    show(result)
     print(f"written: {out}")
+    if neighbours:
+        print(f"samples beside real training images (do not pass it on): {neighbours}")
 
 
-def show(figures: dict[str, Any], n: int, split: str) -> None:
-    """A table for people."""
-    print(f"against {n} images of the {split} split{'':<11} real against real")
-    for name, figure in figures.items():
-        if name != "classes":
-            print(f"  {name.upper() if len(name) == 3 else name:<20}{figure['value']:>12.4g}{figure['floor']:>12.4g}")
-    for name, by_class in figures.get("classes", {}).items():
-        floor = by_class["kid"]["floor"]
-        beside = "" if floor is None else f"{floor:>12.4g}"
-        print(f"  KID {name:<16}{by_class['kid']['value']:>12.4g}{beside}  (n {by_class['kid']['n']})")
+def told_of(
+    args: Namespace, subject: str, manifest: shards.Manifest, sha256: str
+) -> tuple[dict[str, str], dict[str, Any], int]:
+    """(what is evaluated, see Question; the recipe of short trainings, as plain types; how many images it can give).
 
-
-def generated(
-    args: argparse.Namespace, subject: str, manifest: shards.Manifest, most: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (N, C, R, R) with labels (N, K), N <= most: drawn with the class frequencies of training, or a release's.
-
-    K is 0 where the images are of no class.
+    Raises Refused where it does not fit DATA or the questions.
     """
-    from medgan.data.loader import open_split
-    from medgan.metrics.features import choose_rows
+    from medgan.run import precision_of
     from medgan.sample import Sampler
 
-    if args.synthetic:
-        release, _ = shards.read_manifest(subject, "--synthetic")
-        if not release.synthetic:
-            raise Refused(f"--synthetic {subject}: holds real images; name a folder made by jobs/generate.py")
-        if release.shape != manifest.shape:
-            raise Refused(f"--synthetic {subject}: images of shape {release.shape}, --data has {manifest.shape}")
-        split = open_split(subject, "train")
-        chosen = choose_rows(len(split), most)
-        known = split.labels if release.classes == manifest.classes else split.labels[:, :0]
-        return split.pixels[chosen], known[chosen]
-    sampler = Sampler.open(subject)
-    if (sampler.config.data.channels, sampler.config.data.resolution) != manifest.shape[:2]:
-        raise Refused(
-            f"--run {subject}: draws {sampler.config.data.resolution} pixels a side, --data has {manifest.shape}"
-        )
-    labels = sampler.labels(args.seed, count=most)
-    return sampler.draw(labels, args.seed)[0], labels
+    if args.run:
+        sampler = Sampler.open(subject)
+        shape = (sampler.config.data.channels, sampler.config.data.resolution)
+        if shape != manifest.shape[:2]:
+            raise Refused(f"--run {subject}: draws {shape[1]} pixels a side, --data has {manifest.shape}")
+        if sampler.classes and sampler.classes != manifest.classes:
+            ours, theirs = (", ".join(names) for names in (sampler.classes, manifest.classes))
+            raise Refused(f"--run {subject}: draws {ours}, --data has {theirs}")
+        if args.utility and not sampler.classes:
+            raise Refused(f"--utility: the generator of {subject} is unconditional, its images have no class")
+        about = {"run": subject, "sha256": sampler.sha256}
+        return about, sampler.config.dump(), sys.maxsize
+    release, digest = shards.read_manifest(subject, "--synthetic")
+    if not release.synthetic:
+        raise Refused(f"--synthetic {subject}: holds real images; name a folder made by jobs/generate.py")
+    if release.shape != manifest.shape:
+        raise Refused(f"--synthetic {subject}: images of shape {release.shape}, --data has {manifest.shape}")
+    if args.utility and release.classes != manifest.classes:
+        raise Refused(f"--utility: the classes of {subject} are not those of --data")
+    about = {"synthetic": subject, "sha256": digest}
+    preset = configs.load(PRESET if manifest.classes else "dcgan", overrides={"precision": precision_of("auto", False)})
+    config = configs.for_data(
+        preset,
+        resolution=manifest.resolution,
+        channels=manifest.channels,
+        classes=manifest.classes,
+        manifest_sha256=sha256,
+    )
+    return about, config.dump(), release.rows("train")
+
+
+def grid_of(args: Namespace, images: int) -> Any:
+    """The grid of --utility. Raises Refused."""
+    from medgan.metrics import classifiers, utility
+
+    strict = args.strict if args.strict is not None else args.run is not None
+    chosen: dict[str, Any] = {}
+    for name, known in (("arms", utility.ARMS), ("networks", classifiers.NETWORKS), ("scenarios", None)):
+        if given := getattr(args, name):
+            parts = tuple(part.strip() for part in given.split(","))
+            for part in parts:
+                if known is not None and part not in known:
+                    raise Refused(f"--{name} {part}: unknown, choose of {', '.join(known)}")
+                if known is None:
+                    try:
+                        utility.parse_scenario(part)
+                    except ValueError as error:
+                        raise Refused(f"--{name} {error}") from None
+            chosen[name] = parts
+    chosen |= {key: getattr(args, key) for key in ("draws", "seeds", "steps") if getattr(args, key)}
+    return replace(utility.FULL if args.full else utility.Grid(), strict=strict, images=images, **chosen)
+
+
+def compute(wanted: Sequence[Any], folder: str, args: Namespace) -> None:
+    """Compute the cells that are not kept yet, with a line of progress."""
+    from medgan import cells
+
+    if args.workers is not None and args.workers < 0:
+        raise Refused(f"--workers {args.workers}: must be at least 0")
+    line = Progress(every_s=5)
+    began = time.monotonic()
+
+    def progress(done: int, of: int, name: str) -> None:
+        spent = time.monotonic() - began
+        left = f"about {duration(spent / done * (of - done))} left" if 0 < done < of else ""
+        line.update(f"evaluate {done}/{of} cells", left, name, force=done == of)
+
+    if not cells.missing(wanted, folder):
+        return
+    try:
+        if args.workers == 0:
+            cells.run(wanted, folder, progress)
+        else:
+            from medgan import ray_tasks
+            from medgan.ray_train import connect
+
+            connect(args.verbose)
+            ray_tasks.run(wanted, folder, progress, args.workers)
+    finally:
+        line.close()
+
+
+def earlier(out: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Sections of the file as it is, where they are of the same generator or release, data, split and seed."""
+    folder, _, name = out.rpartition("/")
+    try:
+        before = json.loads(shards.read_file(folder, name))
+    except (OSError, ValueError):
+        return {}
+    known = before.get("settings", {})
+    return before if all(known.get(key) == value for key, value in settings.items()) else {}
+
+
+def assemble(settings: dict[str, Any], n: int, found: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """evaluation.json: settings, and a section for each question, new or from before."""
+    from medgan.metrics.fidelity import identity
+
+    result = {**before, "settings": {**before.get("settings", {}), **settings}}
+    if "fidelity" in found:
+        measured = found["fidelity"]
+        result["settings"] |= identity(measured["identity"], n, settings["split"])
+        result["fidelity"] = section = measured["figures"]
+        faithful = dict(found.get("faithful", {}))
+        for name, figure in faithful.pop("classes", {}).items():
+            section["classes"].setdefault(name, {})["class_accuracy"] = figure
+        if faithful:
+            section["class_accuracy"] = faithful
+    if "privacy" in found:
+        result["privacy"] = found["privacy"]
+    if "shadows" in found:
+        result["privacy"]["shadows"] = found["shadows"]
+    if "utility" in found:
+        result["utility"] = found["utility"]
+    return dict(plain(result))
+
+
+def plain(value: Any) -> Any:
+    """JSON has no word for what is not a number."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def show(result: dict[str, Any]) -> None:
+    """Tables for people."""
+    from medgan.metrics.fidelity import FIGURES
+
+    if "fidelity" in result:
+        figures = result["fidelity"]
+        where = f"n = {result['settings']['n']}, {result['settings']['extractor']}"
+        print(f"{where:<44}{'samples':>10}{'real':>10}")
+        for group, values in (("", figures), *figures["classes"].items()):
+            for name, (title, _) in FIGURES.items():
+                if name in values:
+                    told, value = f"{title}, {group}" if group else title, values[name]
+                    few = f"  (n {value['n']})" if group else ""
+                    print(f"  {told:<42}{value['value']:>10.4g}{value['floor']:>10.4g}{few}")
+    if "utility" in result:
+        for row in result["utility"]["differences"]:
+            if row["score"] in ("macro_f1", "rare_sensitivity") and row["low"] is not None:
+                what = f"{row['score']}, {row['arm']}, {row['scenario']}, {row['network']}"
+                print(f"  {what:<72}{row['value']:>+8.3f} [{row['low']:+.3f}, {row['high']:+.3f}]")
+    for name in ("utility", "privacy"):
+        if name in result:
+            print(result[name]["claim"]["sentence"])
 
 
 if __name__ == "__main__":

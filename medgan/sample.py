@@ -121,8 +121,8 @@ class Sampler:
     """Of the weights, hex."""
 
     @staticmethod
-    def open(run: str) -> Sampler:
-        """The best generator of a run folder (path or URI), on the CPU. Raises DataError where there is none."""
+    def open(run: str, device: str = "cpu") -> Sampler:
+        """The best generator of a run folder (path or URI). Raises DataError where there is none."""
         try:
             weights = read_file(run, "generator/model.safetensors")
             description = read_file(run, "generator/config.yaml")
@@ -137,7 +137,7 @@ class Sampler:
             generator.load_state_dict(load_safetensors(weights))
         except (SafetensorError, RuntimeError):
             raise DataError(f"--run {run}: generator/model.safetensors is damaged or of another config") from None
-        generator.eval().requires_grad_(False)
+        generator.eval().requires_grad_(False).to(device)
         counts = tree["label_counts"] if config.conditional else {}
         return Sampler(generator, config, counts, hashlib.sha256(weights).hexdigest())
 

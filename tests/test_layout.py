@@ -42,14 +42,21 @@ RANKS = {
     "medgan.tracking": 4,
     "medgan.metrics.features": 5,
     "medgan.metrics.fidelity": 5,
+    "medgan.metrics.classifiers": 3,
     "medgan.data.ingest": 7,
+    "medgan.cells": 3,
     "medgan.state": 6,
     "medgan.step": 7,
     "medgan.sample": 7,
     "medgan.loop": 8,
     "medgan.report": 8,
+    "medgan.metrics.evidence": 8,
+    "medgan.metrics.retrain": 9,
+    "medgan.metrics.privacy": 10,
+    "medgan.metrics.utility": 10,
     "medgan.run": 9,
     "medgan.ray_train": 10,
+    "medgan.ray_tasks": 11,
 }
 
 

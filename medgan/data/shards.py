@@ -400,6 +400,13 @@ def read_shard(data: str | Path, shard: Shard) -> bytes:
     return content
 
 
+def column(data: str | Path, split: str, name: str) -> list[Any]:
+    """One column of a split, such as `patient`, in the order of its rows. Raises DataError."""
+    manifest, _ = read_manifest(data)
+    tables = [pq.read_table(pa.BufferReader(read_shard(data, shard)), columns=[name]) for shard in manifest.splits[split]]
+    return [value for table in tables for value in table.column(name).to_pylist()]
+
+
 def verify(data: str | Path, manifest: Manifest) -> None:
     """Every shard's bytes against its checksum, and no patient in two splits. Raises DataError."""
     shards = [(split, shard) for split, shards in manifest.splits.items() for shard in shards]

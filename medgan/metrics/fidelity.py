@@ -6,11 +6,12 @@ Density and coverage are our own. Real against other real images of equal number
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
@@ -23,8 +24,9 @@ FIGURES = {
     "recall": ("recall", "share of real images that the samples could be"),
     "density": ("density", "how deep samples lie among real images: about 1 is good"),
     "coverage": ("coverage", "share of real images that have a sample nearby"),
+    "class_accuracy": ("class read right", "balanced accuracy with which a classifier of real images reads samples"),
 }
-"""Every figure of `fidelity`: its name for people, and what it means."""
+"""Every figure: its name for people, and what it means."""
 LEAST = 16
 """Images of a class, on each side, below which it gets no figure of its own."""
 
@@ -43,13 +45,42 @@ def kid(real: Tensor, fake: Tensor) -> dict[str, float]:
     return {"value": value, "low": value - 1.96 * spread, "high": value + 1.96 * spread}
 
 
+@dataclass(frozen=True)
+class Moments:
+    """What FID needs of features, float64: those of two shards or ranks merge into those of both."""
+
+    n: int
+    mean: Tensor
+    """(F,)"""
+    scatter: Tensor
+    """(F, F): sum of the outer products of what differs from the mean."""
+
+    @staticmethod
+    def of(features: Tensor) -> Moments:
+        """features: (n, F), n > 0."""
+        exact = features.double()
+        apart = exact - exact.mean(0)
+        return Moments(len(exact), exact.mean(0), apart.T @ apart)
+
+    def merge(self, other: Moments) -> Moments:
+        """Chan, Golub and LeVeque 1979."""
+        n, apart = self.n + other.n, other.mean - self.mean
+        scatter = self.scatter + other.scatter + torch.outer(apart, apart) * (self.n * other.n / n)
+        return Moments(n, self.mean + apart * (other.n / n), scatter)
+
+
+def frechet(real: Moments, fake: Moments) -> float:
+    """Frechet distance between Gaussians (Heusel et al. 2017, arXiv:1706.08500)."""
+    statistics = [{"mu": one.mean.numpy(), "sigma": (one.scatter / (one.n - 1)).numpy()} for one in (real, fake)]
+    return float(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
+
+
 def fid(real: Tensor, fake: Tensor) -> float:
-    """Frechet distance between Gaussians fitted to features, float32 (n, F) (Heusel et al. 2017, arXiv:1706.08500).
+    """Frechet distance between Gaussians fitted to features, float32 (n, F).
 
     Biased upwards in small n: compare only figures of equal n, and with the floor.
     """
-    statistics = [fid_features_to_statistics(features.double()) for features in (real, fake)]
-    return float(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
+    return frechet(Moments.of(real), Moments.of(fake))
 
 
 def identity(extractor: dict[str, Any], n: int, split: str) -> dict[str, Any]:
@@ -81,6 +112,41 @@ def fidelity(real: Tensor, fake: Tensor) -> dict[str, float]:
     if len(real) != len(fake):
         raise ValueError(f"{len(real)} real against {len(fake)} generated images: figures need equal numbers")
     return {"kid": kid(real, fake)["value"], "fid": fid(real, fake), **neighbourhoods(real, fake)}
+
+
+def beside_floor(
+    real: Tensor, fake: Tensor, control: Tensor, labels: Sequence[Tensor], classes: Sequence[str]
+) -> dict[str, Any]:
+    """Every figure of generated against real images, beside what other real images (control) score.
+
+    Features, float32 (n, F) each; labels: of real, fake and control, (n, K). Returns {figure: {value, n, floor}}, for
+    KID also low and high, and `classes`: the same within each class that all three have LEAST images of.
+    """
+    figures = _beside_floor(real, fake, control)
+    of_classes = {}
+    for index, name in enumerate(classes if all(hot.shape[1] for hot in labels) else ()):
+        within = [rows[hot[:, index] > 0] for rows, hot in zip((real, fake, control), labels, strict=True)]
+        n = min(map(len, within))
+        if n >= LEAST:
+            of_classes[name] = _beside_floor(*(rows[:n] for rows in within))
+    return {**figures, "classes": of_classes}
+
+
+def _beside_floor(real: Tensor, fake: Tensor, control: Tensor) -> dict[str, Any]:
+    values, floors, n = fidelity(real, fake), fidelity(real, control), len(real)
+    figures: dict[str, Any] = {name: {"value": values[name], "n": n, "floor": floors[name]} for name in values}
+    figures["kid"] |= kid(real, fake)
+    return figures
+
+
+def scaled(real: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """Features (n, F), each divided by its deviation among the real ones: for those that have units of their own.
+
+    What never differs among the real ones is left out.
+    """
+    deviation = real.std(0)
+    moving = deviation > 1e-8 * real.abs().mean(0).clamp(min=1e-8)
+    return tuple(((rows - real.mean(0)) / deviation)[:, moving] for rows in (real, *others))
 
 
 def class_kid(

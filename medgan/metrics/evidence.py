@@ -1,0 +1,153 @@
+"""The three questions asked of a generator or a release, as cells: is it faithful, does it help, does it leak?
+
+Here is what they share: the images under test, the real ones beside them, and the first question. The others have
+modules of their own. Functions that take results and plain arguments and return results are called by cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from medgan.cells import Cell, Result
+from medgan.data import shards
+from medgan.data.loader import Split, open_split, row_weights
+from medgan.distributed import World
+from medgan.metrics import classifiers, fidelity
+from medgan.metrics.classifiers import Images
+from medgan.metrics.features import EXTRACTORS, choose_rows, real_features
+from medgan.sample import Sampler
+
+PART = 512
+"""Samples that one cell draws and measures."""
+HERE = "medgan.metrics.evidence"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is evaluated against what. All of it plain types, for it is part of the cells' arguments."""
+
+    subject: dict[str, str]
+    """{"run" or "synthetic": location, "sha256": of the generator's weights or of the release's manifest}"""
+    data: dict[str, str]
+    """{"location": of DATA, "sha256": of its manifest}"""
+    classes: tuple[str, ...]
+    split: str
+    other: str
+    """Split of the real images that stand beside those of `split` as the floor."""
+    n: int
+    seed: int
+    extractor: str = "efficientnet-lite0"
+    weights: str | None = None
+
+    def samples(self) -> list[Cell]:
+        """The images under test, in parts."""
+        common = {"subject": self.subject, "data": self.data, "split": self.split, "n": self.n, "seed": self.seed}
+        return [
+            Cell(f"samples {first:,}", f"{HERE}:samples", {**common, "first": first, "last": min(first + PART, self.n)})
+            for first in range(0, self.n, PART)
+        ]
+
+    def fidelity(self) -> dict[str, Cell]:
+        which = {"extractor": self.extractor, "weights": self.weights}
+        real = [
+            Cell(f"features of {split}", f"{HERE}:real", {"data": self.data, "split": split, "n": self.n, **which})
+            for split in (self.split, self.other)
+        ]
+        fakes = [Cell(f"features of {part.name}", f"{HERE}:sample_features", which, (part,)) for part in self.samples()]
+        figures = Cell("fidelity", f"{HERE}:figures", {"classes": list(self.classes)}, (*real, *fakes))
+        if not self.classes:
+            return {"fidelity": figures}
+        faithful = {"data": self.data, "split": self.split, "seed": self.seed}
+        return {"fidelity": figures, "faithful": Cell("classes read", f"{HERE}:faithful", faithful, (*self.samples(),))}
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def samples(
+    *, subject: dict[str, str], data: dict[str, str], split: str, n: int, seed: int, first: int, last: int
+) -> Result:
+    """Images [first, last) of n: a generator's, with the labels of the real images they are held against, or a
+    release's. {pixels uint8 (N, C, R, R), labels uint8 (N, K)}, K = 0 where they are of no class of DATA.
+    """
+    if "synthetic" in subject:
+        release = open_split(subject["synthetic"], "train")
+        rows = choose_rows(len(release), n)[first:last]
+        ours, theirs = (shards.read_manifest(one)[0].classes for one in (subject["synthetic"], data["location"]))
+        labels = release.labels[rows]
+        return {"pixels": release.pixels[rows], "labels": labels if ours == theirs else labels[:, :0]}
+    sampler = Sampler.open(subject["run"], device())
+    real = open_split(data["location"], split)
+    labels = real.labels[choose_rows(len(real), n)[first:last]]
+    if not sampler.classes:
+        labels = labels[:, :0]
+    return {"pixels": sampler.draw(labels, seed, first)[0], "labels": labels}
+
+
+def sample_features(part: Result, *, extractor: str, weights: str | None) -> Result:
+    """{features float32 (N, F), labels, identity}"""
+    extract = EXTRACTORS[extractor](device(), weights)
+    features = extract(torch.from_numpy(part["pixels"]))
+    return {"features": features.numpy(), "labels": part["labels"], "identity": extract.identity}
+
+
+def real(*, data: dict[str, str], split: str, n: int, extractor: str, weights: str | None) -> Result:
+    """As `sample_features`, of n real images of a split; from the node's cache where it has them."""
+    extract, rows = EXTRACTORS[extractor](device(), weights), open_split(data["location"], split)
+    features = real_features(rows, n, extract, World())
+    assert features is not None
+    labels = rows.labels[choose_rows(len(rows), n)]
+    return {"features": features.numpy(), "labels": labels, "identity": extract.identity}
+
+
+def figures(real: Result, control: Result, *fakes: Result, classes: list[str]) -> Result:
+    """{figures: see fidelity.beside_floor, identity}. Does not depend on how the samples were parted."""
+    sets = [real, control, {key: np.concatenate([fake[key] for fake in fakes]) for key in ("features", "labels")}]
+    features = [torch.from_numpy(one["features"]) for one in sets]
+    if real["identity"].get("scaled"):
+        features = list(fidelity.scaled(*features))
+    labels = [torch.from_numpy(one["labels"]) for one in sets]
+    found = fidelity.beside_floor(features[0], features[2], features[1], [labels[0], labels[2], labels[1]], classes)
+    return {"figures": found, "identity": real["identity"]}
+
+
+def faithful(*parts: Result, data: dict[str, str], split: str, seed: int) -> Result:
+    """How well a classifier of real train images reads the samples' classes; the floor is how well it reads real ones.
+
+    {value, floor: balanced accuracy; n; classes: {class: {value, floor}}: share of it that is recognised}
+    """
+    fake = Images.together([Images(part["pixels"], part["labels"]) for part in parts])
+    if not fake.labels.shape[1]:
+        return {}
+    train, real = (open_split(data["location"], name) for name in ("train", split))
+    reader, single = reader_of(train, seed)
+    answers = [classifiers.predict(reader, one.pixels, single=single) for one in (fake, real)]
+    truths = [one.labels for one in (fake, real)]
+    rare = int(train.labels.sum(0).argmin())
+    overall = [
+        classifiers.scores(said, truth, rare, single=single)["balanced_accuracy"]
+        for said, truth in zip(answers, truths, strict=True)
+    ]
+    hits = [said == said.max(1, keepdims=True) if single else said >= 0.5 for said in answers]
+    classes = shards.read_manifest(data["location"])[0].classes
+    of_classes = {
+        name: {"value": float(hits[0][a, k].mean()), "floor": float(hits[1][b, k].mean()), "n": int(a.sum())}
+        for k, name in enumerate(classes)
+        if (a := truths[0][:, k] > 0).any() and (b := truths[1][:, k] > 0).any()
+    }
+    return {"value": overall[0], "floor": overall[1], "n": len(fake), "classes": of_classes}
+
+
+def reader_of(train: Split, seed: int) -> tuple[torch.nn.Module, bool]:
+    """(a small CNN trained on all of train, whether an image has one class). Classes are shown equally often."""
+    images = Images(train.pixels, train.labels)
+    single = classifiers.exclusive(images.labels)
+    share = row_weights(images.labels, 1.0)
+    model = classifiers.train(
+        images, "small-cnn", seed, single=single, augment=True, weights=share, steps=1200, device=device()
+    )
+    return model, single

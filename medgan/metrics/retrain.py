@@ -1,0 +1,72 @@
+"""A short training in one process on some rows of train: the recipe of a run, rehearsed on fewer patients.
+
+What asks whether synthetic images help, or whether a recipe gives patients away, needs generators that have seen
+exactly such patients and no others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from medgan import loop, sample
+from medgan.config import Config, validate
+from medgan.data.loader import Order, Split, batches
+from medgan.distributed import World
+from medgan.models import z_size
+from medgan.state import TrainState
+from medgan.streams import stream
+
+
+class Quiet:
+    """The loop's hooks of a training that nobody watches: the end counts, no evaluation chooses among checkpoints."""
+
+    def log(self, images_seen: int, row: dict[str, float]) -> None:
+        pass
+
+    def evaluate(self, state: TrainState) -> None:
+        pass
+
+    def save(self, state: TrainState) -> None:
+        pass
+
+    def stopping(self) -> bool:
+        return False
+
+
+def recipe(config: Mapping[str, Any], seed: int, images: int) -> Config:
+    """A run's settled config, as plain types, for so many images, with schedules that fit into them."""
+    tree = {**config, "seed": seed, "total_images": images}
+    longer = config["total_images"]
+    model = dict(tree["model"])
+    for key in ("anneal_from_kimg", "anneal_to_kimg"):
+        if model.get(key):
+            model[key] = model[key] * images / longer
+    return validate({**tree, "model": model})
+
+
+def fit(config: Config, split: Split, rows: np.ndarray, device: str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
+    """(averaged generator, ready to draw; {images_seen, seconds}) of a training on those rows of a split alone.
+
+    rows: int64 (n,). Raises loop.Diverged.
+    """
+    part = replace(split, pixels=split.pixels[rows], labels=split.labels[rows])
+    began = time.monotonic()
+    state = TrainState.create(config, World(device=torch.device(device)))
+    order = Order(part.labels, config.seed, config.data.balance)
+    everything = slice(0, config.global_batch)
+    loop.run(config, state, batches(part, order, 0, config.global_batch, everything), Quiet())
+    sample.calibrate(state.ema, config, part.labels[order.epoch(0)])
+    return state.ema, {"images_seen": state.images_seen, "seconds": time.monotonic() - began}
+
+
+def draw(generator: nn.Module, config: Config, labels: np.ndarray, name: str) -> np.ndarray:
+    """uint8 (N, C, R, R) for labels uint8 (N, K), from the latents of the config's seed and that name."""
+    z = torch.randn(len(labels), z_size(config), generator=stream(config.seed, name, 0))
+    return sample.generate(generator, z, torch.from_numpy(labels.astype(np.float32))).numpy()
