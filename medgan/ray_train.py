@@ -118,11 +118,13 @@ def fit(
     on_event: Callable[[Event], None],
     init: str | None = None,
     max_failures: int = 3,
+    interrupt: Interrupt | None = None,
 ) -> Outcome:
     """Train on the connected cluster until done; on_event is called here, in the driver, with what rank 0 says.
 
     config: a validated config as plain types. A worker or host that dies is replaced, and the run goes on from the
-    newest checkpoint in `out`, up to max_failures times.
+    newest checkpoint in `out`, up to max_failures times. interrupt: what asks the run to stop; Ctrl-C and SIGTERM if
+    none is given. Workers(0, 0) trains in this process.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -145,7 +147,7 @@ def fit(
             failure_config=FailureConfig(max_failures=max_failures),
         ),
     )
-    training, interrupt, told = Training(trainer), Interrupt(), False
+    training, interrupt, told = Training(trainer), interrupt or Interrupt(), False
     training.start()
     with interrupt:
         while (event := _next(queue)) or training.is_alive():
