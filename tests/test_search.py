@@ -4,6 +4,7 @@ import io
 import json
 import math
 import statistics
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -150,6 +151,75 @@ def test_who_takes_over_keeps_its_name_and_its_settings_stay_in_range():
         assert job["settings"]["seed"] == 0
     assert len({job["settings"]["optim.lr_g"] for job in drawn}) > 1
     assert trials[1].config["job"]["settings"]["optim.lr_g"] == 1e-3
+
+
+class Controller:
+    """As much of Tune's controller as a population needs."""
+
+    search_alg = None
+
+    def __init__(self, trials):
+        self.trials = trials
+
+    def get_trials(self):
+        return self.trials
+
+    def _schedule_trial_save(self, trial, result):
+        return trial.level
+
+    def pause_trial(self, trial, should_checkpoint):
+        assert not should_checkpoint
+
+
+class Member(Fake):
+    """Learns the faster the nearer its lr is to 1e-3."""
+
+    def __init__(self, name, rate):
+        super().__init__(name, None)
+        self.config = {"job": {"name": name, "settings": {"optim.lr_g": rate}}}
+        self.status, self.level, self.taken = "RUNNING", 10.0, 0
+        self.run_metadata = SimpleNamespace(checkpoint_manager=self)
+        self.experiment_tag, self.checkpoint_config = "", SimpleNamespace(num_to_keep=None)
+
+    @property
+    def rate(self):
+        return self.config["job"]["settings"]["optim.lr_g"]
+
+    def is_finished(self):
+        return False
+
+    def set_config(self, config):
+        self.config = config
+
+    def set_experiment_tag(self, tag):
+        pass
+
+    @property
+    def _latest_checkpoint_result(self):
+        raise AssertionError
+
+    @_latest_checkpoint_result.setter
+    def _latest_checkpoint_result(self, result):
+        self.level, self.taken = result.checkpoint, self.taken + 1
+
+
+def test_a_population_moves_to_the_known_best_and_takes_over_the_best_weights():
+    apart = lambda members: statistics.median(abs(math.log10(member.rate / 1e-3)) for member in members)
+    for seed in range(3):
+        random, domain = np.random.default_rng(seed), Range(1e-6, 1e-1)
+        members = [Member(f"{number:03d}", domain.draw(random)) for number in range(8)]
+        start = apart(members)
+        population, controller = schedulers.Population({"optim.lr_g": domain}, 1000, seed), Controller(members)
+        for member in members:
+            population.on_trial_add(controller, member)
+        for step in range(1, 21):
+            for member in members:
+                member.level -= 0.3 * math.exp(-2 * abs(math.log10(member.rate / 1e-3)))
+                population.on_trial_result(controller, member, {"images_seen": step * 1000, "kid": member.level})
+        assert sum(member.taken for member in members) > 5
+        assert apart(members) < 0.5 * start
+        assert max(member.level for member in members) < 8  # a member that learns nothing takes over one that does
+        assert {member.config["job"]["name"] for member in members} == {f"{number:03d}" for number in range(8)}
 
 
 # -- records and results -----------------------------------------------------------------------------------------------
