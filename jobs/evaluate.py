@@ -193,10 +193,7 @@ def told_of(
     preset = configs.load(PRESET if manifest.classes else "dcgan", overrides={"precision": precision_of("auto", False)})
     config = configs.for_data(
         preset,
-        resolution=manifest.resolution,
-        channels=manifest.channels,
-        classes=manifest.classes,
-        manifest_sha256=sha256,
+        **manifest.facts(sha256),
     )
     return about, config.dump(), release.rows("train")
 

@@ -17,7 +17,6 @@ from typing import Any
 from medgan import config as configs
 from medgan.config import Refused
 from medgan.data import shards
-from medgan.data.sources import SOURCES
 from medgan.terminal import Failed, Parser, Progress, Stopped, absolute, again, command, duration
 
 
@@ -57,11 +56,7 @@ def main(argv: Sequence[str]) -> None:
     manifest, sha256 = shards.read_manifest(data)
     config = configs.for_data(
         config,
-        resolution=manifest.resolution,
-        channels=manifest.channels,
-        classes=manifest.classes,
-        manifest_sha256=sha256,
-        mirror=manifest.source in SOURCES and SOURCES[manifest.source].mirror,
+        **manifest.facts(sha256),
     )
     for split, least in (("train", config.global_batch), ("val", 16)):
         if manifest.rows(split) < least:

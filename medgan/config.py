@@ -238,6 +238,10 @@ class Tracking(Section):
     """auto: online where an API key is set, offline otherwise; disabled: no W&B."""
     project: str = Field("medgan", min_length=1)
     """W&B project."""
+    group: str | None = None
+    """W&B group. A search gives its trials its own name."""
+    tags: tuple[str, ...] = ()
+    """W&B tags besides the model's and the loss's names."""
     grid_columns: int = Field(8, ge=1, le=64)
     """Samples per class in the grids."""
     sample_ids: bool = False
@@ -497,7 +501,7 @@ def load(
         tree = _read_yaml(Path(file))
         if isinstance(tree.get("data"), dict):  # what the file's run found in its DATA; only a resolution is a wish
             tree["data"] = {key: value for key, value in tree["data"].items() if key not in FOUND_IN_DATA}
-    pairs = overrides.items() if isinstance(overrides, Mapping) else map(_parse_override, overrides)
+    pairs = overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides)
     for key, value in pairs:
         _put(tree, key, value)
     return validate(tree)
@@ -631,7 +635,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return parse_yaml(content, f"--config {path}")
 
 
-def _parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str) -> tuple[str, Any]:
+    """'loss.r1_gamma=2' -> ("loss.r1_gamma", 2). Raises ConfigError."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {text}: write it as key=value, for example --set loss.r1_gamma=2")

@@ -1,10 +1,12 @@
-"""A run's folder: a path or a URI, written whole files at a time, so that a crash leaves each file old or new."""
+"""Folders of a run and of a search: paths or URIs, written whole files at a time: a crash leaves each old or new."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as pafs
 
@@ -135,3 +137,39 @@ def checkpoint_name(images_seen: int) -> str:
 def checksum_name(images_seen: int) -> str:
     """Beside the checkpoint, as `sha256sum -c` reads it."""
     return f"checkpoints/{images_seen:012d}.sha256"
+
+
+class SearchFolder:
+    """SEARCH: search.yaml, trials/ (a run folder and a record for each), best.yaml, results.parquet, report.html."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+
+    def write(self, name: str, content: bytes | str) -> None:
+        write_file(self.location, name, content.encode() if isinstance(content, str) else content)
+
+    def read(self, name: str) -> bytes:
+        """Raises FileNotFoundError or another OSError."""
+        return read_file(self.location, name)
+
+    def settings(self) -> dict[str, Any] | None:
+        """search.yaml; None where the folder is empty or not there yet. Raises Refused where it is no search."""
+        if "search.yaml" in names(self.location, ""):
+            return parse_yaml(self.read("search.yaml"), f"{self.location}/search.yaml")
+        if names(self.location, ""):
+            raise Refused(
+                f"{self.location}: holds {names(self.location, '')[0]} and is no search; choose another folder"
+            )
+        return None
+
+    def trials(self) -> list[dict[str, Any]]:
+        """Every trial's record, by name."""
+        files = (name for name in names(self.location, "trials") if name.endswith(".json"))
+        return sorted((json.loads(self.read(f"trials/{name}")) for name in files), key=lambda trial: trial["name"])
+
+    def write_trial(self, record: dict[str, Any]) -> None:
+        self.write(f"trials/{record['name']}.json", json.dumps(record) + "\n")
+
+    def run(self, record: dict[str, Any]) -> RunFolder:
+        """The run folder of a trial."""
+        return RunFolder(f"{self.location}/trials/{record['run']}")

@@ -131,12 +131,14 @@ def fit(
     max_failures: int = 3,
     owner: str | None = None,
     timeout_s: int = TIMEOUT_S,
+    interrupt: Interrupt | None = None,
 ) -> Outcome:
     """Train on the connected cluster until done; on_event is called here, in the driver, with what the workers say.
 
     config: a validated config as plain types. A worker or host that dies is replaced, and the run goes on from the
     newest checkpoint in `out`, up to max_failures times without a new one. owner: whoever holds the run's lease.
-    timeout_s: how long the workers wait for one that does not answer.
+    timeout_s: how long the workers wait for one that does not answer. interrupt: what asks the run to stop; Ctrl-C
+    and SIGTERM if none is given. Workers(0, 0) trains in this process.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -175,7 +177,7 @@ def fit(
         return training
 
     folder, roll = RunFolder(out), Roll()
-    interrupt, told = Interrupt(), False
+    interrupt, told = interrupt or Interrupt(), False
     saved, training = max(folder.checkpoints(), default=0), start()
 
     def again() -> bool:

@@ -140,10 +140,7 @@ def tiny(phantoms):
         manifest, sha256 = shards.read_manifest(phantoms)
         return configs.for_data(
             configs.load(preset, overrides={**TINY, **dotted}),
-            resolution=manifest.resolution,
-            channels=manifest.channels,
-            classes=manifest.classes,
-            manifest_sha256=sha256,
+            **manifest.facts(sha256),
         )
 
     return make

@@ -480,6 +480,7 @@ def _publish(plan: Plan, items: list[Item], parts: dict[str, Part]) -> Written:
         key_fingerprint=keyed_id(plan.key, "fingerprint")[:16],
         request=plan.digest,
         versions=versions(),
+        mirror=SOURCES[request.source].mirror,
     )
     # File names hold patient ids: the folder gets keyed ones.
     rows = [

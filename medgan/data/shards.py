@@ -83,10 +83,17 @@ class Manifest:
     request: str = ""
     """Digest of what was asked for and what lay in the raw folder; equal requests make equal folders."""
     versions: dict[str, str] = field(default_factory=dict)
+    mirror: bool = False
+    """Whether a mirrored image is still one of its kind; what a source does not know is no."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.channels, self.resolution, self.resolution
+
+    def facts(self, sha256: str) -> dict[str, Any]:
+        """What config.for_data wants to know; sha256: of this manifest."""
+        found = {name: getattr(self, name) for name in ("resolution", "channels", "classes", "mirror")}
+        return {**found, "manifest_sha256": sha256}
 
     def rows(self, split: str) -> int:
         return sum(shard.rows for shard in self.splits.get(split, []))
@@ -403,7 +410,9 @@ def read_shard(data: str | Path, shard: Shard) -> bytes:
 def column(data: str | Path, split: str, name: str) -> list[Any]:
     """One column of a split, such as `patient`, in the order of its rows. Raises DataError."""
     manifest, _ = read_manifest(data)
-    tables = [pq.read_table(pa.BufferReader(read_shard(data, shard)), columns=[name]) for shard in manifest.splits[split]]
+    tables = [
+        pq.read_table(pa.BufferReader(read_shard(data, shard)), columns=[name]) for shard in manifest.splits[split]
+    ]
     return [value for table in tables for value in table.column(name).to_pylist()]
 
 

@@ -39,6 +39,9 @@ class Quiet:
     def stopping(self) -> bool:
         return False
 
+    def noticed(self) -> bool:
+        return False
+
 
 def recipe(config: Mapping[str, Any], seed: int, images: int) -> Config:
     """A run's settled config, as plain types, for so many images, with schedules that fit into them."""

@@ -1,0 +1,327 @@
+"""The search without a cluster: what is drawn, who is stopped, who wins; on objectives with a known best."""
+
+import io
+import json
+import math
+import statistics
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from medgan import config as configs
+from medgan.config import Refused
+from medgan.folder import RunFolder, SearchFolder
+from tune import schedulers, search
+from tune.algorithms import Draws, trial_name
+from tune.spaces import Range, Space, space
+from tune.trial import reason_of, take_over
+
+SPACE = space(True, ["model.name=dcgan,cgan", "global_batch=16"])
+
+
+def fake_kid(settings):
+    """Best at cgan with lr_g = 1e-3 and hinge; lr_d does not matter."""
+    kid = 0.1 + abs(math.log10(settings["optim.lr_g"] / 1e-3))
+    return kid + 0.7 * (settings["model.name"] != "cgan") + 0.3 * (settings["loss.name"] != "hinge")
+
+
+def searched(algorithm, trials=60, seed=0, objectives=("kid",), objective=fake_kid, at_once=2):
+    """Records of a search on a made-up objective, with trials that run beside each other."""
+    draws, records, running = Draws(SPACE, algorithm, objectives, seed), [], []
+    for number in range(trials):
+        settings, drawn = draws.draw(number)
+        record = search.new_record(trial_name(number), "trial", settings, 1000, draws=drawn)
+        running.append(
+            record | {"status": "done", "kid": objective(settings), "coverage": settings["optim.lr_g"] * 100}
+        )
+        if len(running) == at_once or number == trials - 1:
+            for done in running:
+                draws.tell(done)
+            records += running
+            running = []
+    return records
+
+
+def test_tpe_finds_the_known_best_more_often_than_chance():
+    later = {
+        algorithm: [
+            statistics.mean(record["kid"] for record in searched(algorithm, seed=seed)[30:]) for seed in range(3)
+        ]
+        for algorithm in ("random", "tpe")
+    }
+    assert max(later["tpe"]) < 0.8 * min(later["random"])
+    best = min(searched("tpe"), key=lambda record: record["kid"])
+    assert best["settings"]["model.name"] == "cgan"
+    assert best["settings"]["loss.name"] == "hinge"
+    assert best["settings"]["optim.lr_g"] == pytest.approx(1e-3, rel=0.5)
+
+
+def test_two_objectives_reach_both_ends_of_the_front():
+    # coverage grows with lr_g, KID is best at 1e-3: the front runs from there upwards.
+    records = searched("tpe", objectives=("kid", "coverage"))
+    rates = [record["settings"]["optim.lr_g"] for record in records[30:]]
+    assert statistics.median(rates) > 1.2e-3
+    assert min(record["kid"] for record in records) < 0.5
+
+
+@pytest.mark.parametrize("algorithm", ["random", "tpe"])
+def test_a_search_that_goes_on_draws_what_one_that_was_not_stopped_would_have(algorithm):
+    whole = searched(algorithm, trials=24)
+    draws = Draws(SPACE, algorithm, ("kid",), 0)
+    draws.restore(json.loads(json.dumps(whole[:20])))
+    assert draws.draw(20)[0] == whole[20]["settings"]
+    assert len({json.dumps(record["settings"]) for record in whole}) == 24
+
+
+def test_two_trials_that_start_together_are_not_the_same():
+    draws = Draws(SPACE, "tpe", ("kid",), 0)
+    draws.restore(searched("tpe", trials=30))
+    assert draws.draw(30)[0] != draws.draw(31)[0]
+
+
+def test_a_failed_trial_is_told_as_one():
+    draws = Draws(SPACE, "tpe", ("kid",), 0)
+    settings, drawn = draws.draw(0)
+    draws.tell(search.new_record("000", "trial", settings, 10, draws=drawn) | {"status": "failed"})
+    assert [trial.state.name for trial in draws.study.trials] == ["FAIL"]
+
+
+# -- schedulers --------------------------------------------------------------------------------------------------------
+
+TOTAL = 12000
+STEPS = range(1000, TOTAL + 1, 1000)
+
+
+class Fake:
+    def __init__(self, name, curve):
+        self.trial_id = self.name = name
+        self.curve, self.history = curve, []
+
+
+def halved(fakes, at_once=2, past=()):
+    """Run fake trials as Tune would: some at a time, one interval each in turn. Returns images seen by each."""
+    scheduler = schedulers.asha(TOTAL, past)
+    waiting, running = list(fakes), []
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            running.append(waiting.pop(0))
+            scheduler.on_trial_add(None, running[-1])
+        for fake in list(running):
+            seen = STEPS[len(fake.history)]
+            fake.history.append([seen, fake.curve(seen)])
+            if scheduler.on_trial_result(None, fake, {"images_seen": seen, "kid": fake.curve(seen)}) == "STOP":
+                scheduler.on_trial_complete(None, fake, {"images_seen": seen, "kid": fake.curve(seen)})
+                running.remove(fake)
+    return {fake.name: fake.history[-1][0] for fake in fakes}
+
+
+def test_asha_sees_under_half_of_the_images_and_its_winner_is_among_the_best_two():
+    shares = []
+    for seed in range(20):
+        levels = np.random.default_rng(seed).permutation(np.linspace(0.1, 3, 12))
+        fakes = [Fake(str(i), lambda seen, level=level: level + 4000 / seen) for i, level in enumerate(levels)]
+        seen = halved(fakes)
+        shares.append(sum(seen.values()) / 12 / TOTAL)
+        ended = [fake for fake in fakes if seen[fake.name] == TOTAL]
+        winner = min(ended, key=lambda fake: fake.history[-1][1])
+        assert levels[int(winner.name)] in np.sort(levels)[:2]
+    assert statistics.mean(shares) < 0.42
+    assert sum(share < 0.5 for share in shares) >= 16
+
+
+def test_asha_takes_up_the_rungs_of_an_earlier_search():
+    good = [{"name": str(i), "history": [[seen, 0.1 + i / 100] for seen in STEPS]} for i in range(6)]
+    bad = [Fake("bad", lambda seen: 2.0)]
+    assert halved(bad) == {"bad": TOTAL}
+    assert halved([Fake("bad", lambda seen: 2.0)], past=good) == {"bad": 1000}
+
+
+def test_who_takes_over_keeps_its_name_and_its_settings_stay_in_range():
+    ranges = {"optim.lr_g": Range(1e-3, 1.1e-3), "loss.r1_gamma": Range(0.1, 0.2)}
+    population = schedulers.Population(ranges, 1000, 0)
+    trials = [Fake(name, None) for name in ("000", "001")]
+    for trial in trials:
+        trial.config = {"job": {"name": trial.name, "settings": {"optim.lr_g": 1e-3, "loss.r1_gamma": 0.2, "seed": 0}}}
+    drawn = [population._get_new_config(trials[0], trials[1])[0]["job"] for _ in range(50)]
+    assert {job["name"] for job in drawn} == {"000"}
+    for job in drawn:
+        assert all(ranges[key].low <= job["settings"][key] <= ranges[key].high for key in ranges)
+        assert job["settings"]["seed"] == 0
+    assert len({job["settings"]["optim.lr_g"] for job in drawn}) > 1
+    assert trials[1].config["job"]["settings"]["optim.lr_g"] == 1e-3
+
+
+class Controller:
+    """As much of Tune's controller as a population needs."""
+
+    search_alg = None
+
+    def __init__(self, trials):
+        self.trials = trials
+
+    def get_trials(self):
+        return self.trials
+
+    def _schedule_trial_save(self, trial, result):
+        return trial.level
+
+    def pause_trial(self, trial, should_checkpoint):
+        assert not should_checkpoint
+
+
+class Member(Fake):
+    """Learns the faster the nearer its lr is to 1e-3."""
+
+    def __init__(self, name, rate):
+        super().__init__(name, None)
+        self.config = {"job": {"name": name, "settings": {"optim.lr_g": rate}}}
+        self.status, self.level, self.taken = "RUNNING", 10.0, 0
+        self.run_metadata = SimpleNamespace(checkpoint_manager=self)
+        self.experiment_tag, self.checkpoint_config = "", SimpleNamespace(num_to_keep=None)
+
+    @property
+    def rate(self):
+        return self.config["job"]["settings"]["optim.lr_g"]
+
+    def is_finished(self):
+        return False
+
+    def set_config(self, config):
+        self.config = config
+
+    def set_experiment_tag(self, tag):
+        pass
+
+    @property
+    def _latest_checkpoint_result(self):
+        raise AssertionError
+
+    @_latest_checkpoint_result.setter
+    def _latest_checkpoint_result(self, result):
+        self.level, self.taken = result.checkpoint, self.taken + 1
+
+
+def test_a_population_moves_to_the_known_best_and_takes_over_the_best_weights():
+    apart = lambda members: statistics.median(abs(math.log10(member.rate / 1e-3)) for member in members)
+    for seed in range(3):
+        random, domain = np.random.default_rng(seed), Range(1e-6, 1e-1)
+        members = [Member(f"{number:03d}", domain.draw(random)) for number in range(8)]
+        start = apart(members)
+        population, controller = schedulers.Population({"optim.lr_g": domain}, 1000, seed), Controller(members)
+        for member in members:
+            population.on_trial_add(controller, member)
+        for step in range(1, 21):
+            for member in members:
+                member.level -= 0.3 * math.exp(-2 * abs(math.log10(member.rate / 1e-3)))
+                population.on_trial_result(controller, member, {"images_seen": step * 1000, "kid": member.level})
+        assert sum(member.taken for member in members) > 5
+        assert apart(members) < 0.5 * start
+        assert max(member.level for member in members) < 8  # a member that learns nothing takes over one that does
+        assert {member.config["job"]["name"] for member in members} == {f"{number:03d}" for number in range(8)}
+
+
+# -- records and results -----------------------------------------------------------------------------------------------
+
+
+def made_up(tmp_path, tiny, kids, finals=()):
+    """A search folder with such trials, and finalists as (trial, kid)."""
+    folder = SearchFolder(str(tmp_path / "search"))
+    records = [
+        search.new_record(f"{i:03d}", "trial", {"optim.lr_g": 1e-3 * (i + 1)}, 256) | {"kid": kid, "status": "done"}
+        for i, kid in enumerate(kids)
+    ]
+    for index, (of, kid) in enumerate(finals):
+        name = f"{of}-seed{index}"
+        records.append(
+            search.new_record(name, "finalist", {"seed": index}, 256, of=of) | {"kid": kid, "status": "done"}
+        )
+    for record in records:
+        overrides = {key.replace(".", "__"): value for key, value in record["settings"].items()}
+        RunFolder(folder.run(record).location).write("config.yaml", configs.to_yaml(tiny(**overrides)))
+        folder.write_trial(record)
+    return folder, records
+
+
+def test_the_winner_is_chosen_by_the_mean_over_fresh_seeds_not_by_its_own_figure(tmp_path, tiny):
+    finals = [("000", 0.9), ("000", 1.1), ("001", 0.6), ("001", 0.7), ("001", 0.8)]
+    folder, records = made_up(tmp_path, tiny, [0.1, 0.5, 0.6], finals)
+    rows = search.finalists(records)
+    assert [row["name"] for row in rows] == ["001", "000"]
+    # Student's t with two degrees of freedom: 4.3027 * 0.1 / sqrt(3)
+    assert rows[0]["high"] - rows[0]["mean"] == pytest.approx(4.30265 * 0.1 / math.sqrt(3), rel=1e-4)
+    record, why = search.winner(records)
+    assert (record["of"], record["kid"]) == ("001", 0.6)
+    assert "overlaps that of trial 000" in why
+    search.write_results(folder, records)
+    best = (tmp_path / "search/best.yaml").read_text()
+    assert best.startswith(f"# {why}")
+    assert configs.load(file=tmp_path / "search/best.yaml").seed == 2
+    table = pq.read_table(io.BytesIO(folder.read("results.parquet"))).to_pylist()
+    assert len(table) == 8
+    assert table[1]["optim.lr_g"] == 2e-3
+    assert table[1]["kid"] == 0.5
+
+
+def test_without_finalists_the_winner_is_said_to_flatter(tmp_path, tiny):
+    _, records = made_up(tmp_path, tiny, [0.4, 0.2])
+    record, why = search.winner(records)
+    assert record["name"] == "001"
+    assert "of one seed" in why
+    assert search.winner([record | {"status": "failed", "kid": None}]) is None
+
+
+def test_another_search_is_refused_by_the_keys_that_differ():
+    request = search.Request("d", "o", 4, fixed={"total_images": 100})
+    stored = {"search": request.identity}
+    more = search.Request("d", "o", 40, workers=2, fixed={"total_images": 100}, finalists=5)
+    search.check_same(stored, more.identity, "o")
+    other = search.Request("d", "o", 4, fixed={"total_images": 200}, algorithm="random")
+    with pytest.raises(Refused, match=r"another search: algorithm=random \(it has tpe\), fixed.total_images=200"):
+        search.check_same(stored, other.identity, "o")
+
+
+def test_the_identity_of_a_search_survives_yaml():
+    import yaml
+
+    request = search.Request("d", "o", 4, fixed={"total_images": 100}, space=("model.name=cgan",))
+    search.check_same(yaml.safe_load(yaml.safe_dump({"search": request.identity})), request.identity, "o")
+
+
+def test_trials_are_packed_and_never_more_than_there_is_room_for():
+    assert search.slots({"CPU": 8.0}, 1) == 8
+    assert search.slots({"CPU": 8.0}, 3) == 2
+    assert search.slots({"CPU": 64.0, "GPU": 4.0}, 2) == 2
+    with pytest.raises(Refused, match="--workers-per-trial 3: the cluster has 2 CPUs"):
+        search.slots({"CPU": 2.0}, 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        ("RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory", "out of memory"),
+        ("OutOfMemoryError: CUDA out of memory. Tried to allocate", "out of memory"),
+        ("ActorDiedError: The actor died unexpectedly", "lost its worker"),
+        ("ValueError: something else", "ValueError: something else"),
+    ],
+)
+def test_the_reason_of_a_failure_is_told_in_few_words(error, reason):
+    assert reason_of(error).startswith(reason)
+
+
+def test_a_child_gets_the_donors_weights_figures_and_generator(tmp_path):
+    donor, child = RunFolder(str(tmp_path / "a")), RunFolder(str(tmp_path / "b"))
+    for seen in (100, 200):
+        donor.write(f"checkpoints/{seen:012d}.pt", f"weights {seen}")
+    donor.write("generator/model.safetensors", "g")
+    donor.write("metrics.jsonl", "{}\n")
+    assert take_over(donor, 100, child) == 100
+    assert child.checkpoints() == [100]
+    assert child.read("checkpoints/000000000100.pt") == b"weights 100"
+    assert child.read("generator/model.safetensors") == b"g"
+    assert take_over(donor, 50, RunFolder(str(tmp_path / "c"))) == 200  # dropped by the donor: its newest
+
+
+def test_the_whole_space_is_the_default():
+    assert Space().cells == space(True).cells

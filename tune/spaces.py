@@ -1,0 +1,377 @@
+"""The search space: which settings a trial may draw, and which of them exist beside which.
+
+What may be combined comes from the validity table in config.py: a model, a loss or an augmentation that is added there
+is drawn here without a change. A setting is drawn only where it means something: `loss.gp_weight` beside wgan-gp,
+`loss.r1_interval` beside a penalty, `model.blocks` in a model that has it. No Ray and no Optuna in here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import yaml
+
+from medgan import config as configs
+from medgan.config import AXES, PRESETS, Config, ConfigError, Refused, flatten
+
+Value = Any
+Settings = dict[str, Value]
+"""Dotted settings: what a trial adds to the defaults."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several values."""
+
+    values: tuple[Value, ...]
+
+    def draw(self, random: np.random.Generator) -> Value:
+        return self.values[random.integers(len(self.values))]
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number from low to high, evenly spread on its scale: log or linear; whole numbers where both ends are."""
+
+    low: float
+    high: float
+    scale: str = "log"
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def draw(self, random: np.random.Generator) -> float:
+        low, high = (math.log(v) if self.scale == "log" else v for v in (self.low, self.high))
+        value = random.uniform(low, high)
+        value = math.exp(value) if self.scale == "log" else value
+        return int(min(self.high, round(value))) if self.whole else self.clip(value)
+
+    def clip(self, value: float) -> float:
+        return float(min(max(value, self.low), self.high))
+
+
+Domain = Choice | Range
+Ask = Callable[[str, Domain], Value]
+"""Who draws: (name, domain) -> value. A name has one domain, wherever it is asked for."""
+Cell = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A setting with its domain. It is drawn in cells for which `when` holds, of models that have it."""
+
+    key: str
+    domain: Domain
+    when: Callable[[Cell], bool] = lambda cell: True
+
+
+def _penalised(*names: str) -> Callable[[Cell], bool]:
+    return lambda cell: bool(set(cell["penalty"].split("+")) & set(names))
+
+
+KNOBS: tuple[Knob, ...] = (
+    Knob("optim.lr_g", Range(1e-4, 5e-3)),
+    Knob("optim.lr_d", Range(1e-4, 5e-3)),
+    Knob("optim.beta1", Choice((0.0, 0.5))),
+    Knob("optim.beta2", Choice((0.9, 0.99, 0.999))),
+    Knob("global_batch", Choice((16, 32, 64))),
+    Knob("model.width", Choice((16, 32, 64))),
+    Knob("model.blocks", Choice((1, 2))),
+    # Good weights go with the square of the resolution (0.0002 * R^2 / batch in stylegan2-ada): three decades hold
+    # what 32x32 and 256x256 want.
+    Knob("loss.r1_gamma", Range(0.01, 10.0), _penalised("r1")),
+    Knob("loss.r2_gamma", Range(0.01, 10.0), _penalised("r2")),
+    Knob("loss.r1_interval", Choice((1, 4, 16)), _penalised("r1", "r2")),
+    Knob("loss.gp_weight", Range(1.0, 30.0), _penalised("gp")),
+    Knob("loss.critic_steps", Choice((1, 2, 5)), lambda cell: cell["loss.name"] == "wgan-gp"),
+    Knob("ema.half_life_kimg", Range(0.5, 50.0)),
+    Knob("data.balance", Choice((0.0, 0.5, 1.0)), lambda cell: cell["condition"] == "class"),
+)
+
+EVOLVING = ("optim.lr_g", "optim.lr_d", "loss.r1_gamma", "loss.r2_gamma", "augment.strength", "augment.p")
+"""What population based training changes while a trial trains, where the trial has it."""
+
+GIVEN = ("condition",)
+"""Axes that DATA decides."""
+DERIVED = ("penalty",)
+"""Axes that are no setting but follow from some: see `_penalty_settings`."""
+SAME_FOR_ALL = ("seed", "total_images", "precision", "evaluate.", "checkpoint.", "tracking.", "data.resolution")
+"""Trials that differ in these could not be compared: they may be fixed, not searched."""
+
+
+@lru_cache
+def keys_of(model: str) -> frozenset[str]:
+    """Every dotted setting that a config with this model has."""
+    return frozenset(flatten(configs.Config(model=_variants()[model]()).dump()))
+
+
+@lru_cache
+def _variants() -> dict[str, type[configs.ConvModel]]:
+    return {variant.model_fields["name"].default: variant for variant in configs.MODELS}
+
+
+def _penalty_settings(penalty: str) -> Settings:
+    """What is not drawn of a penalty: the weights that are off."""
+    return {f"loss.{name}_gamma": 0.0 for name in ("r1", "r2") if name not in penalty.split("+")}
+
+
+@dataclass(frozen=True)
+class Space:
+    """What trials may draw for a DATA with or without classes.
+
+    narrowed: domains that replace those of KNOBS, or values of an axis, or further settings to draw; fixed: settings
+    that every trial has.
+    """
+
+    labelled: bool = True
+    narrowed: Mapping[str, Domain] = field(default_factory=dict)
+    fixed: Mapping[str, Value] = field(default_factory=dict)
+    only: frozenset[str] | None = None
+    """Settings that are drawn; the others stay as in the model's preset. None: all."""
+
+    @cached_property
+    def cells(self) -> list[dict[str, str]]:
+        """The allowed cells of the validity table that are left."""
+        wanted = {"condition": "class" if self.labelled else "none"}
+        return [cell for cell, reason in configs.cells() if reason is None and self._agrees(cell, wanted)]
+
+    def _agrees(self, cell: Cell, wanted: Mapping[str, str]) -> bool:
+        if any(cell[axis] != value for axis, value in wanted.items()):
+            return False
+        for axis in AXES:
+            if axis in self.fixed and cell[axis] != self.fixed[axis]:
+                return False
+            domain = self.narrowed.get(axis)
+            if isinstance(domain, Choice) and cell[axis] not in domain.values:
+                return False
+        for name in ("r1", "r2"):
+            gamma = self.fixed.get(f"loss.{name}_gamma")
+            if gamma is not None and (gamma > 0) != (name in cell["penalty"].split("+")):
+                return False
+        return True
+
+    def settings(self, ask: Ask) -> Settings:
+        """One trial's dotted settings, drawn by `ask`: first the cell, axis by axis, then what exists in it."""
+        cell = self._cell(ask)
+        model = cell["model.name"]
+        keys = keys_of(model)
+        drawn: Settings = dict(PRESETS.get(model, {}))
+        drawn |= {axis: value for axis, value in cell.items() if axis in keys}
+        drawn |= _penalty_settings(cell["penalty"])
+        for knob in self.knobs:
+            if knob.key in keys and knob.when(cell) and knob.key not in self.fixed:
+                drawn[knob.key] = ask(knob.key, knob.domain)
+        return drawn | {key: value for key, value in self.fixed.items() if key in keys}
+
+    def _cell(self, ask: Ask) -> dict[str, str]:
+        """An allowed cell. Where earlier choices leave fewer values of an axis, the name that is asked for says so:
+        a sampler wants the same choices whenever it hears the same name."""
+        left = self.cells
+        whole = {axis: _values(left, axis) for axis in AXES}
+        for axis in AXES:
+            values = _values(left, axis)
+            if len(values) > 1:
+                name = axis if values == whole[axis] else f"{axis} of {'|'.join(values)}"
+                value = ask(name, Choice(values))
+                left = [cell for cell in left if cell[axis] == value]
+        return left[0]
+
+    @property
+    def knobs(self) -> tuple[Knob, ...]:
+        """KNOBS as narrowed, and what was named besides."""
+        known = {knob.key for knob in KNOBS}
+        own = [Knob(k.key, self.narrowed.get(k.key, k.domain), k.when) for k in KNOBS]
+        more = [Knob(key, domain) for key, domain in self.narrowed.items() if key not in {*known, *AXES}]
+        return tuple(knob for knob in (*own, *more) if self.only is None or knob.key in self.only)
+
+    def random(self, random: np.random.Generator) -> Settings:
+        """Settings drawn independently."""
+        return self.settings(lambda name, domain: domain.draw(random))
+
+    def config(self, settings: Settings) -> Config:
+        """The config of settings: as jobs/train.py would make it of them. Raises ConfigError."""
+        return configs.load(overrides={**settings, "data.classes": ["a", "b"] if self.labelled else []})
+
+    def for_population(self) -> Space:
+        """The space of population based training: one cell, that of the model's preset where it is left, and of the
+        knobs the ranges of EVOLVING and those that were named.
+
+        Raises Refused where trials could differ in architecture: weights pass from one to another.
+        """
+        models = _values(self.cells, "model.name")
+        if len(models) > 1:
+            raise Refused(
+                f"--algorithm pbt: weights pass from trial to trial, so that all need one architecture: "
+                f"--space model.name={models[0]}"
+            )
+        preset = configs.cell_of(self.config({"model.name": models[0], **PRESETS.get(models[0], {})}))
+        cell = preset if preset in self.cells else self.cells[0]
+        ranges = {k.key for k in self.knobs if isinstance(k.domain, Range)}
+        only = frozenset(key for key in ranges if key in EVOLVING or key in self.narrowed)
+        return Space(
+            self.labelled, {**self.narrowed, **{axis: Choice((cell[axis],)) for axis in AXES}}, self.fixed, only
+        )
+
+    def ranges(self) -> dict[str, Range]:
+        """The ranges that every trial draws from, where there is one cell."""
+        found: dict[str, Range] = {}
+
+        def note(name: str, domain: Domain) -> Value:
+            if isinstance(domain, Range):
+                found[name] = domain
+                return domain.low
+            return domain.values[0]
+
+        self.settings(note)
+        return found
+
+
+def _values(cells: Iterable[Cell], axis: str) -> tuple[str, ...]:
+    """The values of an axis that some of the cells have, in the table's order."""
+    present = {cell[axis] for cell in cells}
+    return tuple(value for value in AXES[axis] if value in present)
+
+
+def space(labelled: bool, narrowings: Sequence[str] = (), fixed: Mapping[str, Value] | None = None) -> Space:
+    """The space of a DATA, narrowed by `--space` and with `--set` fixed.
+
+    A narrowing is `key=a,b,c` (choices), `key=1e-4..1e-2` (a range, on a log scale where both ends are above 0;
+    `:linear` or `:log` says which), or the name of a YAML file that maps keys to a value, a list, or
+    {low, high, scale}. Raises Refused, naming key, value and what is allowed.
+    """
+    narrowed: dict[str, Domain] = {}
+    for text in narrowings:
+        key, equals, values = text.partition("=")
+        found = {key.strip(): _parse(key, values)} if equals else _from_yaml(text)
+        for name, domain in found.items():
+            narrowed[name] = _checked(name, domain)
+    for key in fixed or {}:
+        if key not in configs.known_keys():
+            near = difflib.get_close_matches(key, configs.known_keys(), n=1)
+            raise Refused(f"--set {key}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
+    made = Space(labelled, narrowed, dict(fixed or {}))
+    if not made.cells:
+        raise Refused(f"--space: nothing is left that may be combined; {_why_empty(made)}")
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        settings = made.random(random)
+        try:
+            made.config(settings)
+        except ConfigError as error:
+            raise Refused(f"the search would draw a config that cannot be used: {error}") from None
+    for key in narrowed:
+        models = _values(made.cells, "model.name")
+        if key not in AXES and not any(key in keys_of(model) for model in models):
+            raise Refused(f"--space {key}: none of {', '.join(models)} has it")
+        if key in made.fixed:
+            raise Refused(f"--space {key}: --set {key}={made.fixed[key]} fixes it; leave one of them out")
+    return made
+
+
+def describe(space: Space) -> str:
+    """The space in words: what is combined, then each setting with its domain and where it exists."""
+    lines = [f"{len(space.cells)} combinations of"]
+    for axis in AXES:
+        lines.append(f"  {axis:<22}{', '.join(_values(space.cells, axis))}")
+    lines.append("and of each, where it means something,")
+    for knob in space.knobs:
+        places = [c for c in space.cells if knob.key in keys_of(c["model.name"]) and knob.when(c)]
+        if places and knob.key not in space.fixed:
+            domain = knob.domain
+            shown = (
+                ", ".join(map(str, domain.values))
+                if isinstance(domain, Choice)
+                else f"{domain.low:g} to {domain.high:g} ({domain.scale})"
+            )
+            everywhere = "" if len(places) == len(space.cells) else f"  in {len(places)} of them"
+            lines.append(f"  {knob.key:<22}{shown}{everywhere}")
+    lines += [f"  {key:<22}{value} (fixed)" for key, value in space.fixed.items()]
+    return "\n".join(lines)
+
+
+def _checked(key: str, domain: Domain) -> Domain:
+    known = {*configs.known_keys(), *AXES} - set(GIVEN)
+    if key not in known:
+        near = difflib.get_close_matches(key, sorted(known), n=1)
+        raise Refused(f"--space {key}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
+    if key.startswith(SAME_FOR_ALL):
+        raise Refused(f"--space {key}: trials that differ in it cannot be compared; --set fixes it for all")
+    if key in AXES:
+        wrong = [value for value in domain.values if value not in AXES[key]] if isinstance(domain, Choice) else [key]
+        if wrong:
+            raise Refused(f"--space {key}={wrong[0]}: choose from {', '.join(AXES[key])}")
+    return domain
+
+
+def _parse(key: str, text: str) -> Domain:
+    low, dots, rest = text.partition("..")
+    if not dots:
+        return Choice(tuple(_number(key, part) for part in text.split(",")))
+    high, _, scale = rest.partition(":")
+    return _range(key, _number(key, low), _number(key, high), scale or None)
+
+
+def _number(key: str, text: str) -> Value:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise Refused(f"--space {key}={text}: not a value") from None
+    if isinstance(value, str):  # YAML takes 1e-4 for a word
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    return value
+
+
+def _range(key: str, low: Value, high: Value, scale: str | None) -> Range:
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in (low, high))
+    if not numbers or low >= high:
+        raise Refused(f"--space {key}={low}..{high}: a range goes from a number to a larger one")
+    scale = scale or ("log" if low > 0 else "linear")
+    if scale not in ("log", "linear") or (scale == "log" and low <= 0):
+        raise Refused(f"--space {key}={low}..{high}:{scale}: the scale is log (above 0) or linear")
+    return Range(low, high, scale)
+
+
+def _from_yaml(name: str) -> dict[str, Domain]:
+    try:
+        with open(name, "rb") as file:
+            tree = configs.parse_yaml(file.read(), f"--space {name}")
+    except OSError as error:
+        raise Refused(f"--space {name}: neither key=values nor a file that can be read ({error.strerror})") from None
+    found: dict[str, Domain] = {}
+    for key, value in _keys(tree).items():
+        if isinstance(value, dict):
+            if not {"low", "high"} <= value.keys() <= {"low", "high", "scale"}:
+                raise Refused(f"--space {name}: {key} must have low and high, and may have scale")
+            low, high = (_number(key, str(value[end])) for end in ("low", "high"))
+            found[key] = _range(key, low, high, value.get("scale"))
+        else:
+            found[key] = Choice(tuple(value) if isinstance(value, list) else (value,))
+    return found
+
+
+def _keys(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of nested or dotted YAML; a mapping with `low` is a value."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, dict) and not {"low", "high"} & value.keys()
+        found |= _keys(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found
+
+
+def _why_empty(made: Space) -> str:
+    """The reason that the table gives for a cell that was asked for."""
+    wanted = {"condition": "class" if made.labelled else "none"}
+    for cell, reason in configs.cells():
+        if reason is not None and made._agrees(cell, wanted):
+            return reason
+    return "its values contradict each other"

@@ -1,0 +1,261 @@
+"""One trial as Ray Tune sees it: the same run as jobs/train.py makes, in SEARCH/trials/NUMBER.
+
+A step lasts until the run's next evaluation. What a run is lies in its folder, so that a trial whose process died, or
+whose whole search did, goes on from its newest checkpoint; Tune's own checkpoints are pointers to those.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import tune
+
+from medgan import config as configs
+from medgan.config import Config, ConfigError
+from medgan.data.shards import Manifest
+from medgan.folder import RunFolder, checkpoint_name
+from medgan.ray_train import Event, Interrupt, Outcome, Workers, fit
+from medgan.run import precision_of
+from medgan.tracking import parse_rows
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all trials of a search have in common."""
+
+    data: str
+    out: str
+    manifest: str
+    """DATA/manifest.json."""
+    sha256: str
+    workers: int
+    segment: int = 0
+    """Population based training: images between two chances to take over another trial's weights; 0: none."""
+
+    def config(self, settings: dict[str, Any]) -> Config:
+        """The config that jobs/train.py would make of such settings and this DATA."""
+        manifest = Manifest.from_json(self.manifest)
+        return configs.for_data(
+            configs.load(overrides={"tracking.group": self.out.rstrip("/").rpartition("/")[2], **settings}),
+            **manifest.facts(self.sha256),
+        )
+
+
+@ray.remote(num_cpus=0)
+class Flag:
+    """Whether the search is to stop, for all of its trials."""
+
+    def __init__(self) -> None:
+        self.raised = False
+
+    def raise_(self) -> None:
+        self.raised = True
+
+    def read(self) -> bool:
+        return self.raised
+
+
+class Wish(Interrupt):
+    """Asks one run to stop: its own trial does, or the whole search. It touches no signals."""
+
+    def __init__(self, flag: Any) -> None:
+        super().__init__()
+        self.own, self.flag, self.looked = False, flag, 0.0
+
+    @property
+    def asked(self) -> bool:
+        if not self.own and time.monotonic() - self.looked > 1:
+            self.looked = time.monotonic()
+            self.own = ray.get(self.flag.read.remote())
+        return self.own
+
+    @asked.setter
+    def asked(self, value: bool) -> None:
+        self.own = value
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Training(threading.Thread):
+    """`fit` beside the trial's own thread, so that Tune can be answered while it trains. `events` ends with None."""
+
+    def __init__(self, config: Config, location: str, plan: Plan, flag: Any) -> None:
+        super().__init__(daemon=True)
+        self.config, self.location, self.plan = config, location, plan
+        self.wish = Wish(flag)
+        self.events: queue.Queue[Event | None] = queue.Queue()
+        self.outcome = Outcome(error="the trial's process ended early")
+
+    def run(self) -> None:
+        # One worker is this process itself: nothing more has to be started, and a crash is seen as the trial's.
+        workers = Workers(0, 0) if self.plan.workers == 1 else Workers(self.plan.workers, self.plan.workers)
+        try:
+            self.outcome = fit(
+                self.config.dump(),
+                self.plan.data,
+                self.location,
+                workers,
+                self.events.put,
+                max_failures=1,
+                interrupt=self.wish,
+            )
+        except Exception as error:  # told by the trial
+            self.outcome = Outcome(error=f"{type(error).__name__}: {error}")
+        self.events.put(None)
+
+
+class Trial(tune.Trainable):
+    """config: {"job": {"name": of the trial, "settings": dotted}}."""
+
+    training: Training | None = None
+
+    def setup(self, config: dict[str, Any], plan: Plan, flag: Any) -> None:
+        self.plan, self.flag = plan, flag
+        self.name, self.settings = config["job"]["name"], config["job"]["settings"]
+        self.generation, self.parent = 0, ""
+        while RunFolder(self.place(self.generation + 1)).exists("config.yaml"):
+            self.generation += 1
+        self.row: Row = {"images_seen": 0}
+
+    def place(self, generation: int) -> str:
+        """The run folder. A trial that takes over another's weights goes on in a folder of its own."""
+        suffix = f"-after{generation}" if generation else ""
+        return f"{self.plan.out}/trials/{self.name}{suffix}"
+
+    # -- what Tune calls ---------------------------------------------------------------------------------------------
+
+    def step(self) -> Row:
+        """Train up to the next evaluation, or to the next chance to take over weights. The last row says how the
+        trial ended: status and, where it failed, reason."""
+        if self.training is None:
+            try:
+                self._start()
+            except (ConfigError, configs.Refused) as error:
+                return self._end("failed", str(error))
+        assert self.training is not None
+        while (event := self.training.events.get()) is not None:
+            if event["event"] == "evaluated" and event["images_seen"]:
+                self._note(event)
+                if not self.plan.segment:
+                    return self.row
+            elif event["event"] == "progress":
+                self.row["images_per_s"] = event["time/images_per_s"]
+        return self._ended(self.training)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """A pointer to the run's newest checkpoint."""
+        folder = RunFolder(self.place(self.generation))
+        return {"run": folder.location, "images_seen": max(folder.checkpoints(), default=0), "row": self.row}
+
+    def load_checkpoint(self, pointer: dict[str, Any]) -> None:
+        """Go on where the trial was, or, where the pointer is another trial's, from a copy of that one's weights."""
+        if pointer["run"] == self.place(self.generation):
+            self.row = dict(pointer["row"])
+            return
+        donor, self.generation = RunFolder(pointer["run"]), self.generation + 1
+        taken = take_over(donor, pointer["images_seen"], RunFolder(self.place(self.generation)))
+        self.parent = f"{donor.location.rpartition('/')[2]} at {taken}"
+        self.row = dict(pointer["row"])
+
+    def cleanup(self) -> None:
+        """End the run at its next report, where it saves a checkpoint."""
+        if self.training is not None:
+            self.training.wish.asked = True
+            self.training.join()
+
+    # -- the run -----------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        folder = RunFolder(self.place(self.generation))
+        config = self.plan.config(self.settings)
+        if folder.exists("config.yaml"):
+            stored = folder.config()
+            assert stored is not None
+            config = configs.resume(stored, config)
+        gpu = ray.cluster_resources().get("GPU", 0) > 0
+        config = configs.validate({**config.dump(), "precision": precision_of(config.precision, gpu)})
+        folder.write("config.yaml", configs.to_yaml(config))
+        folder.write("manifest.json", self.plan.manifest)
+        if folder.exists("metrics.jsonl"):  # what was known before a restart
+            for row in parse_rows(folder.read("metrics.jsonl").decode()):
+                if "metric/kid" in row and row["images_seen"]:
+                    self._note(row)
+        if self.plan.segment:
+            until = (max(folder.checkpoints(), default=0) // self.plan.segment + 1) * self.plan.segment
+            config = configs.validate({**config.dump(), "total_images": min(until, config.total_images)})
+        self.training = Training(config, folder.location, self.plan, self.flag)
+        self.training.start()
+
+    def _note(self, event: Event) -> None:
+        """Take an evaluation into the row. The objective is the best KID so far: of the generator that is kept."""
+        kid = event["metric/kid"]
+        better = kid < self.row.get("kid", float("inf"))
+        best = {"kid": kid, "kid_at": event["images_seen"]} if better else {}
+        if better:
+            best |= {name: event[f"metric/{name}"] for name in ("fid", "precision", "recall", "coverage")}
+        self.row |= {
+            "images_seen": event["images_seen"],
+            "kid_now": kid,
+            "floor": event["floor/kid"],
+            **best,
+            "run": self.place(self.generation).rpartition("/")[2],
+            "generation": self.generation,
+            "parent": self.parent,
+            "settings": self.settings,
+            "status": "running",
+            "done": False,
+        }
+
+    def _ended(self, training: Training) -> Row:
+        outcome, self.training = training.outcome, None
+        if "failed" in outcome.events:
+            return self._end("failed", outcome.events["failed"]["reason"])
+        if "done" in outcome.events:
+            seen = outcome.events["done"]["images_seen"]
+            self.row["images_seen"] = seen
+            goes_on = self.plan.segment and seen < self.plan.config(self.settings).total_images
+            return self.row if goes_on else self._end("done")
+        if "stopped" in outcome.events:
+            return self._end("interrupted")
+        return self._end("failed", reason_of(outcome.error or "the workers ended early"))
+
+    def _end(self, status: str, reason: str = "") -> Row:
+        return self.row | {"status": status, "reason": reason, "settings": self.settings, "done": True}
+
+
+def take_over(donor: RunFolder, images_seen: int, child: RunFolder) -> int:
+    """Give a new run folder what a donor was at a checkpoint: weights, figures up to there, its best generator.
+
+    Returns the images_seen of that checkpoint: a later one, where the donor has trained on and dropped it.
+    """
+    kept = donor.checkpoints()
+    taken = images_seen if images_seen in kept else max(kept)
+    child.write(checkpoint_name(taken), donor.read(checkpoint_name(taken)))
+    for part in ("generator", "samples"):
+        for name in donor.names(part):
+            child.write(f"{part}/{name}", donor.read(f"{part}/{name}"))
+    child.write("metrics.jsonl", donor.read("metrics.jsonl"))  # the run cuts what lies past the checkpoint
+    return taken
+
+
+OUT_OF_MEMORY = ("out of memory", "outofmemory", "can't allocate memory", "cannot allocate memory", "memoryerror")
+LOST = ("actordied", "actor died", "node died", "workercrashed", "worker died", "nodediederror", "unavailable")
+
+
+def reason_of(error: str) -> str:
+    """What Ray or torch said, in a few words."""
+    low = error.lower()
+    if any(words in low for words in OUT_OF_MEMORY):
+        return "out of memory: a smaller model.width or global_batch needs less"
+    if any(words in low for words in LOST):
+        return "lost its worker"
+    return error if len(error) <= 200 else error[:197] + "..."
