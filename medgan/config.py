@@ -198,6 +198,10 @@ class Tracking(Section):
     """auto: online where an API key is set, offline otherwise; disabled: no W&B."""
     project: str = Field("medgan", min_length=1)
     """W&B project."""
+    group: str | None = None
+    """W&B group. A search gives its trials its own name."""
+    tags: tuple[str, ...] = ()
+    """W&B tags besides the model's and the loss's names."""
     grid_columns: int = Field(8, ge=1, le=64)
     """Samples per class in the grids."""
     real_images: bool = False

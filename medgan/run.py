@@ -111,7 +111,7 @@ def _tracker(config: Config, folder: RunFolder, images_seen: int) -> Tracker:
     name = folder.location.rstrip("/").rpartition("/")[2]
     # One id per run folder and data, so that a resumed run is the same W&B run.
     run_id = f"{config.data.manifest_sha256[:8] if config.data.manifest_sha256 else 'run'}-{folder.digest[:12]}"
-    return Several(jsonl, WandbTracker(config, folder.work, run_id, name))
+    return Several(jsonl, WandbTracker(config, folder, run_id, name))
 
 
 class Evaluator:

@@ -6,6 +6,8 @@ import io
 import json
 import netrc
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -14,6 +16,7 @@ from PIL import Image
 
 from medgan.config import Config
 from medgan.data.shards import write_file
+from medgan.folder import RunFolder
 
 Row = dict[str, float]
 
@@ -60,52 +63,135 @@ class JsonlTracker:
 
 
 class WandbTracker:
-    """A W&B run: online where an API key is set, else offline in RUN/wandb.
+    """A W&B run in RUN/wandb, which a process of its own sends as it grows where there is an API key (see Courier).
 
-    The step is images_seen, so that a resumed run goes on where it was. Nothing is sent but figures, the config,
-    the manifest's hash and generated images: no code, no console, no host statistics, no real image.
+    The step is images_seen, so that a resumed run goes on where it was. Nothing leaves but figures, the config,
+    generated images, the manifest (counts and checksums) and, at the end, the best generator: no code, no console, no
+    host statistics, no real image.
     """
 
-    def __init__(self, config: Config, folder: Path, run_id: str, name: str) -> None:
+    def __init__(self, config: Config, folder: RunFolder, run_id: str, name: str) -> None:
         import wandb
 
-        online = config.tracking.wandb == "auto" and has_wandb_key()
-        folder.mkdir(parents=True, exist_ok=True)
-        self.wandb = wandb
+        folder.work.mkdir(parents=True, exist_ok=True)
+        self.wandb, self.config, self.folder, self.seen, self.best = wandb, config, folder, 0, 0.0
         self.run = wandb.init(
             project=config.tracking.project,
-            dir=folder,
+            group=config.tracking.group,
+            dir=folder.work,
             id=run_id,
-            name=name,
-            resume="allow" if online else None,
-            mode="online" if online else "offline",
+            name=f"{config.model.name} {config.loss.name} {name}",
+            mode="offline",
             config=config.dump(),
-            tags=[config.model.name, config.loss.name],
+            tags=[config.model.name, config.loss.name, *config.tracking.tags],
             settings=wandb.Settings(
                 silent=True,
                 console="off",
+                host="-",
                 disable_git=True,
                 disable_code=True,
                 save_code=False,
                 x_disable_stats=True,
                 x_disable_meta=True,
                 x_disable_machine_info=True,
+                x_save_requirements=False,
             ),
         )
         self.run.define_metric("images_seen")
         self.run.define_metric("*", step_metric="images_seen")
         self.run.define_metric("metric/kid", step_metric="images_seen", summary="min")
+        if folder.exists("manifest.json"):
+            data = wandb.Artifact(f"data-{(config.data.manifest_sha256 or 'unknown')[:12]}", "dataset")
+            with data.new_file("manifest.json", "wb") as file:
+                file.write(folder.read("manifest.json"))
+            # What run.use_artifact does where it is online; offline it refuses although the record is the same.
+            self.run._log_artifact(data, is_user_created=True, use_after_commit=True)
+        online = config.tracking.wandb == "auto" and has_wandb_key()
+        self.courier = Courier(Path(self.run.dir).parent, run_id) if online else None
 
     def log(self, images_seen: int, row: Row) -> None:
+        self.seen = images_seen
         self.run.log({"images_seen": images_seen, **row}, step=images_seen)
+        coverage = row.get("metric/coverage")
+        if coverage is not None:
+            if self.best >= 0.2 and coverage < self.best / 4:
+                self.alert(
+                    "collapsed", f"coverage fell from {self.best:.2f} to {coverage:.2f} at {images_seen:,} images"
+                )
+                self.best = 0.0  # said once, until it has recovered
+            self.best = max(self.best, coverage)
 
     def picture(self, images_seen: int, name: str, png: bytes) -> None:
-        self.run.log(
-            {"images_seen": images_seen, name: self.wandb.Image(Image.open(io.BytesIO(png)))}, step=images_seen
-        )
+        """The grid, and, where its rows are classes, each row by its class."""
+        image = Image.open(io.BytesIO(png))
+        pictures: dict[str, Image.Image] = {name: image}
+        classes = (self.config.data.classes or ()) if self.config.conditional else ()
+        height = image.height // max(1, len(classes))
+        for index, label in enumerate(classes):
+            pictures[f"{name}/{label}"] = image.crop((0, index * height, image.width, (index + 1) * height))
+        logged = {key: self.wandb.Image(picture) for key, picture in pictures.items()}
+        self.run.log({"images_seen": images_seen, **logged}, step=images_seen)
+
+    def alert(self, title: str, text: str) -> None:
+        self.run.alert(f"{self.run.name}: {title}", text)
 
     def close(self, failed: bool = False) -> None:
+        error = sys.exc_info()[1]
+        if failed:
+            self.alert("stopped", f"{type(error).__name__}: {error}" if error else "the run failed")
+        elif self.seen >= self.config.total_images:
+            self.alert("finished", f"{self.config.total_images:,} images")
+        names = self.folder.names("generator")
+        if names and not failed:
+            generator = self.wandb.Artifact(f"generator-{self.run.id}", "model", metadata=self.config.dump())
+            for name in names:
+                with generator.new_file(name, "wb") as file:
+                    file.write(self.folder.read(f"generator/{name}"))
+            self.run.log_artifact(generator, aliases=["best"])
         self.run.finish(exit_code=int(failed))
+        if self.courier is not None:
+            self.courier.close()
+
+
+class Courier:
+    """`wandb sync` of a run while it grows, in a process of its own: whatever the server does, training never waits.
+
+    The API key reaches it through the environment, as W&B itself takes it. The process ends with its parent: a shell
+    holds the other end of a pipe and ends it when that closes.
+    """
+
+    SCRIPT = 'exec 3<&0; "$@" </dev/null & job=$!; (cat <&3 >/dev/null; kill $job 2>/dev/null) & wait $job'
+
+    def __init__(self, run: Path, run_id: str, patience_s: float = 20.0) -> None:
+        """run: the offline run's folder; patience_s: how long `close` waits for what is left to be sent."""
+        self.run, self.patience_s = run, patience_s
+        tool = str(Path(sys.executable).parent / "wandb")
+        command = [tool, "beta", "sync", "--live", "--yes", "--no-skip-synced", "--id", run_id, str(run)]
+        environment = {**os.environ, "WANDB_SILENT": "true"}
+        environment.pop("WANDB_MODE", None)
+        with open(run / "courier.log", "wb") as log:
+            self.process = subprocess.Popen(
+                ["sh", "-c", self.SCRIPT, "sh", *command],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+
+    def close(self) -> None:
+        """Wait for the rest, but not for long; what is not sent stays in RUN/wandb."""
+        try:
+            sent = self.process.wait(self.patience_s) == 0
+        except subprocess.TimeoutExpired:
+            sent = False
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        if not sent:
+            print(f"W&B did not take everything; to send it later: wandb sync {self.run}", file=sys.stderr)
 
 
 class Several:

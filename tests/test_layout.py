@@ -38,7 +38,7 @@ RANKS = {
     "medgan.distributed": 3,
     "medgan.folder": 4,
     "medgan.terminal": 2,
-    "medgan.tracking": 4,
+    "medgan.tracking": 5,
     "medgan.metrics.features": 5,
     "medgan.metrics.fidelity": 5,
     "medgan.data.ingest": 7,

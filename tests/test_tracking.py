@@ -1,13 +1,24 @@
+"""Rows in metrics.jsonl, and W&B: offline, sent to a stand-in server on loopback, and with servers that are ill."""
+
+import contextlib
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from medgan.folder import RunFolder
 from medgan.pixels import encode_png
 from medgan.tracking import JsonlTracker, NullTracker, Several, WandbTracker, has_wandb_key, read_rows
+
+from .conftest import free_port
+from .wandb_stand_in import serve
+
+KEY = "0123456789abcdef" * 2 + "01234567"
 
 
 def test_rows_past_the_resumed_point_are_cut(tmp_path):
@@ -24,21 +35,170 @@ def test_rows_past_the_resumed_point_are_cut(tmp_path):
     assert read_rows(file) == []
 
 
-def test_wandb_writes_an_offline_run_with_figures_pictures_and_config(tiny, tmp_path):
-    tracker = Several(NullTracker(), WandbTracker(tiny(), tmp_path, "abc", "demo"))
-    tracker.log(0, {"metric/kid": 3.0})
-    tracker.picture(0, "samples", encode_png(np.zeros((1, 8, 8), np.uint8)))
-    tracker.log(64, {"metric/kid": 2.0})
-    tracker.close()
-    folders = list((tmp_path / "wandb").glob("offline-run-*"))
-    assert len(folders) == 1
-    assert list(folders[0].glob("files/media/images/*.png"))
-    leet = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(folders[0])]
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run folder with a manifest and a generator, and a HOME of its own."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.write("manifest.json", "{}")
+    folder.write("generator/model.safetensors", b"weights")
+    return folder
+
+
+def write(config, folder, rows, failed=False):
+    """Rows and a grid of two classes, as a run writes them."""
+    tracker = Several(NullTracker(), WandbTracker(config, folder, "abc", "demo"))
+    for images_seen, row in rows:
+        tracker.log(images_seen, row)
+    tracker.picture(rows[-1][0], "samples", encode_png(np.zeros((1, 8, 12), np.uint8)))
+    tracker.close(failed)
+
+
+def offline_folders(folder):
+    return sorted((folder.work / "wandb").glob("offline-run-*"))
+
+
+def inspected(folder):
+    """Records of an offline run as `wandb leet` reads them back."""
+    leet = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(folder)]
     output = subprocess.run(leet, capture_output=True, check=True, timeout=60, text=True).stdout
-    items = [record["history"] for record in map(json.loads, output.splitlines()) if record["type"] == "history"]
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def test_wandb_writes_an_offline_run_with_figures_pictures_config_and_names(tiny, run):
+    config = tiny(tracking__group="search", tracking__tags=["first"])
+    write(config, run, [(0, {"metric/kid": 3.0}), (64, {"metric/kid": 2.0})])
+    (folder,) = offline_folders(run)
+    assert len(list(folder.glob("files/media/images/**/*.png"))) == 3  # the grid, and each class's row of it
+    records = inspected(folder)
+    items = [record["history"] for record in records if record["type"] == "history"]
     rows = [(row["step"]["num"], row["item"]) for row in items]
     assert [(step, row["metric/kid"]) for step, row in rows] == [(0, 3), (64, 2)]
-    assert rows[0][1]["samples.width"] == 8
+    assert rows[1][1]["samples.width"] == 12
+    assert rows[1][1]["samples/PNEUMONIA.height"] == 4
+    told = next(record["run"] for record in records if record["type"] == "run")
+    assert (told["run_group"], told["tags"]) == ("search", ["cgan", "bce", "first"])
+    assert told["display_name"] == "cgan bce demo"
+    text = json.dumps(records)
+    assert '"step_metric": "images_seen"' in text or '"step_metric_index"' in text
+
+
+def test_a_run_in_two_folders_becomes_one_on_the_server_with_its_artifacts_and_alerts(tiny, run, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with serve() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        config = tiny(total_images=256, tracking__wandb="auto")
+        write(config, run, [(0, {"metric/kid": 3.0}), (64, {"metric/kid": 2.0, "metric/coverage": 0.8})])
+        write(config, run, [(128, {"metric/kid": 1.0, "metric/coverage": 0.1}), (256, {"metric/kid": 1.5})])
+    assert len(offline_folders(run)) == 2
+    assert list(server.history) == ["abc"]
+    assert [row["images_seen"] for row in server.history["abc"]] == [0, 64, 128, 256]
+    assert [row["metric/kid"] for row in server.history["abc"]] == [3, 2, 1, 1.5]
+    assert server.summary["abc"]["metric/kid"]["min"] == 1
+    assert server.done["abc"] == 0
+    used = {call["artifactID"] for call in server.of("UseArtifact")}
+    assert used == {f"dataset:data-{config.data.manifest_sha256[:12]}"}
+    assert server.uploads["model:generator-abc/model.safetensors"] == b"weights"
+    assert [call["title"] for call in server.of("NotifyScriptableRunAlert")] == ["cgan bce demo: finished"]
+    assert any("samples" in name for name in server.uploads)
+
+
+def test_a_collapse_and_a_failure_are_alerts(tiny, run, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with serve() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        try:
+            raise ValueError("loss/D is nan at 192 images")
+        except ValueError:
+            rows = [(64, {"metric/coverage": 0.8}), (128, {"metric/coverage": 0.1}), (192, {"metric/coverage": 0.1})]
+            write(tiny(tracking__wandb="auto"), run, rows, failed=True)
+    alerts = {call["title"].rpartition(": ")[2]: call["text"] for call in server.of("NotifyScriptableRunAlert")}
+    assert alerts["collapsed"] == "coverage fell from 0.80 to 0.10 at 128 images"
+    assert alerts["stopped"] == "ValueError: loss/D is nan at 192 images"
+    assert server.done["abc"] == 1
+
+
+HEAVY = [pytest.param(fault, marks=pytest.mark.heavy) for fault in ("dies", "is not there")]
+
+
+@pytest.mark.parametrize("fault", ["refuses", "hangs", *HEAVY])
+def test_a_server_that_is_ill_neither_stops_nor_slows_a_run_and_nothing_is_lost(fault, tiny, run, monkeypatch, capsys):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with serve(fault) as server:
+        monkeypatch.setenv(
+            "WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}" if fault == "is not there" else server.url
+        )
+        tracker = WandbTracker(tiny(tracking__wandb="auto"), run, "abc", "demo")
+        tracker.courier.patience_s = 3
+        slowest = 0.0
+        for step in range(60):
+            began = time.monotonic()
+            tracker.log(step, {"metric/kid": 60.0 - step})
+            slowest = max(slowest, time.monotonic() - began)
+            time.sleep(0.05)
+        assert slowest < 0.5
+        began = time.monotonic()
+        tracker.close()
+        assert time.monotonic() - began < 15
+        assert tracker.courier.process.poll() is not None
+    told = capsys.readouterr().err
+    assert "to send it later: wandb sync" in told
+    (folder,) = offline_folders(run)
+    assert sum(record["type"] == "history" for record in inspected(folder)) == 60
+    with serve() as server:
+        sync = [str(Path(sys.executable).parent / "wandb"), "sync", "--yes", str(folder)]
+        environment = {**os.environ, "WANDB_BASE_URL": server.url}
+        subprocess.run(sync, env=environment, capture_output=True, check=True, timeout=90)
+    assert [row["images_seen"] for row in server.history["abc"]] == list(range(60))
+
+
+def test_the_api_key_is_in_no_file_and_in_no_process_list(tiny, run, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with serve() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        tracker = WandbTracker(tiny(tracking__wandb="auto"), run, "abc", "demo")
+        tracker.log(0, {"metric/kid": 1.0})
+        titles = []
+        for _ in range(20):
+            time.sleep(0.1)
+            for entry in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):  # it has ended
+                    titles.append(entry.read_bytes())
+        tracker.close()
+    assert any(b"beta" in title and b"sync" in title for title in titles)
+    assert not any(KEY.encode() in title for title in titles)
+    files = [path for path in run.work.parent.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert not any(KEY.encode() in path.read_bytes() for path in files if path.name != ".netrc")
+
+
+def test_what_sends_a_run_ends_with_the_process_that_made_it(run, monkeypatch, tmp_path):
+    with serve("hangs") as server:
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        (tmp_path / "offline").mkdir()
+        code = (
+            "import sys; from pathlib import Path; from medgan.tracking import Courier; "
+            "c = Courier(Path(sys.argv[1]), 'abc'); print(c.process.pid, flush=True); sys.stdin.read()"
+        )
+        environment = {**os.environ, "WANDB_BASE_URL": server.url}
+        parent = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "offline")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        shell = int(parent.stdout.readline())
+        parent.kill()
+        parent.communicate()
+        end = time.monotonic() + 20
+        while Path(f"/proc/{shell}").exists() and "Z (zombie)" not in Path(f"/proc/{shell}/status").read_text():
+            assert time.monotonic() < end
+            time.sleep(0.1)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ class Plan:
         """The config that jobs/train.py would make of such settings and this DATA."""
         manifest = Manifest.from_json(self.manifest)
         return configs.for_data(
-            configs.load(overrides=settings),
+            configs.load(overrides={"tracking.group": self.out.rstrip("/").rpartition("/")[2], **settings}),
             resolution=manifest.resolution,
             channels=manifest.channels,
             classes=manifest.classes,
