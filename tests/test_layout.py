@@ -47,6 +47,7 @@ RANKS = {
     "medgan.sample": 7,
     "medgan.loop": 8,
     "medgan.report": 8,
+    "medgan.search_page": 8,
     "medgan.run": 9,
     "medgan.ray_train": 10,
     "tune": 0,
