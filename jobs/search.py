@@ -11,6 +11,7 @@ The same command goes on where the search was stopped. --show-space prints what 
 
 from __future__ import annotations
 
+import importlib.metadata
 import shlex
 import shutil
 import sys
@@ -106,9 +107,10 @@ def main(argv: Sequence[str]) -> None:
     shards.verify(data, manifest)
     resources = connect(args.verbose)
     slots = search.slots(resources, request.workers)
-    folder.write(
-        "search.yaml", yaml.safe_dump({**wanted, "command": f"python {shlex.join(sys.argv)}"}, sort_keys=False)
-    )
+    names = ("medgan", "torch", "ray", "optuna")
+    wanted["versions"] = {name: importlib.metadata.version(name) for name in names}
+    wanted["command"] = f"python {shlex.join(sys.argv)}"
+    folder.write("search.yaml", yaml.safe_dump(wanted, sort_keys=False))
 
     board = View(request)
     running = search.Search(request, space, manifest, sha256, board.show)

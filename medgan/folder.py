@@ -152,6 +152,10 @@ class SearchFolder:
         """Raises FileNotFoundError or another OSError."""
         return read_file(self.location, name)
 
+    def names(self) -> list[str]:
+        """Names of files and folders directly in it, sorted."""
+        return names(self.location, "")
+
     def settings(self) -> dict[str, Any] | None:
         """search.yaml; None where the folder is empty or not there yet. Raises Refused where it is no search."""
         if "search.yaml" in names(self.location, ""):

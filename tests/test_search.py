@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from medgan import config as configs
 from medgan.config import Refused
@@ -237,6 +238,7 @@ def made_up(tmp_path, tiny, kids, finals=()):
         records.append(
             search.new_record(name, "finalist", {"seed": index}, 256, of=of) | {"kid": kid, "status": "done"}
         )
+    folder.write("search.yaml", yaml.safe_dump({"search": search.Request("", "", 9).identity, "manifest_sha256": "0"}))
     for record in records:
         overrides = {key.replace(".", "__"): value for key, value in record["settings"].items()}
         RunFolder(folder.run(record).location).write("config.yaml", configs.to_yaml(tiny(**overrides)))
@@ -254,7 +256,7 @@ def test_the_winner_is_chosen_by_the_mean_over_fresh_seeds_not_by_its_own_figure
     record, why = search.winner(records)
     assert (record["of"], record["kid"]) == ("001", 0.6)
     assert "overlaps that of trial 000" in why
-    search.write_results(folder, records)
+    search.write_results(folder, records, SPACE)
     best = (tmp_path / "search/best.yaml").read_text()
     assert best.startswith(f"# {why}")
     assert configs.load(file=tmp_path / "search/best.yaml").seed == 2
@@ -283,8 +285,6 @@ def test_another_search_is_refused_by_the_keys_that_differ():
 
 
 def test_the_identity_of_a_search_survives_yaml():
-    import yaml
-
     request = search.Request("d", "o", 4, fixed={"total_images": 100}, space=("model.name=cgan",))
     search.check_same(yaml.safe_load(yaml.safe_dump({"search": request.identity})), request.identity, "o")
 

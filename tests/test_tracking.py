@@ -151,7 +151,7 @@ def test_a_server_that_is_ill_neither_stops_nor_slows_a_run_and_nothing_is_lost(
     with serve() as server:
         sync = [str(Path(sys.executable).parent / "wandb"), "sync", "--yes", str(folder)]
         environment = {**os.environ, "WANDB_BASE_URL": server.url}
-        subprocess.run(sync, env=environment, capture_output=True, check=True, timeout=90)
+        subprocess.run(sync, env=environment, cwd=run.work, capture_output=True, check=True, timeout=90)
     assert [row["images_seen"] for row in server.history["abc"]] == list(range(60))
 
 

@@ -7,7 +7,9 @@ that were done stay, those that were cut go on from their checkpoints, and the a
 from __future__ import annotations
 
 import io
+import json
 import logging
+import math
 import os
 import statistics
 import threading
@@ -17,10 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-import yaml
 from ray import tune
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.search import Searcher
@@ -31,6 +33,7 @@ from medgan.config import Refused
 from medgan.data.shards import Manifest, filesystem
 from medgan.folder import RunFolder, SearchFolder
 from medgan.ray_train import Interrupt
+from medgan.search_page import search_page
 from tune import schedulers
 from tune.algorithms import UNFINISHED, Draws, trial_name
 from tune.spaces import Space
@@ -312,7 +315,7 @@ class Search:
             if not self.interrupt.asked and request.finalists and request.algorithm != "pbt":
                 self._phase(self._finals)
         self._notes_away()
-        write_results(self.folder, list(self.ledger.records.values()))
+        write_results(self.folder, list(self.ledger.records.values()), self.space)
 
     # -- phases --------------------------------------------------------------------------------------------------------
 
@@ -458,20 +461,38 @@ def winner(records: Sequence[Record]) -> tuple[Record, str] | None:
     return ranked[0], f"KID {ranked[0]['kid']:.4g} of one seed, the smallest of {len(ranked)} trials: it flatters"
 
 
-def write_results(folder: SearchFolder, records: Sequence[Record]) -> None:
-    """best.yaml and results.parquet, from what is known."""
+def write_results(folder: SearchFolder, records: Sequence[Record], space: Space) -> None:
+    """best.yaml, summary.json, results.parquet and report.html, from what is known."""
     best = winner(records)
+    summary: dict[str, Any] = {"finalists": finalists(records), "importance": importance(records, space)}
     if best is not None:
         record, why = best
         run = folder.run(record)
-        config = configs.validate(configs.parse_yaml(run.read("config.yaml"), f"{run.location}/config.yaml"))
-        tree = config.dump()
-        tree["total_images"] = record["total_images"]
-        folder.write(
-            "best.yaml", f"# {why}\n# trained in trials/{record['run']}\n{yaml.safe_dump(tree, sort_keys=False)}"
-        )
+        tree = configs.parse_yaml(run.read("config.yaml"), f"{run.location}/config.yaml")
+        config = configs.validate({**tree, "total_images": record["total_images"]})
+        folder.write("best.yaml", f"# {why}\n# trained in trials/{record['run']}\n{configs.to_yaml(config)}")
+        told = {"name": record.get("of", record["name"]), "run": record["run"], "why": why}
+        summary["winner"] = {**told, "model": config.model.name, "loss": config.loss.name, "kid": record["kid"]}
+    folder.write("summary.json", json.dumps(summary, indent=1) + "\n")
     if records:
         folder.write("results.parquet", results_table(folder, records))
+        folder.write("report.html", search_page(folder))
+
+
+def importance(records: Sequence[Record], space: Space) -> dict[str, float]:
+    """How much each drawn setting mattered for reaching the best quarter of KIDs (PED-ANOVA, arXiv:2304.10255); they
+    sum to 1. Empty where fewer than 8 trials tell."""
+    known = [record for record in records if record["kind"] == "trial" and "draws" in record and record.get("kid")]
+    known = [record for record in known if record["status"] in ("done", "stopped") and not record.get("lineage")]
+    if len(known) < 8:
+        return {}
+    draws = Draws(space, "random", ("kid",), 0)
+    draws.restore(known)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is new, and that few trials tell little
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
+        found = optuna.importance.get_param_importances(draws.study, evaluator=evaluator)
+    return {key: float(value) for key, value in found.items() if math.isfinite(value)}
 
 
 def results_table(folder: SearchFolder, records: Sequence[Record]) -> bytes:
