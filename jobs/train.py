@@ -150,6 +150,8 @@ class View:
             self.line.say(
                 f"{who or 'the network between the workers'} did not answer for {event['timeout_s']} s; starting anew"
             )
+        elif kind == "alarm":
+            self.line.say(f"at {seen:,} images: {event['text']}")
         elif kind == "stopping":
             self.line.say("saving a checkpoint; Ctrl-C again stops at once")
         elif kind == "evaluated":
@@ -185,12 +187,13 @@ def settings() -> str:
     """Every dotted key with its default and its meaning; those of one model only say of which."""
     lines = []
     parts = {key: type(part) for key, part in configs.Config() if isinstance(part, configs.Section)}
-    sections: list[tuple[str, type[configs.Section]]] = [("", configs.Config), ("model.", configs.Cgan)]
-    sections.append(("with model.name=dcgan: model.", configs.Dcgan))
+    shared = configs.ConvModel
+    sections: list[tuple[str, type[configs.Section]]] = [("", configs.Config), ("model.", shared)]
+    sections += [(f"with model.name={model().name}: model.", model) for model in configs.MODELS]
     sections += [(f"{key}.", part) for key, part in parts.items() if key != "model"]
     for prefix, section in sections:
         for key, info in section.model_fields.items():
-            inherited = section is configs.Dcgan and key in configs.Cgan.model_fields
+            inherited = section is not shared and issubclass(section, shared) and key in shared.model_fields
             if key not in parts and not inherited:
                 lines.append(f"{prefix}{key} = {info.default}\n    {info.description}")
     return "\n".join(lines)

@@ -83,6 +83,8 @@ def run(config: Config, state: TrainState, batches: Iterator[Batch], hooks: Hook
                     raise Diverged(f"{name} is {value} at {now:,} images")
             if not state.finite():
                 raise Diverged(f"a weight is not finite at {now:,} images")
+            if config.augmentations:
+                row["augment/p"] = state.strength.of(config.augment, now)
             hooks.log(now, row)
             best = state.best.get("images_seen")
             if evaluating:

@@ -20,6 +20,7 @@ from medgan.data.loader import Batch, Order, Split, batches, open_split, rank_ro
 from medgan.data.shards import label_counts
 from medgan.distributed import World
 from medgan.folder import CheckpointError, RunFolder
+from medgan.guards import Guard, overfit
 from medgan.lease import Lease, Lost
 from medgan.metrics.features import EXTRACTORS, choose_rows, my_part, real_features
 from medgan.metrics.fidelity import class_kid, fidelity, identity
@@ -194,6 +195,8 @@ class Evaluator:
         self.n = min(config.evaluate.n, len(val), len(train_split))
         self.extractor = EXTRACTORS[config.evaluate.extractor](world.device)
         self.identity = identity(self.extractor.identity, self.n, REFERENCE_SPLIT)
+        part = my_part(self.n, world)
+        self.mine = {split.name: chosen(split, self.n, part) for split in (train_split, val)}
         self.labels = torch.from_numpy(val.labels[choose_rows(len(val), self.n)].astype(np.float32))
         self.real = real_features(val, self.n, self.extractor, world)
         other = real_features(train_split, self.n, self.extractor, world)
@@ -210,9 +213,12 @@ class Evaluator:
         z = torch.randn(self.n, z_size(self.config), generator=stream(self.config.seed, "evaluate", 0))
         pixels = sample.generate(state.ema, z[part], strength * self.labels[part])
         fake = self.world.gather_rows(self.extractor(pixels))
+        sides = {name: (some, strength * labels) for name, (some, labels) in self.mine.items()}
+        known = overfit(state, {**sides, "generated": (pixels, strength * self.labels[part])})
         if fake is None or self.real is None:
             return {}
-        return {**self._row("metric", self.real, fake, self.labels), **self.floor, "metric/n": self.n}
+        row = {**self._row("metric", self.real, fake, self.labels), **self.floor, "metric/n": self.n}
+        return row if known is None else {**row, "metric/overfit": known}
 
     def _row(self, kind: str, real: Tensor, other: Tensor, labels: Tensor) -> Row:
         """kind/kid, kind/kid/CLASS and so on; classes where the model is conditional and has enough of them."""
@@ -220,6 +226,12 @@ class Evaluator:
         classes = (self.config.data.classes or ()) if self.config.conditional else ()
         by_class = class_kid(real, self.labels, other, labels, classes)
         return row | {f"{kind}/kid/{name}": figure["value"] for name, figure in by_class.items()}
+
+
+def chosen(split: Split, n: int, part: slice) -> tuple[Tensor, Tensor]:
+    """(uint8 pixels, float32 labels) of a part of the n rows of a split that figures are of."""
+    rows = choose_rows(len(split), n)[part]
+    return torch.from_numpy(split.pixels[rows]), torch.from_numpy(split.labels[rows].astype(np.float32))
 
 
 class Recorder:
@@ -244,6 +256,7 @@ class Recorder:
         self.folder, self.tracker, self.evaluator, self.on_event = folder, tracker, evaluator, on_event
         self.used, self.lease, self.order = used, lease, order
         self.first = evaluator.world.first
+        self.guard = Guard()
         self.asked, self.notice = stopping, noticed
         self.picture = b""
         """The newest sample grid."""
@@ -275,6 +288,9 @@ class Recorder:
             self._try(self.tracker.log, state.images_seen, row)
             self._try(self._picture, state)
             self.on_event({"event": "evaluated", "images_seen": state.images_seen, **row})
+            for what, text in self.guard.look(row).items():
+                self._try(self.tracker.alert, what, f"at {state.images_seen:,} images: {text}")
+                self.on_event({"event": "alarm", "images_seen": state.images_seen, "what": what, "text": text})
         kid = state.world.broadcast(row.get("metric/kid"))
         best = state.best
         assert kid is not None

@@ -28,6 +28,9 @@ class Tracker(Protocol):
 
     def picture(self, images_seen: int, name: str, png: bytes) -> None: ...
 
+    def alert(self, title: str, text: str) -> None:
+        """What somebody should look at, wherever they are told of it."""
+
     def close(self, failed: bool = False) -> None: ...
 
 
@@ -38,6 +41,9 @@ class NullTracker:
         pass
 
     def picture(self, images_seen: int, name: str, png: bytes) -> None:
+        pass
+
+    def alert(self, title: str, text: str) -> None:
         pass
 
     def close(self, failed: bool = False) -> None:
@@ -58,6 +64,9 @@ class JsonlTracker:
     def picture(self, images_seen: int, name: str, png: bytes) -> None:
         pass
 
+    def alert(self, title: str, text: str) -> None:
+        pass
+
     def close(self, failed: bool = False) -> None:
         self.file.close()
 
@@ -74,7 +83,7 @@ class WandbTracker:
         import wandb
 
         folder.work.mkdir(parents=True, exist_ok=True)
-        self.wandb, self.config, self.folder, self.seen, self.best = wandb, config, folder, 0, 0.0
+        self.wandb, self.config, self.folder, self.seen = wandb, config, folder, 0
         self.run = wandb.init(
             project=config.tracking.project,
             group=config.tracking.group,
@@ -112,14 +121,6 @@ class WandbTracker:
     def log(self, images_seen: int, row: Row) -> None:
         self.seen = images_seen
         self.run.log({"images_seen": images_seen, **row}, step=images_seen)
-        coverage = row.get("metric/coverage")
-        if coverage is not None:
-            if self.best >= 0.2 and coverage < self.best / 4:
-                self.alert(
-                    "collapsed", f"coverage fell from {self.best:.2f} to {coverage:.2f} at {images_seen:,} images"
-                )
-                self.best = 0.0  # said once, until it has recovered
-            self.best = max(self.best, coverage)
 
     def picture(self, images_seen: int, name: str, png: bytes) -> None:
         """The grid, and, where its rows are classes, each row by its class."""
@@ -207,6 +208,10 @@ class Several:
     def picture(self, images_seen: int, name: str, png: bytes) -> None:
         for tracker in self.trackers:
             tracker.picture(images_seen, name, png)
+
+    def alert(self, title: str, text: str) -> None:
+        for tracker in self.trackers:
+            tracker.alert(title, text)
 
     def close(self, failed: bool = False) -> None:
         for tracker in self.trackers:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from medgan.losses import LOSSES, gradient_penalty, squared_gradient
+from medgan.losses import LOSSES, gradient_penalty, path_lengths, squared_gradient
 
 PAIRS = ((2.0, 0.5), (-1.0, -3.0))
 REAL, FAKE = (torch.tensor(values) for values in zip(*PAIRS, strict=True))
@@ -83,3 +83,21 @@ def test_the_gradient_penalty_of_a_linear_and_of_a_quadratic_d():
     flat = torch.zeros(2, 1, 4, 4, requires_grad=True)
     gradient_penalty(flat, flat.square().sum((1, 2, 3))).sum().backward()
     assert flat.grad.isfinite().all()
+
+
+def test_the_path_length_of_a_linear_g_is_the_length_of_its_transpose_at_y():
+    matrix = torch.randn(2, 6, 16, dtype=torch.float64)  # of each of two levels, from w to the pixels
+    w = torch.randn(3, 2, 6, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    images = torch.einsum("nld,ldp->np", w, matrix).view(3, 1, 4, 4)
+    along = torch.einsum("ldp,np->nld", matrix, y.flatten(1)) / 4  # 4: the root of 16 pixels
+    assert torch.allclose(path_lengths(images, w, y), along.square().sum(2).mean(1).sqrt())
+
+
+def test_the_second_derivative_of_path_lengths_is_right():
+    y = torch.randn(2, 1, 2, 2, dtype=torch.float64)
+
+    def lengths(w):
+        return path_lengths((w.square().sum((1, 2))[:, None, None, None] * y.tanh()).sin(), w, y)
+
+    assert torch.autograd.gradcheck(lengths, torch.randn(2, 1, 3, dtype=torch.float64, requires_grad=True))

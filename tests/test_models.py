@@ -127,3 +127,18 @@ def test_minibatch_stddev_of_equal_samples_has_a_finite_gradient():
     x = torch.ones(4, 3, 4, 4, requires_grad=True)
     MinibatchStddev(4)(x).sum().backward()
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("layer", [MinibatchStddev(2), BatchNorm(2)])
+def test_layers_of_our_own_have_the_first_and_second_derivatives_they_should(layer):
+    x = torch.randn(4, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer.double(), x)
+    assert torch.autograd.gradgradcheck(layer, x)
+    if isinstance(layer, BatchNorm):  # what ranks compute, on the sums
+
+        def from_sums(x):
+            mean, var = layer._batch_statistics(x)
+            return torch.cat([mean, var])
+
+        assert torch.autograd.gradcheck(from_sums, x)
+        assert torch.autograd.gradgradcheck(from_sums, x)

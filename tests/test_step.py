@@ -151,6 +151,50 @@ def test_lazy_penalties_weigh_on_average_what_they_weigh_in_every_step(tiny):
     assert (lazy - eager).norm() < 1e-3 * eager.norm()
 
 
+def last_gradients(config, batch):
+    state = TrainState.create(config, World())
+    train_step(state, batch)
+    return {
+        name: torch.cat([p.grad.flatten() for p in player.module.parameters()])
+        for name, player in (("G", state.generator), ("D", state.discriminator))
+    }
+
+
+def test_pieces_add_up_to_the_whole_batch_where_nothing_normalises_over_it(tiny):
+    settings = {"precision": "float64", "optim__lr_d": 1e-30, "loss__r1_gamma": 2.0, "model__blocks": 1}
+    whole, pieces = (
+        last_gradients(tiny("resgan", **settings, optim__accumulation=count), batch_of(tiny())) for count in (1, 4)
+    )
+    for name, gradient in whole.items():
+        assert gradient.norm() > 0
+        assert torch.allclose(pieces[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_float16_trains_with_scaled_gradients_and_skips_what_overflows(tiny):
+    config = tiny(precision="float16")
+    state = TrainState.create(config, World())
+    before = weights(state.generator), weights(state.discriminator)
+    for step in range(3):
+        assert train_step(state, batch_of(config, step)).isfinite().all()
+    assert not torch.equal(before[0], weights(state.generator))
+    assert state.finite()
+    scale = state.discriminator.scaler.get_scale()
+    before = weights(state.discriminator)
+    state.discriminator.backward(state.discriminator.module.linear.bias.sum() * float("inf"))
+    state.discriminator.step(config, 0)
+    assert torch.equal(before, weights(state.discriminator))
+    assert state.discriminator.scaler.get_scale() == scale / 2
+    again = TrainState.create(config, World())
+    again.load(state.save())
+    assert again.discriminator.scaler.get_scale() == scale / 2
+
+
+def test_gamma_follows_resolution_and_batch_unless_it_is_set(tiny):
+    assert tiny(loss__r1_gamma="auto").loss.r1_gamma == 0.0004 * 32**2 / 16
+    assert tiny(loss__r1_gamma=None, loss__r2_gamma=3).loss.r2_gamma == 3
+    assert tiny(loss__r1_gamma=8.0, loss__r1_interval=4).gradient_weight("r1", 0) == 16
+
+
 def second_derivative(rank: int, world: int, port: int, out: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=world)

@@ -16,10 +16,14 @@ OVERRIDES = {"model.name": "stylegan2-lite", "model.width": 4, "model.max_width"
 CLASSES = ("a", "b", "c")
 
 
-def generator(classes=CLASSES):
+def generator(classes=CLASSES, **more):
     torch.manual_seed(0)
     config = configs.for_data(
-        configs.load(overrides=OVERRIDES), resolution=32, channels=1, classes=classes, manifest_sha256="0"
+        configs.load(overrides={**OVERRIDES, **{key.replace("__", "."): value for key, value in more.items()}}),
+        resolution=32,
+        channels=1,
+        classes=classes,
+        manifest_sha256="0",
     )
     return build_gan(config)[0].double(), config
 
@@ -149,3 +153,31 @@ def test_without_classes_it_is_unconditional():
     assert network(z, torch.zeros(2, 0)).shape == (2, 1, 32, 32)
     sample.calibrate(network, config, np.zeros((5, 0), np.uint8), passes=1, size=8)
     assert network.mapping.average.shape == (1, 6)
+
+
+def test_style_mixing_takes_finer_levels_from_a_second_w_as_often_as_it_says():
+    network, config = generator(model__style_mixing=0.5, model__noise=False)
+    assert z_size(config) == 2 * 8 + 1
+    z, labels = torch.randn(4000, z_size(config), dtype=torch.float64), torch.eye(3).repeat(1334, 1)[:4000].double()
+    levels = network.styles(z, labels)
+    assert levels.shape == (4000, 4, 6)
+    first, second = network.mapping(z[:, :8], labels), network.mapping(z[:, 8:16], labels)
+    assert torch.equal(levels[:, 0], first)
+    from_second = (levels == second[:, None]).all(2)
+    assert (from_second[:, 1:] >= from_second[:, :-1]).all()  # once the second, then always
+    shares = from_second.double().mean(0)
+    assert torch.allclose(shares, torch.tensor([0, 1 / 6, 2 / 6, 3 / 6], dtype=torch.float64), atol=0.03)
+    images, w = network(z[:2], labels[:2], with_w=True)
+    assert torch.equal(w, levels[:2])
+    assert torch.equal(images, network(z[:2], labels[:2]))
+    network.eval()
+    assert torch.equal(network.styles(z, labels), first[:, None].expand(-1, 4, -1))
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_modulation_has_the_first_and_second_derivatives_it_should(up):
+    layer = ModulatedConv(2, 2, 3, 2, up=up).double()
+    x = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, (x, w))
+    assert torch.autograd.gradgradcheck(layer, (x, w))

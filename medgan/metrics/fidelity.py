@@ -24,6 +24,7 @@ FIGURES = {
     "recall": ("recall", "share of real images that the samples could be"),
     "density": ("density", "how deep samples lie among real images: about 1 is good"),
     "coverage": ("coverage", "share of real images that have a sample nearby"),
+    "diversity": ("diversity", "spread of the samples over that of real images: 1 is as varied, 0 one image"),
     "class_accuracy": ("class read right", "balanced accuracy with which a classifier of real images reads samples"),
 }
 """Every figure: its name for people, and what it means."""
@@ -111,7 +112,13 @@ def fidelity(real: Tensor, fake: Tensor) -> dict[str, float]:
     """Every figure of features of equal n."""
     if len(real) != len(fake):
         raise ValueError(f"{len(real)} real against {len(fake)} generated images: figures need equal numbers")
-    return {"kid": kid(real, fake)["value"], "fid": fid(real, fake), **neighbourhoods(real, fake)}
+    spread = {"diversity": diversity(real, fake)}
+    return {"kid": kid(real, fake)["value"], "fid": fid(real, fake), **neighbourhoods(real, fake), **spread}
+
+
+def diversity(real: Tensor, fake: Tensor) -> float:
+    """Total variance of the generated features over that of the real ones, float32 (n, F) each: 0 or more."""
+    return float(fake.double().var(0).sum() / real.double().var(0).sum())
 
 
 def beside_floor(

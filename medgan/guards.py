@@ -1,0 +1,77 @@
+"""What goes wrong in training while every number is finite: samples that become one image, a D that learns by heart.
+
+Neither ends a run: the best checkpoint is kept by KID, and an alarm says where to look.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from medgan.config import Config
+from medgan.pixels import to_images
+from medgan.state import TrainState
+
+COLLAPSED = 0.5
+"""Of the highest diversity seen: what is below is alarming."""
+NARROW = 0.2
+"""Diversity that an untrained generator may have without alarm."""
+BY_HEART = 0.5
+"""D judges held-out real images at least half as it judges generated ones."""
+
+
+class Guard:
+    """Looks at every evaluation's figures and says what is alarming, each thing once until it is over."""
+
+    def __init__(self) -> None:
+        self.highest = 0.0
+        self.said: set[str] = set()
+
+    def look(self, row: dict[str, float]) -> dict[str, str]:
+        """{what: a sentence} of what is newly alarming in a row of metric/*."""
+        found = {}
+        diversity, overfit = row.get("metric/diversity"), row.get("metric/overfit")
+        if diversity is not None:
+            self.highest = max(self.highest, diversity)
+            if diversity < COLLAPSED * self.highest and self.highest >= NARROW:
+                found["collapse"] = (
+                    f"samples grow alike (spread {diversity:.2f} of the real ones', it was {self.highest:.2f}); "
+                    "a larger loss.r1_gamma or smaller optim.lr_d may help, the best checkpoint is kept"
+                )
+        if overfit is not None and overfit > BY_HEART:
+            found["overfit"] = (
+                f"D knows its training images by heart (it judges held-out ones {overfit:.0%} as generated); "
+                "augment.name=ada helps with few images"
+            )
+        new = {what: text for what, text in found.items() if what not in self.said}
+        self.said = set(found)
+        return new
+
+
+@torch.no_grad()
+def overfit(state: TrainState, sides: dict[str, tuple[Tensor, Tensor]]) -> float | None:
+    """How much D takes held-out real images for generated: 0 not at all, 1 entirely (arXiv:2006.06676, eq. 1, r_v).
+
+    sides: {train, held-out, generated: (uint8 pixels (n, C, R, R), labels (n, K)) of this rank}. Every rank calls it
+    and gets the same. None where D normalises over a batch, or thinks no more of training images than of generated.
+    """
+    config, network = state.config, state.discriminator.module
+    if not comparable(config):
+        return None
+    dtype = next(network.parameters()).dtype
+    means = []
+    for pixels, labels in sides.values():
+        total = torch.zeros(2, dtype=torch.float64, device=state.world.device)
+        whole = len(pixels) // config.sample_group * config.sample_group  # D looks at whole groups
+        for some, hot in zip(pixels[:whole].split(64), labels[:whole].split(64), strict=True):
+            logits = network(to_images(some.to(state.world.device), dtype), hot.to(state.world.device, dtype))
+            total += torch.stack([logits.double().sum(), logits.new_tensor(len(logits)).double()])
+        summed, count = state.world.sum(total).tolist()
+        means.append(summed / count if count else 0.0)
+    train, held_out, generated = means
+    return (train - held_out) / (train - generated) if train > generated else None
+
+
+def comparable(config: Config) -> bool:
+    """Whether D judges an image without regard to the rest of the batch, but for its minibatch-stddev group."""
+    return getattr(config.model, "norm_d", "none") == "none"

@@ -1,0 +1,43 @@
+"""Alarms: raised once by what is alarming, and not by what is not."""
+
+import torch
+
+from medgan.distributed import World
+from medgan.guards import Guard, overfit
+from medgan.metrics.fidelity import diversity
+from medgan.state import TrainState
+
+
+def test_a_collapse_is_said_once_and_again_after_it_was_over():
+    guard = Guard()
+    said = [set(guard.look({"metric/diversity": value})) for value in (0.02, 0.1, 0.8, 0.5, 0.3, 0.2, 0.7, 0.1)]
+    assert said == [set(), set(), set(), set(), {"collapse"}, set(), set(), {"collapse"}]
+
+
+def test_a_discriminator_that_knows_its_images_by_heart_is_said():
+    guard = Guard()
+    assert guard.look({"metric/overfit": 0.4}) == {}
+    assert "augment.name=ada" in guard.look({"metric/overfit": 0.6})["overfit"]
+    assert guard.look({}) == {}
+
+
+def test_diversity_is_of_variances():
+    real = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
+    assert abs(diversity(real, real * 0.5 + 3) - 0.25) < 1e-6
+    assert diversity(real, real[:1].expand(4000, -1)) == 0
+
+
+def test_overfit_says_which_side_held_out_images_are_on(tiny, monkeypatch):
+    """A D that answers with an image's mean, so that every side's judgement is known."""
+    state = TrainState.create(tiny(), World())
+    monkeypatch.setattr(state.discriminator.module, "forward", lambda images, labels: images.mean((1, 2, 3)))
+
+    def side(grey, count=10):  # 10 are two whole groups of four, and two that are left out
+        return torch.full((count, 1, 32, 32), grey, dtype=torch.uint8), torch.zeros(count, 2)
+
+    for held_out, wanted in ((200, 0.0), (100, 1.0), (150, 0.5)):
+        sides = {"train": side(200), "val": side(held_out), "generated": side(100)}
+        assert abs(overfit(state, sides) - wanted) < 1e-6
+    assert overfit(state, {"train": side(100), "val": side(50), "generated": side(100)}) is None
+    batch_norm = TrainState.create(tiny("dcgan", model__norm_d="batch", loss__r1_gamma=0.0), World())
+    assert overfit(batch_norm, {}) is None
