@@ -150,6 +150,8 @@ class View:
             self.line.say(
                 f"{who or 'the network between the workers'} did not answer for {event['timeout_s']} s; starting anew"
             )
+        elif kind == "eager":
+            self.line.say("compile: torch.compile finds no compiler here (a C++ one, Triton on GPUs); running eager")
         elif kind == "alarm":
             self.line.say(f"at {seen:,} images: {event['text']}")
         elif kind == "stopping":

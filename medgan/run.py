@@ -67,6 +67,11 @@ def train(
     start = world.broadcast(secrets.token_hex(8))  # so that a node's ranks check the shards once
     split, val = (open_split(data, name, start) for name in ("train", REFERENCE_SPLIT))
     order = Order(split.labels, config.seed, config.data.balance)
+    if config.compile and not compiles(world.device):
+        config = config.model_copy(update={"compile": False})
+        on_event({"event": "eager"})
+    if world.device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
     state = TrainState.create(config, world)
     newest = world.broadcast(newest_sound(folder, on_event) if world.first else None)
     if newest is not None:
@@ -370,6 +375,15 @@ class Recorder:
     def _page(self) -> None:
         self.folder.publish("metrics.jsonl")
         self.folder.write("report.html", report.run_page(self.folder))
+
+
+def compiles(device: torch.device) -> bool:
+    """Whether torch.compile finds a compiler for the device: a C++ one, or Triton."""
+    try:
+        torch.compile(torch.sin)(torch.ones(2, device=device))
+    except RuntimeError:  # what TorchDynamo raises, whatever is missing
+        return False
+    return True
 
 
 def precision_of(wanted: str, gpu: bool, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,11 +26,26 @@ PATH_DECAY = 0.01
 Snapshot = dict[str, Any]
 
 
+class Network(nn.Module):
+    """A network that runs compiled where nobody differentiates twice, which torch.compile cannot (pytorch 91469)."""
+
+    def __init__(self, module: nn.Module, compiled: bool) -> None:
+        super().__init__()
+        self.module, self.twice = module, False
+        # Kept out of the registered modules: it is the same one.
+        self.__dict__["once"] = torch.compile(module) if compiled else module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs) if self.twice else self.__dict__["once"](*args, **kwargs)
+
+
 @dataclass
 class Player:
     """A network with its DDP wrapper and optimizer. The wrapper is called only inside the player's own update."""
 
     module: nn.Module
+    bare: Network
+    """The module, compiled or not."""
     ddp: nn.Module
     optimizer: torch.optim.Optimizer
     lr: float
@@ -42,7 +58,17 @@ class Player:
         optim = config.optim
         adam = torch.optim.Adam(module.parameters(), lr=lr, betas=(optim.beta1, optim.beta2), eps=optim.eps)
         scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "float16")
-        return Player(module, world.wrap(module), adam, lr, scaler)
+        network = Network(module, config.compile)
+        return Player(module, network, world.wrap(network), adam, lr, scaler)
+
+    @contextmanager
+    def twice(self, on: bool = True) -> Iterator[None]:
+        """Within it passes may be differentiated twice."""
+        before, self.bare.twice = self.bare.twice, on
+        try:
+            yield
+        finally:
+            self.bare.twice = before
 
     def summing(self, last: bool) -> AbstractContextManager[None]:
         """Within it DDP sums gradients over ranks where this is the last backward before `step`."""

@@ -7,7 +7,8 @@ shares are uneven. W ranks therefore follow one process (see tests/test_exactnes
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ from medgan.data.loader import Batch, rank_rows
 from medgan.losses import LOSSES, gradient_penalty, path_lengths, squared_gradient
 from medgan.models import z_size
 from medgan.pixels import to_images
-from medgan.state import TrainState
+from medgan.state import Player, TrainState
 from medgan.streams import stream
 
 SCALARS = (
@@ -112,9 +113,9 @@ def cut(state: TrainState, batch: Batch) -> list[Piece]:
 def draw(state: TrainState, piece: Piece, having: frozenset[str], learning: bool) -> tuple[Tensor, Tensor | None]:
     """Generated images (n, C, R, R), and where path lengths are due the w (n, levels, w_dim) they come from."""
     z = drawn(state, piece, "z", z_size(state.config), normal=True)
-    network = state.generator.ddp if learning else state.generator.module
+    network = state.generator.ddp if learning else state.generator.bare
     lengths = learning and "penalty/path" in having
-    with autocast(state, enabled=not lengths), torch.set_grad_enabled(learning):
+    with passing(state, state.generator, twice=lengths), torch.set_grad_enabled(learning):
         if lengths:
             images, w = network(z, piece.labels, with_w=True)
             return images.to(z.dtype), w
@@ -130,10 +131,9 @@ def learn_discriminator(
     r1, r2 = "penalty/r1" in having, "penalty/r2" in having
     real = augmented(state, piece, piece.real, "real").detach().requires_grad_(r1)
     fake = augmented(state, piece, fakes[0].detach(), "fake").detach().requires_grad_(r2)
-    # Penalties are second derivatives: float32 all the way.
-    with autocast(state, enabled=not r1):
+    with passing(state, state.discriminator, twice=r1):
         real_logits = network(real, piece.labels).to(dtype)
-    with autocast(state, enabled=not r2):
+    with passing(state, state.discriminator, twice=r2):
         fake_logits = network(fake, piece.labels).to(dtype)
     found = {"loss/D": loss.discriminator(real_logits, fake_logits)}
     total = found["loss/D"]
@@ -146,7 +146,8 @@ def learn_discriminator(
         total = total + found["penalty/r2"] * config.gradient_weight("r2", state.images_seen)
     if "penalty/gp" in having:
         between = torch.lerp(real, fake, drawn(state, piece, "between", 1, 1, 1)).requires_grad_()
-        found["penalty/gp"] = gradient_penalty(between, network(between, piece.labels).to(dtype))
+        with passing(state, state.discriminator, twice=True):
+            found["penalty/gp"] = gradient_penalty(between, network(between, piece.labels).to(dtype))
         total = total + found["penalty/gp"] * config.loss.gp_weight
     state.discriminator.backward(total.sum() * (state.world.size / config.global_batch))
     found |= {"logits/real": real_logits, "logits/fake": fake_logits, "logits/sign": (real_logits - loss.middle).sign()}
@@ -157,10 +158,10 @@ def learn_generator(
     state: TrainState, piece: Piece, fakes: tuple[Tensor, Tensor | None], having: frozenset[str]
 ) -> Tensor:
     """G's gradients from one piece: D bare. Returns sums of its SCALARS, float64 (9,)."""
-    config, judge = state.config, state.discriminator.module
+    config, judge = state.config, state.discriminator.bare
     images, w = fakes
     loss, dtype, labels = LOSSES[config.loss.name], images.dtype, piece.labels
-    with autocast(state):
+    with passing(state, state.discriminator):
         beside = images.new_zeros(len(images))
         if loss.paired:
             with torch.no_grad():
@@ -205,8 +206,13 @@ def sums(found: dict[str, Tensor]) -> Tensor:
     )
 
 
-def autocast(state: TrainState, enabled: bool = True) -> AbstractContextManager[None]:
-    """bfloat16 or float16 where the run's precision says so."""
+@contextmanager
+def passing(state: TrainState, player: Player, twice: bool = False) -> Iterator[None]:
+    """Forward passes of a player: in bfloat16 or float16 where the run's precision says so, compiled if it says so.
+
+    twice: they will be differentiated twice, as penalties are: eager, and in full precision all the way.
+    """
     halves = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-    dtype = halves.get(state.config.precision)
-    return torch.autocast(state.world.device.type, dtype=dtype, enabled=enabled and dtype is not None)
+    dtype = None if twice else halves.get(state.config.precision)
+    with player.twice(twice), torch.autocast(state.world.device.type, dtype=dtype, enabled=dtype is not None):
+        yield

@@ -2,6 +2,8 @@
 
 import math
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -214,3 +216,23 @@ def test_the_sum_over_ranks_can_be_differentiated_twice(tmp_path):
     first, second = torch.load(tmp_path / "out.pt", weights_only=True)
     assert first.item() == 2 * 3 * 9
     assert second.item() == 2 * 2 * 6 * 3
+
+
+@pytest.mark.heavy
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # TorchDynamo's own
+def test_a_compiled_step_is_the_eager_one_and_penalties_run_eager(tiny):
+    settings = {"precision": "float64", "loss__r1_gamma": 2.0, "loss__r1_interval": 2}
+    compiled, eager = (TrainState.create(tiny(**settings, compile=on), World()) for on in (True, False))
+    for step in range(2):
+        for state in (compiled, eager):
+            train_step(state, batch_of(state.config, step))
+    for name in ("generator", "discriminator"):
+        assert torch.allclose(weights(getattr(compiled, name)), weights(getattr(eager, name)), rtol=0, atol=1e-9)
+
+
+@pytest.mark.heavy
+def test_without_a_compiler_it_says_so():
+    asked = "import torch; from medgan.run import compiles; print(compiles(torch.device('cpu')))"
+    environment = {**os.environ, "CXX": "/no/compiler", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    found = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"
