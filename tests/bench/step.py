@@ -1,0 +1,219 @@
+"""A training step beside the same networks in plain float32, a job beside bare steps, and the memory of a step.
+
+python -m tests.bench.step --profile stylegan2-lite       # where the time of a step goes, and what bounds it
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medgan import config as configs
+from medgan.data.loader import Batch
+from medgan.distributed import World
+from medgan.models import stylegan2
+from medgan.models.layers import filtered
+from medgan.run import precision_of
+from medgan.state import TrainState
+from medgan.step import train_step
+from medgan.tracking import read_rows
+
+ROUNDS = 5
+SETTINGS: dict[str, dict[str, Any]] = {
+    # Width 64 and batch 64 as in the paper; the widths of channel_base 8192 and at most 256.
+    "dcgan": {"global_batch": 64, "model.width": 64, "model.max_width": 512},
+    "stylegan2-lite": {"global_batch": 16, "model.width": 256, "model.max_width": 256, "model.w_dim": 512},
+}
+JOB = {"total_images": 12_000, "evaluate.interval_kimg": 1000, "checkpoint.interval_kimg": 1000}
+
+
+def made(preset: str, **settings: Any) -> configs.Config:
+    overrides = {**SETTINGS.get(preset, {}), "precision": precision_of("auto", gpu=False)}
+    overrides |= {key.replace("__", "."): value for key, value in settings.items()}
+    config = configs.load(preset, overrides=overrides)
+    return configs.for_data(config, resolution=64, channels=1, classes=("a", "b"), manifest_sha256="0")
+
+
+def batch_of(config: configs.Config) -> Batch:
+    pixels = torch.randint(0, 256, (config.global_batch, 1, 64, 64), dtype=torch.uint8)
+    return Batch(pixels, torch.eye(2)[torch.arange(config.global_batch) % 2], None)  # type: ignore[arg-type]
+
+
+def step_s(state: TrainState) -> float:
+    """Seconds of a step on the average of a period of lazy penalties: one that takes them, the others not."""
+    every, batch = state.config.loss.r1_interval, batch_of(state.config)
+    found = []
+    for step in (0, 1):
+        state.images_seen = step * state.config.global_batch
+        start = time.perf_counter()
+        train_step(state, batch)
+        found.append(time.perf_counter() - start)
+    return (found[0] + (every - 1) * found[1]) / every
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """StyleGAN2 as its equations stand: a weight of its own for every sample, grouped convolutions."""
+
+    def modulated(self: stylegan2.ModulatedConv, x: Tensor, w: Tensor) -> Tensor:
+        count, (outputs, inputs, kernel, _) = len(x), self.weight.shape
+        weight = self.weight * self.scale * self.style(w)[:, None, :, None, None]
+        if self.demodulate:
+            weight = weight * torch.rsqrt(weight.square().sum((2, 3, 4), keepdim=True) + 1e-8)
+        x = x.reshape(1, count * inputs, *x.shape[2:])
+        if self.up:
+            weight = weight.transpose(1, 2).reshape(count * inputs, outputs, kernel, kernel)
+            x = filtered(F.conv_transpose2d(x, weight, stride=2, groups=count), 1, gain=4)
+        else:
+            x = F.conv2d(x, weight.flatten(0, 1), padding=kernel // 2, groups=count)
+        return x.reshape(count, outputs, *x.shape[2:]) * self.gain + (self.bias * self.gain)[:, None, None]
+
+    before = stylegan2.ModulatedConv.forward
+    stylegan2.ModulatedConv.forward = modulated  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        stylegan2.ModulatedConv.forward = before  # type: ignore[method-assign]
+
+
+def nchw(state: TrainState) -> TrainState:
+    for network in (state.generator.module, state.discriminator.module):
+        for parameter in network.parameters():
+            parameter.data = parameter.data.contiguous()
+    return state
+
+
+def speed(preset: str) -> dict[str, Any]:
+    ours = TrainState.create(made(preset), World())
+    peer = nchw(TrainState.create(made(preset, precision="float32"), World()))
+    seconds: dict[str, list[float]] = {"ours": [], "peer": []}
+    for number in range(ROUNDS + 1):
+        for name, state in (("ours", ours), ("peer", peer)):
+            if name == "peer" and preset == "stylegan2-lite":
+                with plain():
+                    found = step_s(state)
+            else:
+                found = step_s(state)
+            if number:  # the first one warms up
+                seconds[name].append(found)
+    ratio = statistics.median(b / a for a, b in zip(seconds["ours"], seconds["peer"], strict=True))
+    per_s = {name: ours.config.global_batch / statistics.median(values) for name, values in seconds.items()}
+    name = f"step/{preset}64"
+    return {"name": name, "ours": per_s["ours"], "peer": per_s["peer"], "ratio": ratio, "unit": "img/s"}
+
+
+def job(scratch: Path) -> dict[str, Any]:
+    """A training on one worker, evaluations and checkpoints left out, beside steps on tensors that lie there."""
+    data, out = scratch / "data", scratch / "run"
+    prepare = ["jobs/prepare.py", "--source", "phantom_cxr", "--out", data, "--resolution", "64", "--limit", "2000"]
+    settings = [f"--set={key}={value}" for key, value in JOB.items()]
+    train = ["jobs/train.py", "--preset", "cgan", "--data", data, "--out", out, "--workers", "1", *settings]
+    for words in (prepare, train):
+        subprocess.run([sys.executable, *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+    rows = [row["time/images_per_s"] for row in read_rows(out / "metrics.jsonl") if "time/images_per_s" in row]
+    config = made("cgan")
+    state, batch = TrainState.create(config, World()), batch_of(config)
+    train_step(state, batch)
+    bare = []
+    for _ in range(len(rows)):
+        start = time.perf_counter()
+        for _ in range(1000 // config.global_batch):
+            train_step(state, batch)
+        bare.append(1000 // config.global_batch * config.global_batch / (time.perf_counter() - start))
+    ours, peer = statistics.median(rows), statistics.median(bare)
+    return {"name": "step/job", "ours": ours, "peer": peer, "ratio": ours / peer, "unit": "img/s"}
+
+
+def peak_mb(accumulation: int) -> float:
+    """What a step of stylegan2-lite needs beside weights and optimizers, in a process of its own."""
+    words = [sys.executable, "-m", "tests.bench.step", "--peak", str(accumulation)]
+    return float(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+def peak(accumulation: int) -> float:
+    config = made("stylegan2-lite", global_batch=32, optim__accumulation=accumulation, loss__r1_interval=1)
+    state, batch = TrainState.create(config, World()), batch_of(config)
+    small = TrainState.create(config, World())  # so that libraries and workspaces are there before
+    del small
+    before = resident_mb()
+    clear = Path("/proc/self/clear_refs")
+    clear.write_text("5")  # the high-water mark starts anew
+    train_step(state, batch)
+    train_step(state, batch)
+    return resident_mb("VmHWM") - before
+
+
+def resident_mb(name: str = "VmRSS") -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+
+def run(scratch: Path) -> Iterator[dict[str, Any]]:
+    for preset in SETTINGS:
+        yield speed(preset)
+    yield job(scratch)
+    whole, half = peak_mb(1), peak_mb(2)
+    yield {"name": "step/memory", "ours": half, "peer": whole, "ratio": whole / half, "unit": "MB"}
+
+
+def profile(preset: str) -> None:
+    """The operations of a few steps by their share, and the rate of products reached beside the machine's own."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    state = TrainState.create(made(preset), World())
+    batch = batch_of(state.config)
+    train_step(state, batch)
+    with record(activities=[ProfilerActivity.CPU], with_flops=True) as seen:
+        start = time.perf_counter()
+        for _ in range(3):
+            train_step(state, batch)
+        seconds = time.perf_counter() - start
+    events = sorted(seen.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    whole = sum(event.self_cpu_time_total for event in events)
+    for event in events[:14]:
+        print(f"{event.key:<44} {event.self_cpu_time_total / whole:>6.1%} {event.count:>7}")
+    # The profiler counts forward passes of what it knows; a backward pass costs twice as much.
+    flops = sum(event.flops for event in events)
+    print(json.dumps({"step_s": seconds / 3, "counted GFLOP/s": flops / seconds / 1e9, "matrix peak": matrix_peak()}))
+
+
+def matrix_peak() -> dict[str, float]:
+    """GFLOP/s of large products, by dtype."""
+    found = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        a = torch.randn(2048, 2048).to(dtype)
+        times = []
+        for _ in range(6):
+            start = time.perf_counter()
+            a @ a
+            times.append(time.perf_counter() - start)
+        found[str(dtype)] = 2 * 2048**3 / min(times) / 1e9
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peak", type=int)
+    parser.add_argument("--profile", choices=configs.PRESETS)
+    args = parser.parse_args()
+    if args.peak:
+        print(peak(args.peak))
+    else:
+        profile(args.profile or "dcgan")
+
+
+if __name__ == "__main__":
+    main()
