@@ -150,6 +150,8 @@ class View:
             self.line.say(
                 f"{who or 'the network between the workers'} did not answer for {event['timeout_s']} s; starting anew"
             )
+        elif kind == "noticed":
+            self.line.say("a host will be taken away: a checkpoint is saved")
         elif kind == "stopping":
             self.line.say("saving a checkpoint; Ctrl-C again stops at once")
         elif kind == "evaluated":

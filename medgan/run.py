@@ -248,7 +248,10 @@ class Recorder:
         return self.first and (self.failure is not None or self.asked())
 
     def noticed(self) -> bool:
-        return self.notice()
+        noticed = self.notice()
+        if noticed:
+            self.on_event({"event": "noticed"})
+        return noticed
 
     def log(self, images_seen: int, row: Row) -> None:
         self._try(self.tracker.log, images_seen, row)

@@ -233,11 +233,18 @@ class Submitted:
         found = self.hosts.exec(host, ["pgrep", "-f", "RayTrainWorker"], capture_output=True).stdout.split()
         return found[0] if found else None
 
+    def holder(self):
+        """The name of the host whose worker writes the run."""
+        term = max((self.out / ".lease").glob("[0-9]*"))
+        return json.loads(term.read_text())["host"]
+
     def end(self):
         if self.process.poll() is None:
             ray_command(self.hosts, "job", "stop", "--address", self.hosts.dashboard, self.id)
             self.process.kill()
         self.process.wait()
+        self.reader.join(10)
+        self.process.stdout.close()
 
 
 @pytest.fixture
@@ -349,3 +356,101 @@ def test_an_elastic_run_outlives_a_worker_and_a_host_and_takes_up_one_that_joins
     assert [row["resume/workers"] for row in rows] == [3, 2, 3]
     assert all(0 <= row["resume/lost_images"] <= 240 + 48 for row in rows)
     assert_same_weights(job.folder, undisturbed(hosts, "elastic-one", job))
+
+
+def test_a_host_that_is_cut_off_and_comes_back_splits_nothing(hosts, submit):
+    job = submit("cut", "1-3", total_images=12_000)
+    job.line("^480/")
+    victim = job.holder() if job.holder() != tool.HEAD else "host2"  # if possible the one that writes
+    started = time.monotonic()
+    hosts.cut(victim)
+    assert hosts.state(victim) == "cut"
+    moment, _ = job.line("2 workers now", started, timeout=90)
+    print(f"{victim} was cut off: training again after {moment - started:.0f} s")
+    assert job.holder() != victim
+    hosts.heal(victim)
+    job.line("3 workers now", moment, timeout=120)
+    code, output = job.wait(400)
+    assert code == 0, output
+    assert_every_image_once_per_epoch(job)
+    assert not list((job.out / "checkpoints").glob("*.damaged"))
+    assert_same_weights(job.folder, undisturbed(hosts, "cut-one", job))
+
+
+def test_a_worker_that_hangs_in_a_collective_is_named_and_replaced(hosts, submit):
+    job = submit("hang", "3", "--timeout", "20", total_images=100_000)
+    job.line("^480/")
+    started = time.monotonic()
+    hosts.exec("host2", ["kill", "-STOP", job.worker("host2")])
+    moment, matched = job.line(r"worker \d on (\S+) did not answer for 20 s; starting anew", started)
+    assert matched.group(1) == hosts.address("host2")
+    assert moment - started < 20 + 15
+    again, _ = job.line("going on from the checkpoint", moment)
+    job.progress(again)
+
+
+def test_a_notice_that_a_host_will_be_taken_away_saves_a_checkpoint_at_once(hosts, submit):
+    job = submit("notice", "1-3", total_images=100_000, checkpoint__interval_kimg=1000)
+    job.line("^480/")
+    assert job.folder.checkpoints() == []
+    _, answer = ask(hosts, "/api/v0/nodes?limit=100", hosts.token.read_text())
+    rows = answer["data"]["result"]["result"]
+    node = next(r["node_id"] for r in rows if r["node_ip"] == hosts.address("host3") and r["state"] == "ALIVE")
+    drain = ["ray", "drain-node", "--address", f"{hosts.address('host1')}:6379", "--node-id", node]
+    drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds"]
+    started = time.monotonic()
+    drained = hosts.exec("host1", [*drain, "20"], capture_output=True)
+    assert drained.returncode == 0, drained.stdout + drained.stderr
+    moment, _ = job.line("a host will be taken away: a checkpoint is saved", started, timeout=20)
+    print(f"a notice was heard after {moment - started:.0f} s")
+    until(lambda: len(job.folder.checkpoints()) == 1, 5, "a checkpoint")
+    saved = job.folder.checkpoints()[0]
+    job.line(f"going on from the checkpoint at {saved:,} images", moment, timeout=90)
+    hosts.kill("host3")
+
+
+def test_a_stopped_job_saves_a_checkpoint_and_says_how_to_go_on(hosts, submit):
+    job = submit("stopped", "2", total_images=100_000, checkpoint__interval_kimg=1000)
+    job.line("^480/")
+    stopped = ray_command(hosts, "job", "stop", "--address", hosts.dashboard, job.id)
+    assert stopped.returncode == 0, stopped.stderr
+    job.wait(60)
+    logs = ray_command(hosts, "job", "logs", "--address", hosts.dashboard, job.id).stdout
+    told = re.search(r"stopped at ([\d,]+) images; to go on: (.*)", logs)
+    assert told, logs[-2000:]
+    assert job.folder.checkpoints() == [int(told.group(1).replace(",", ""))]
+    assert told.group(2).startswith("ray job submit --working-dir . -- python jobs/train.py --preset cgan --data ")
+
+
+def test_a_second_command_is_refused_and_the_same_command_goes_on_after_its_driver_was_killed(hosts, submit):
+    first = submit("twice", "2", total_images=100_000)
+    first.line("^480/")
+    second = submit("twice", "2", total_images=100_000)
+    code, output = second.wait(90)
+    assert code == 1, output
+    assert re.search(r"train.py: .*/twice: another command, on host1, writes this run: stop it first", output)
+    driver = hosts.exec("host1", ["pgrep", "-f", "^python jobs/train.py"], capture_output=True).stdout.split()
+    hosts.exec("host1", ["kill", "-9", *driver])
+    assert first.wait(60)[0] == 1
+    saved = first.folder.checkpoints()[-1]
+    third = submit("twice", "2", total_images=saved + 480)
+    code, output = third.wait(240)
+    assert code == 0, output
+    assert "is silent: waiting 30 s in all" in output
+    assert f"going on from the checkpoint at {saved:,} images" in output
+    assert_every_image_once_per_epoch(third)
+
+
+def test_after_the_head_was_killed_and_started_again_the_same_command_resumes(hosts, submit):
+    job = submit("head", "2", total_images=100_000)
+    job.line("^480/")
+    hosts.kill("host1")
+    job.process.kill()
+    saved = job.folder.checkpoints()[-1]
+    hosts.up(3)
+    until(lambda: alive(hosts) == 3, 60, "three hosts")
+    again = submit("head", "2", total_images=saved + 480)
+    code, output = again.wait(240)
+    assert code == 0, output
+    assert "going on from the checkpoint at" in output
+    assert_every_image_once_per_epoch(again)
