@@ -36,6 +36,12 @@ def parser() -> Parser:
     parser.add_argument(
         "--timeout", type=int, default=900, metavar="S", help="seconds to wait for a worker that does not answer"
     )
+    parser.add_argument(
+        "--plan", action="store_true", help="measure a step here, print how fast 1, 8 and 64 workers would be, and end"
+    )
+    parser.add_argument(
+        "--gigabits", default="1,10,100", metavar="N,N", help="networks that --plan looks at (default 1,10,100)"
+    )
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages and tracebacks")
     parser.add_argument("--settings", action="store_true", help="print every setting with its meaning, and end")
     return parser
@@ -46,12 +52,12 @@ def main(argv: Sequence[str]) -> None:
     if args.settings:
         print(settings())
         return
-    for flag in ("data", "out"):
+    for flag in ("data",) if args.plan else ("data", "out"):
         if getattr(args, flag) is None:
             raise Refused(f"--{flag} is missing; --help shows an example")
     if args.preset is None and args.config is None:
         raise Refused(f"--preset or --config is missing; presets: {', '.join(configs.PRESETS)}")
-    data, out = absolute("--data", args.data), absolute("--out", args.out)
+    data = absolute("--data", args.data)
     config = configs.load(args.preset, args.config, args.set)
     manifest, sha256 = shards.read_manifest(data)
     config = configs.for_data(
@@ -61,6 +67,11 @@ def main(argv: Sequence[str]) -> None:
     for split, least in (("train", config.global_batch), ("val", 16)):
         if manifest.rows(split) < least:
             raise Refused(f"--data {data}: {split} has {manifest.rows(split)} images, at least {least} are needed")
+
+    if args.plan:
+        plan(config, args.gigabits)
+        return
+    out = absolute("--out", args.out)
 
     from medgan.data.loader import rank_rows
     from medgan.folder import RunFolder
@@ -112,6 +123,27 @@ def main(argv: Sequence[str]) -> None:
     if "done" not in outcome.events:
         raise Failed(f"training stopped: {outcome.error or 'the workers ended early'}; {again()}")
     view.summary(outcome.events["done"])
+
+
+def plan(config: configs.Config, gigabits: str) -> None:
+    """Print the capacity plan."""
+    import torch
+
+    from medgan.plan import measured, table
+    from medgan.run import precision_of
+
+    try:
+        networks = [float(number) for number in gigabits.split(",")]
+        if not all(0 < number < 1e6 for number in networks):
+            raise ValueError
+    except ValueError:
+        raise Refused(f"--gigabits {gigabits}: give numbers such as 10,100") from None
+    gpu = torch.cuda.is_available()
+    config = configs.validate({**config.dump(), "precision": precision_of(config.precision, gpu)})
+    if not gpu:
+        torch.set_num_threads(1)  # a worker takes one CPU
+    measurement = measured(config, torch.device("cuda" if gpu else "cpu"))
+    print("\n".join(table(measurement, config.total_images, (1, 8, 64), networks)))
 
 
 def check_init(folder: Any, config: configs.Config) -> None:

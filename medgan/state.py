@@ -42,7 +42,7 @@ class Player:
         optim = config.optim
         adam = torch.optim.Adam(module.parameters(), lr=lr, betas=(optim.beta1, optim.beta2), eps=optim.eps)
         scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "float16")
-        return Player(module, world.wrap(module), adam, lr, scaler)
+        return Player(module, world.wrap(module, optim.bucket_mb, optim.compression == "bfloat16"), adam, lr, scaler)
 
     def summing(self, last: bool) -> AbstractContextManager[None]:
         """Within it DDP sums gradients over ranks where this is the last backward before `step`."""
