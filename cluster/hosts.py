@@ -127,8 +127,8 @@ class Hosts:
 
     # -- up and down -----------------------------------------------------------------------------------------------
 
-    def up(self, count: int, cpus: int = 1) -> None:
-        """Start host1 (the head) to host<count>, those of them that are not up.
+    def up(self, count: int, cpus: int = 1, ray: bool = True) -> None:
+        """Start host1 (the head) to host<count>, those of them that are not up, with Ray or bare.
 
         Where the head is started anew the others are too: their Ray belonged to the old one.
         """
@@ -145,6 +145,8 @@ class Hosts:
                 self.kill(name)
         for name in missing:
             self._boot(name)
+        if not ray:
+            return
         if HEAD in missing:
             self._ray(HEAD, cpus)
         with ThreadPoolExecutor(4) as pool:

@@ -204,6 +204,7 @@ class View:
     def summary(self, done: dict[str, Any]) -> None:
         best = done["best"]
         print(f"done: {done['images_seen']:,} images, best KID {best['kid']:.4g} at {best['images_seen']:,} images")
+        print(f"of the time, evaluations took {done['evaluate_share']:.0%} and checkpoints {done['save_share']:.1%}")
         for name, what in (
             ("report.html", "figures, samples and curves; open it in a browser"),
             ("generator/", "the best generator"),

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from medgan.terminal import Parser
 
-from . import loader, prepare
+from . import checkpoint, loader, prepare, scaling
 
-BENCHES = {"loader": loader.run, "prepare": prepare.run}
+BENCHES = {"loader": loader.run, "prepare": prepare.run, "checkpoint": checkpoint.run, "scaling": scaling.run}
 
 
 def main() -> None:
