@@ -300,6 +300,10 @@ def torch_config(gpu: bool, timeout_s: int) -> Any:
             worker_group.execute(use_own_interface)
             super().on_start(worker_group, backend_config)
 
+        def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+            """Nothing: the processes are ended next, and to leave the group in good order one would have to wait for
+            those that hang or are gone."""
+
     @dataclass
     class Config(TorchConfig):
         backend_cls = OwnInterface
