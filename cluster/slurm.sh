@@ -27,7 +27,8 @@ fi
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
-address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
+# Not --ip-address: on many systems the name of a host stands for a loopback address.
+address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --all-ip-addresses | awk '{print $1}')
 port=$((20000 + SLURM_JOB_ID % 10000)) # so that two jobs on one node do not meet
 export RAY_TMPDIR="${TMPDIR:-/tmp}/ray-$SLURM_JOB_ID" MEDGAN_CACHE="${MEDGAN_CACHE:-${TMPDIR:-/tmp}/medgan-cache}"
 

@@ -57,6 +57,8 @@ def main(argv: Sequence[str]) -> None:
             raise Refused(f"--{flag} is missing; --help shows an example")
     if args.preset is None and args.config is None:
         raise Refused(f"--preset or --config is missing; presets: {', '.join(configs.PRESETS)}")
+    if args.timeout < 1:
+        raise Refused(f"--timeout {args.timeout}: give seconds, at least 1")
     data = absolute("--data", args.data)
     config = configs.load(args.preset, args.config, args.set)
     manifest, sha256 = shards.read_manifest(data)

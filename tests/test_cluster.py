@@ -12,7 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from medgan.ray_train import interface_of
+from medgan import ray_train
+from medgan.ray_train import Roll, interface_of
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"
@@ -210,3 +211,26 @@ def test_the_interface_is_the_one_that_has_the_address():
     if "00000000000000000000000000000001" in Path("/proc/net/if_inet6").read_text():
         assert interface_of("::1") == "lo"
     assert interface_of("2001:db8::1") is None
+
+
+def test_of_workers_that_wait_for_each_other_the_one_that_does_not_say_so_is_named(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(ray_train.time, "monotonic", lambda: now[0])
+    roll = Roll()
+
+    def event(kind, rank, group="b"):
+        return {"event": kind, "rank": rank, "group": group, "host": f"10.0.0.{rank}", "timeout_s": 60}
+
+    for rank in range(4):
+        assert roll.call(event("joined", rank, "a")) == []
+    for rank in (2, 0, 1):  # a later group, of fewer
+        assert roll.call(event("joined", rank)) == []
+    assert roll.call({"event": "progress"}) == [{"event": "progress"}]
+    roll.call(event("waited", 3, "a"))  # a straggler of the group before
+    assert roll.missing() == []
+    roll.call(event("waited", 0))
+    roll.call(event("waited", 2))
+    assert roll.missing() == []  # others may still be about to say so
+    now[0] = ray_train.PATIENCE_S / 2
+    assert roll.missing() == [{"event": "silent", "ranks": {1: "10.0.0.1"}, "timeout_s": 60}]
+    assert roll.missing() == []

@@ -14,6 +14,7 @@ from medgan.tracking import read_rows
 
 from .conftest import write_phantoms
 from .hosts import (
+    SETTINGS,
     Submitted,
     alive,
     ask,
@@ -278,3 +279,61 @@ def test_after_the_head_was_killed_and_started_again_the_same_command_resumes(ho
     assert code == 0, output
     assert "going on from the checkpoint at" in output
     assert_every_image_once_per_epoch(again)
+
+
+SRUN = """
+import os, subprocess, sys
+from pathlib import Path
+from cluster.hosts import Hosts
+hosts, words, only = Hosts(Path(sys.argv[1])), sys.argv[2:], None
+while words[0].startswith("--"):
+    only = words[0].removeprefix("--nodelist=") if words[0].startswith("--nodelist=") else only
+    words.pop(0)
+taken = ("RAY_", "MEDGAN_", "PYTHONPATH", "PATH")
+given = [f"{key}={value}" for key, value in os.environ.items() if key.startswith(taken)]
+shell = ["env", *given, "sh", "-c", 'cd "$0" && exec "$@"', os.getcwd(), *words]
+steps = [subprocess.Popen(hosts.on(name, shell)) for name in ([only] if only else hosts.names())]
+sys.exit(max(step.wait() for step in steps))
+"""
+
+
+def test_the_slurm_script_trains_on_three_nodes_and_saves_and_queues_again_before_its_time_is_up(tmp_path):
+    """Slurm's two commands are stood in for: srun runs on every host, scontrol knows their names."""
+    needs_hosts()
+    bare, shims = tool.Hosts(Path(f"/tmp/ms-{os.getpid()}")), tmp_path / "bin"
+    shims.mkdir()
+    (shims / "srun.py").write_text(SRUN)
+    (shims / "srun").write_text(f'#!/bin/sh\nexec {sys.executable} {shims}/srun.py {bare.folder} "$@"\n')
+    (shims / "scontrol").write_text(
+        f'#!/bin/sh\n[ "$1" = requeue ] && echo "$2" >> {tmp_path}/queued || printf "host1\\nhost2\\nhost3\\n"\n'
+    )
+    for shim in ("srun", "scontrol"):
+        (shims / shim).chmod(0o755)
+    try:
+        bare.up(3, ray=False)
+        data, out = write_phantoms(bare.shared / "data"), bare.shared / "run"
+        settings = [f for key, value in SETTINGS.items() for f in ("--set", f"{key}={value}")]
+        settings += ["--set", "total_images=1000000", "--set", "checkpoint.interval_kimg=1000"]
+        environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+            **{"PATH": f"{shims}:{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
+            **{"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "host[1-3]", "SLURM_SUBMIT_DIR": str(ROOT), "USER": "root"},
+            **{"RAY_AUTH_TOKEN_PATH": str(bare.token), "TMPDIR": str(bare.folder / "local")},
+        }
+        train = ["--preset", "cgan", "--data", data, "--out", out, "--workers", "3", *settings]
+        with open(tmp_path / "log", "w") as log:
+            batch = subprocess.Popen(
+                [ROOT / "cluster/slurm.sh", *map(str, train)], env=environment, stdout=log, stderr=log, cwd=tmp_path
+            )
+        said = lambda: (tmp_path / "log").read_text()
+        until(lambda: re.search(r"^480/", said(), re.MULTILINE) or batch.poll() is not None, 150, "training")
+        batch.terminate()
+        assert batch.wait(60) == 0, said()[-3000:]
+        stopped = re.search(r"stopped at ([\d,]+) images; to go on: python jobs/train.py", said())
+        assert stopped, said()[-3000:]
+        assert (out / f"checkpoints/{int(stopped.group(1).replace(',', '')):012d}.pt").exists()
+        assert (tmp_path / "queued").read_text() == "42\n"
+        assert {line["workers"] for line in read_rows(out / "order.jsonl")} == {3}
+    finally:
+        bare.down()
+    assert leftovers(bare.folder) == []
