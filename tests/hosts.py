@@ -168,6 +168,8 @@ class Submitted:
 def undisturbed(hosts, out, job):
     """The same run on one process without Ray, which nothing happened to."""
     config = job.folder.config()
+    tracking = config.tracking.model_copy(update={"wandb": "disabled"})
+    config = config.model_copy(update={"tracking": tracking})
     folder = RunFolder(str(hosts.shared / out))
     folder.write("config.yaml", configs.to_yaml(config))
     data = str(hosts.shared / "data")

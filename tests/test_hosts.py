@@ -136,20 +136,27 @@ def test_without_the_token_nothing_is_answered_and_hosts_have_names_addresses_an
     assert not any(secret in line for line in lines)
 
 
-def test_three_workers_on_three_hosts_equal_one_process(hosts, submit):
-    job = submit("three", "3", total_images=480, evaluate__interval_kimg=0.48)
+def test_three_workers_on_three_hosts_equal_one_process_and_no_secret_is_written(hosts, submit):
+    secrets = {name: bytes.hex(os.urandom(20)) for name in ("W&B key", "patient key")}
+    for home in hosts.folder.glob("disks/*/home"):
+        (home / ".netrc").write_text(f"machine api.wandb.ai login user password {secrets['W&B key']}\n")
+        (home / ".config/medgan").mkdir(parents=True)
+        (home / ".config/medgan/patient.key").write_text(secrets["patient key"])
+    job = submit("three", "3", total_images=480, evaluate__interval_kimg=0.48, tracking__wandb="offline")
     code, output = job.wait()
     assert code == 0, output
     assert "done: 480 images" in output
+    assert "of the time, evaluations took " in output
     assert set(assert_every_image_once_per_epoch(job)) == {3}
-    assert (
-        len({name for name in hosts.names() if list((hosts.folder / "disks" / name / "cache").glob("*/train*"))}) == 3
-    )
+    assert len(list(hosts.folder.glob("disks/*/cache/*/train.pixels.npy"))) == 3  # each host has a cache of its own
     assert_same_weights(job.folder, undisturbed(hosts, "one", job))
-    secret = hosts.token.read_text().encode()
+    secrets["token"] = hosts.token.read_text()
     written = [path for path in (*job.out.rglob("*"), *hosts.folder.glob("disks/*/ray/**/*")) if path.is_file()]
     assert len(written) > 50
-    assert not any(secret in path.read_bytes() for path in written)
+    assert any("wandb" in path.parts for path in written)
+    for name, secret in secrets.items():
+        assert not [path for path in written if secret.encode() in path.read_bytes()], name
+        assert secret not in output
 
 
 def test_an_elastic_run_outlives_a_worker_and_a_host_and_takes_up_one_that_joins(hosts, submit):
