@@ -153,7 +153,7 @@ class Submitted:
 
     def holder(self):
         """The name of the host whose worker writes the run."""
-        term = max((self.out / ".lease").glob("[0-9]*"))
+        term = max((self.out / ".lease").glob("??????"))
         return json.loads(term.read_text())["host"]
 
     def end(self):

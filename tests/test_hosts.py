@@ -260,7 +260,7 @@ def test_a_second_command_is_refused_and_the_same_command_goes_on_after_its_driv
     second = submit("twice", "2", total_images=100_000)
     code, output = second.wait(90)
     assert code == 1, output
-    assert re.search(r"train.py: .*/twice: another command, on host1, writes this run: stop it first", output)
+    assert re.search(r"train.py: .*/twice: another command, on host\d, writes this run: stop it first", output)
     driver = hosts.exec("host1", ["pgrep", "-f", "^python jobs/train.py"], capture_output=True).stdout.split()
     hosts.exec("host1", ["kill", "-9", *driver])
     assert first.wait(60)[0] == 1
