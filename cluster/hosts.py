@@ -15,6 +15,7 @@ Each host is a set of namespaces (network, processes, mounts, name) with an addr
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ KEEP_RAY = "while :; do ray start --block --disable-usage-stats {}; sleep 1; don
 
 def why_not() -> str | None:
     """Why hosts cannot be started on this machine, or None."""
-    for tool in ("ip", "unshare", "nsenter"):
+    for tool in ("ip", "unshare", "nsenter", "setsid"):
         if shutil.which(tool) is None:
             return f"{tool} is not installed (iproute2 and util-linux have it)"
     if os.geteuid() != 0:
@@ -106,11 +107,12 @@ class Hosts:
 
     def pid(self, name: str) -> int | None:
         """The host's first process as the machine sees it, or None where the host is not up."""
-        note = self.folder / f"{name}.json"
-        if not note.exists():
-            return None
-        noted = json.loads(note.read_text())
-        return noted["pid"] if _started(noted["pid"]) == noted["started"] else None
+        return next((pid for pid in self._processes(name) if _is_first(pid)), None)
+
+    def _processes(self, name: str) -> list[int]:
+        """What holds a host: its first process, and the one outside that made its namespaces."""
+        marks = b"\0".join(part.encode() for part in ("host", name, str(self.folder))) + b"\0"
+        return [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if _words(entry).endswith(marks)]
 
     def state(self, name: str) -> str:
         """up, cut or dead."""
@@ -125,8 +127,8 @@ class Hosts:
 
     # -- up and down -----------------------------------------------------------------------------------------------
 
-    def up(self, count: int, cpus: int = 1) -> None:
-        """Start host1 (the head) to host<count>, those of them that are not up.
+    def up(self, count: int, cpus: int = 1, ray: bool = True) -> None:
+        """Start host1 (the head) to host<count>, those of them that are not up, with Ray or bare.
 
         Where the head is started anew the others are too: their Ray belonged to the old one.
         """
@@ -143,6 +145,8 @@ class Hosts:
                 self.kill(name)
         for name in missing:
             self._boot(name)
+        if not ray:
+            return
         if HEAD in missing:
             self._ray(HEAD, cpus)
         with ThreadPoolExecutor(4) as pool:
@@ -176,9 +180,20 @@ class Hosts:
         (disk / "ready").unlink(missing_ok=True)
         _secret(disk / "home/.ray/auth_token", self.token.read_text())
         with open(disk / "init.log", "w") as log:
-            outer = subprocess.Popen(
+            subprocess.run(
                 [
-                    *("unshare", "--net", "--uts", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child"),
+                    *(
+                        "setsid",
+                        "--fork",
+                        "unshare",
+                        "--net",
+                        "--uts",
+                        "--mount",
+                        "--pid",
+                        "--mount-proc",
+                        "--fork",
+                        "--kill-child",
+                    ),
                     *("sh", "-ec", INIT, "host", name, str(self.folder)),
                 ],
                 stdin=subprocess.DEVNULL,
@@ -186,12 +201,10 @@ class Hosts:
                 stderr=log,
                 env={"PATH": os.environ["PATH"]},
                 cwd="/",
-                start_new_session=True,
+                check=True,
             )
-        _until((disk / "ready").exists, f"{name} to start: {disk}/init.log", lambda: outer.poll() is None)
-        pid = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()[0])
-        (self.folder / f"{name}.json").write_text(json.dumps({"pid": pid, "started": _started(pid)}))
-        link = self._link(name)
+        _until((disk / "ready").exists, f"{name} to start: {disk}/init.log")
+        link, pid = self._link(name), self.pid(name)
         _run("ip", "link", "add", link, "type", "veth", "peer", "name", "mg0", "netns", str(pid))
         _run("ip", "link", "set", link, "master", self.bridge, "up")
         inside = ("nsenter", "-t", str(pid), "-n", "ip")
@@ -219,8 +232,7 @@ class Hosts:
 
     def exec(self, name: str, argv: Sequence[str], **options: object) -> subprocess.CompletedProcess[str]:
         """Run a command on a host."""
-        process = subprocess.run(self.on(name, argv), text=True, check=False, **options)  # type: ignore[call-overload]
-        return process  # type: ignore[no-any-return]
+        return subprocess.run(self.on(name, argv), text=True, check=False, **options)  # type: ignore[call-overload]
 
     def on(self, name: str, argv: Sequence[str]) -> list[str]:
         """The command that runs a command on a host."""
@@ -241,13 +253,19 @@ class Hosts:
 
     def kill(self, name: str) -> None:
         """End all processes of a host at once; its disk stays."""
-        pid = self.pid(self.known(name))
-        if pid is not None:
-            os.kill(pid, signal.SIGKILL)  # the first process of a process namespace takes all others with it
-            _until(lambda: _started(pid) is None, f"{name} to end")
-        (self.folder / f"{name}.json").unlink(missing_ok=True)
-        gone = Path(f"/sys/class/net/{self._link(name)}")
-        _until(lambda: not gone.exists(), f"the cable of {name} to go")
+        self.known(name)
+
+        def ended() -> bool:
+            """Killing the first process of a process namespace ends all others in it. Again, for one just forked."""
+            found = self._processes(name)
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return not found
+
+        _until(ended, f"{name} to end")
+        # The kernel takes the cable away with the namespace, when it finds the time.
+        subprocess.run(["ip", "link", "del", self._link(name)], capture_output=True, check=False)
 
     def cut(self, name: str) -> None:
         """Nothing reaches the host, nor the host anything; its processes go on."""
@@ -291,19 +309,28 @@ def _number(name: str) -> int:
     return int(matched.group(1))
 
 
-def _started(pid: int) -> str | None:
-    """When a process started, in clock ticks, so that a number used again is not taken for it; None if it is gone."""
+def _words(process: Path) -> bytes:
+    """A process's command line; empty where it is gone."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (process / "cmdline").read_bytes()
     except OSError:
-        return None
-    return None if fields[0] == "Z" else fields[19]
+        return b""
 
 
-def _until(condition, what: str, possible=lambda: True, timeout: float = 20.0) -> None:  # type: ignore[no-untyped-def]
+def _is_first(pid: int) -> bool:
+    """Whether it is the first process of a namespace inside of ours."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    numbers = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[1:]
+    return len(numbers) > 1 and numbers[-1] == "1"
+
+
+def _until(condition: Callable[[], object], what: str, timeout: float = 20.0) -> None:
     end = time.monotonic() + timeout
     while not condition():
-        if time.monotonic() > end or not possible():
+        if time.monotonic() > end:
             raise Failed(f"waited in vain for {what}")
         time.sleep(0.02)
 

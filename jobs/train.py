@@ -36,6 +36,12 @@ def parser() -> Parser:
     parser.add_argument(
         "--timeout", type=int, default=900, metavar="S", help="seconds to wait for a worker that does not answer"
     )
+    parser.add_argument(
+        "--plan", action="store_true", help="measure a step here, print how fast 1, 8 and 64 workers would be, and end"
+    )
+    parser.add_argument(
+        "--gigabits", default="1,10,100", metavar="N,N", help="networks that --plan looks at (default 1,10,100)"
+    )
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages and tracebacks")
     parser.add_argument("--settings", action="store_true", help="print every setting with its meaning, and end")
     return parser
@@ -46,12 +52,14 @@ def main(argv: Sequence[str]) -> None:
     if args.settings:
         print(settings())
         return
-    for flag in ("data", "out"):
+    for flag in ("data",) if args.plan else ("data", "out"):
         if getattr(args, flag) is None:
             raise Refused(f"--{flag} is missing; --help shows an example")
     if args.preset is None and args.config is None:
         raise Refused(f"--preset or --config is missing; presets: {', '.join(configs.PRESETS)}")
-    data, out = absolute("--data", args.data), absolute("--out", args.out)
+    if args.timeout < 1:
+        raise Refused(f"--timeout {args.timeout}: give seconds, at least 1")
+    data = absolute("--data", args.data)
     config = configs.load(args.preset, args.config, args.set)
     manifest, sha256 = shards.read_manifest(data)
     config = configs.for_data(
@@ -61,6 +69,11 @@ def main(argv: Sequence[str]) -> None:
     for split, least in (("train", config.global_batch), ("val", 16)):
         if manifest.rows(split) < least:
             raise Refused(f"--data {data}: {split} has {manifest.rows(split)} images, at least {least} are needed")
+
+    if args.plan:
+        plan(config, args.gigabits)
+        return
+    out = absolute("--out", args.out)
 
     from medgan.data.loader import rank_rows
     from medgan.folder import RunFolder
@@ -114,6 +127,27 @@ def main(argv: Sequence[str]) -> None:
     view.summary(outcome.events["done"])
 
 
+def plan(config: configs.Config, gigabits: str) -> None:
+    """Print the capacity plan."""
+    import torch
+
+    from medgan.plan import measured, table
+    from medgan.run import precision_of
+
+    try:
+        networks = [float(number) for number in gigabits.split(",")]
+        if not all(0 < number < 1e6 for number in networks):
+            raise ValueError
+    except ValueError:
+        raise Refused(f"--gigabits {gigabits}: give numbers such as 10,100") from None
+    gpu = torch.cuda.is_available()
+    config = configs.validate({**config.dump(), "precision": precision_of(config.precision, gpu)})
+    if not gpu:
+        torch.set_num_threads(1)  # a worker takes one CPU
+    measurement = measured(config, torch.device("cuda" if gpu else "cpu"))
+    print("\n".join(table(measurement, config.total_images, (1, 8, 64), networks)))
+
+
 def check_init(folder: Any, config: configs.Config) -> None:
     """Refuse a run whose networks are not those of the config."""
     other = folder.config()
@@ -154,6 +188,8 @@ class View:
             self.line.say("compile: torch.compile finds no compiler here (a C++ one, Triton on GPUs); running eager")
         elif kind == "alarm":
             self.line.say(f"at {seen:,} images: {event['text']}")
+        elif kind == "noticed":
+            self.line.say("a host will be taken away: a checkpoint is saved")
         elif kind == "stopping":
             self.line.say("saving a checkpoint; Ctrl-C again stops at once")
         elif kind == "evaluated":
@@ -174,6 +210,7 @@ class View:
     def summary(self, done: dict[str, Any]) -> None:
         best = done["best"]
         print(f"done: {done['images_seen']:,} images, best KID {best['kid']:.4g} at {best['images_seen']:,} images")
+        print(f"of the time, evaluations took {done['evaluate_share']:.0%} and checkpoints {done['save_share']:.1%}")
         for name, what in (
             ("report.html", "figures, samples and curves; open it in a browser"),
             ("generator/", "the best generator"),

@@ -213,6 +213,10 @@ class Optim(Section):
     """Gradients of a network whose norm is larger are scaled down to it; 0: never."""
     accumulation: int = Field(1, ge=1, le=1024)
     """A global batch is taken in so many equal parts, for the memory of one; BatchNorm then sees a part at a time."""
+    bucket_mb: float = Field(25.0, gt=0)
+    """Gradients travel between workers in parcels of so many MB, the first while the others are still computed."""
+    compression: Literal["none", "bfloat16"] = "none"
+    """bfloat16: half the bytes between workers; weights then depend on their number, to bfloat16's rounding."""
 
 
 class Checkpoint(Section):

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
@@ -31,16 +32,20 @@ class World:
     def first(self) -> bool:
         return self.rank == 0
 
-    def wrap(self, module: nn.Module) -> nn.Module:
+    def wrap(self, module: nn.Module, bucket_mb: float = 25.0, bfloat16: bool = False) -> nn.Module:
         """A DistributedDataParallel wrapper, or the module itself in a world of one.
 
         forward_sync_buffers=False: D runs twice before one backward, and a broadcast between would change what the
         first pass saved. No static_graph: with two forwards it gives wrong gradients without a word.
+        bucket_mb, bfloat16: how gradients travel; see optim.bucket_mb and optim.compression.
         """
         if self.size == 1:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids, forward_sync_buffers=False)
+        ddp = DistributedDataParallel(module, device_ids=ids, forward_sync_buffers=False, bucket_cap_mb=bucket_mb)
+        if bfloat16:
+            ddp.register_comm_hook(None, bf16_compress_hook)
+        return ddp
 
     def broadcast(self, value: T) -> T:
         """Rank 0's value (any picklable object) on every rank."""

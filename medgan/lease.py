@@ -62,8 +62,8 @@ class Lease:
             if create(self.folder, f"{FOLDER}/{top + 1:06d}", json.dumps(note).encode()):
                 self.term = top + 1
                 for name in self.folder.names(FOLDER):  # what earlier holders left
-                    old = name[:6] < f"{self.term:06d}" if name[:6].isdigit() else name != f"{self.owner}.beat"
-                    if old:
+                    beat = name.endswith(".beat")
+                    if name != f"{self.owner}.beat" if beat else name[:6] < f"{self.term:06d}":
                         self.folder.delete(f"{FOLDER}/{name}")
                 return True
 

@@ -300,6 +300,10 @@ def torch_config(gpu: bool, timeout_s: int) -> Any:
             worker_group.execute(use_own_interface)
             super().on_start(worker_group, backend_config)
 
+        def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+            """Nothing: the processes are ended next, and to leave the group in good order one would have to wait for
+            those that hang or are gone."""
+
     @dataclass
     class Config(TorchConfig):
         backend_cls = OwnInterface
@@ -343,6 +347,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     from medgan.data.shards import DataError
     from medgan.distributed import World
     from medgan.folder import CheckpointError
+    from medgan.lease import Lost
     from medgan.loop import Diverged
 
     device = ray.train.torch.get_device()
@@ -374,8 +379,8 @@ def train_worker(payload: dict[str, Any]) -> None:
         stopping = lambda: not payload["orders"].empty()
         given = [payload[name] for name in ("init", "owner", "began")]
         run.train(config, payload["data"], payload["out"], world, say, stopping, noticed, *given)
-    except (Diverged, DataError, ConfigError, CheckpointError) as error:
-        if not world.first and not isinstance(error, Diverged):
+    except (Diverged, Lost, DataError, ConfigError, CheckpointError) as error:
+        if not world.first and not isinstance(error, Diverged | Lost):
             raise  # it is this rank's alone: ended quietly, the others would wait for it
         say({"event": "failed", "kind": type(error).__name__, "reason": str(error)})
     except RuntimeError as error:

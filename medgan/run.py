@@ -56,14 +56,12 @@ def train(
     A new run starts from the weights of the run `init`, if one is named: a path or a URI.
     owner: the command that holds the run's lease; rank 0 takes it over from that command's earlier workers, and every
     save asks for it. began: when the command started, by time.time(), for what a restart of its workers cost.
-    Raises loop.Diverged where a value is no longer finite.
+    Raises loop.Diverged where a value is no longer finite, lease.Lost where another command took the run over.
     """
     folder = RunFolder(out)
-    lease = None
-    if owner is not None and world.first:
-        lease = Lease(folder, owner)
-        if not lease.renew():
-            lease.check()  # raises Lost
+    lease = Lease(folder, owner) if owner is not None and world.first else None
+    if not world.broadcast(lease is None or lease.renew()):
+        raise Lost(f"{out}: another command took the run over")
     start = world.broadcast(secrets.token_hex(8))  # so that a node's ranks check the shards once
     split, val = (open_split(data, name, start) for name in ("train", REFERENCE_SPLIT))
     order = Order(split.labels, config.seed, config.data.balance)
@@ -80,35 +78,21 @@ def train(
     elif init is not None:
         other = RunFolder(init)
         state.load_weights(other.read_checkpoint(max(other.checkpoints())))
-    lost = _lost(folder, state.images_seen, began) if world.first else {}
-    tracker = _tracker(config, folder, state.images_seen) if world.first else NullTracker()
-    history: Tracker = NullTracker()
-    if world.first and config.tracking.sample_ids:
-        history = JsonlTracker(folder.fetch(ORDER), state.images_seen - 1)
     part = np.concatenate(
         rank_rows(config.global_batch, config.sample_group, world.rank, world.size, config.optim.accumulation)
     )
-    failed = True
+    used = Used(batches(split, order, state.images_seen, config.global_batch, part))
     if world.first and config.tracking.real_images:
         folder.write("samples/real.png", real_grid(config, split))
-    try:
-        on_event({"event": "features"})
-        evaluator = Evaluator(config, split, val, order, world)
-        used = Used(batches(split, order, state.images_seen, config.global_batch, part))
-        recorder = Recorder(folder, tracker, evaluator, used, history, lease, on_event, stopping, noticed)
+    on_event({"event": "features"})
+    evaluator = Evaluator(config, split, val, order, world)
+    lost = _lost(folder, state.images_seen, began) if world.first else {}
+    with Recorder(config, folder, evaluator, used, lease, state.images_seen, on_event, stopping, noticed) as recorder:
         if lost:
-            lost = {**lost, "resume/lost_s": time.time() - lost["resume/lost_s"], "resume/workers": world.size}
-            tracker.log(state.images_seen, lost)
-            on_event({"event": "restarted", "images_seen": state.images_seen, **lost})
+            recorder.restarted(state, lost)
         loop.run(config, state, used, recorder)
-        if world.first:
-            recorder.finish(state)
-        failed = False
-    finally:
-        tracker.close(failed)
-        history.close()
-        if world.first:
-            folder.publish("metrics.jsonl", "wandb")
+    if world.first:
+        on_event(recorder.outcome(state))
 
 
 def _lost(folder: RunFolder, images_seen: int, began: float) -> Row:
@@ -248,20 +232,25 @@ class Recorder:
 
     def __init__(
         self,
+        config: Config,
         folder: RunFolder,
-        tracker: Tracker,
         evaluator: Evaluator,
         used: Used,
-        order: Tracker,
         lease: Lease | None,
+        images_seen: int,
         on_event: Callable[[Event], None],
         stopping: Callable[[], bool],
         noticed: Callable[[], bool],
     ) -> None:
-        self.folder, self.tracker, self.evaluator, self.on_event = folder, tracker, evaluator, on_event
-        self.used, self.lease, self.order = used, lease, order
+        """images_seen: of the state that the run goes on from; what was written past it is cut."""
+        self.folder, self.evaluator, self.on_event = folder, evaluator, on_event
+        self.used, self.lease = used, lease
         self.first = evaluator.world.first
         self.guard = Guard()
+        self.tracker = _tracker(config, folder, images_seen) if self.first else NullTracker()
+        self.order: Tracker = NullTracker()
+        if self.first and config.tracking.sample_ids:
+            self.order = JsonlTracker(folder.fetch(ORDER), images_seen - 1)
         self.asked, self.notice = stopping, noticed
         self.picture = b""
         """The newest sample grid."""
@@ -277,7 +266,10 @@ class Recorder:
         return self.first and (self.failure is not None or self.asked())
 
     def noticed(self) -> bool:
-        return self.notice()
+        noticed = self.notice()
+        if noticed:
+            self.on_event({"event": "noticed"})
+        return noticed
 
     def log(self, images_seen: int, row: Row) -> None:
         self._try(self.tracker.log, images_seen, row)
@@ -325,26 +317,41 @@ class Recorder:
             self._try(self.writing.result)
         self.writing = None
 
-    def finish(self, state: TrainState) -> None:
-        self.settle()
-        if self.failure is not None:
-            self.on_event({"event": "failed", "kind": "Storage", "reason": self.failure})
-            return
-        kind = "done" if state.images_seen >= state.config.total_images else "stopped"
-        if kind == "stopped":  # a run that is done has just been evaluated
-            self._try(self._page)
-        share = {f"{name}_share": took / (time.perf_counter() - self.began) for name, took in self.spent.items()}
-        self.on_event({"event": kind, "images_seen": state.images_seen, "best": state.best, **share})
+    def restarted(self, state: TrainState, lost: Row) -> None:
+        """What it cost that the workers before these ended."""
+        row = {**lost, "resume/lost_s": time.time() - lost["resume/lost_s"], "resume/workers": state.world.size}
+        self._try(self.tracker.log, state.images_seen, row)
+        self.on_event({"event": "restarted", "images_seen": state.images_seen, **row})
 
-    def _try(self, write: Callable[..., object], *arguments: object) -> None:
-        """Write something; a failure is noted and ends the run at its next report, and nothing is tried after it."""
-        if self.failure is None:
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Whatever ended the loop, the checkpoint that is being written gets there and the trackers are closed."""
+        self.settle()
+        self.beside.shutdown()
+        for close in (lambda: self.tracker.close(failed=kind is not None), self.order.close, self._publish, self._page):
+            if self.first:
+                self._try(close, even_after_failure=True)
+
+    def outcome(self, state: TrainState) -> Event:
+        """How the run ended, after `__exit__`: done, stopped, or failed where something could not be written."""
+        if self.failure is not None:
+            return {"event": "failed", "kind": "Storage", "reason": self.failure}
+        kind = "done" if state.images_seen >= state.config.total_images else "stopped"
+        share = {f"{name}_share": took / (time.perf_counter() - self.began) for name, took in self.spent.items()}
+        return {"event": kind, "images_seen": state.images_seen, "best": state.best, **share}
+
+    def _try(self, write: Callable[..., object], *arguments: object, even_after_failure: bool = False) -> None:
+        """Write something; the first failure is noted and ends the run at its next report."""
+        if self.failure is None or even_after_failure:
             try:
                 write(*arguments)
             except Lost as error:
-                self.failure = str(error)
+                self.failure = self.failure or str(error)
             except OSError as error:
-                self.failure = f"{self.folder.location} cannot be written: {error.strerror or error}"
+                why = error.strerror or str(error)
+                self.failure = self.failure or f"{self.folder.location} cannot be written: {why}"
 
     def _write(self, config: Config, snapshot: Snapshot, lines: list[Any]) -> None:
         """One checkpoint, in a thread of its own. The rows it used come first: a checkpoint without them had a gap."""
@@ -355,8 +362,11 @@ class Recorder:
         images_seen = snapshot["images_seen"]
         best = snapshot["best"].get("images_seen")
         self.folder.save_checkpoint(images_seen, packed(snapshot), config.checkpoint.keep, best)
-        self.folder.publish("metrics.jsonl", "wandb", ORDER)
+        self._publish()
         self.on_event({"event": "saved", "images_seen": images_seen})
+
+    def _publish(self) -> None:
+        self.folder.publish("metrics.jsonl", "wandb", ORDER)
 
     def _picture(self, state: TrainState) -> None:
         tiles = sample.grid_samples(state.ema, state.config, state.config.label_strength(state.images_seen))

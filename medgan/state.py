@@ -59,7 +59,9 @@ class Player:
         adam = torch.optim.Adam(module.parameters(), lr=lr, betas=(optim.beta1, optim.beta2), eps=optim.eps)
         scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "float16")
         network = Network(module, config.compile)
-        return Player(module, network, world.wrap(network), adam, lr, scaler)
+        return Player(
+            module, network, world.wrap(network, optim.bucket_mb, optim.compression == "bfloat16"), adam, lr, scaler
+        )
 
     @contextmanager
     def twice(self, on: bool = True) -> Iterator[None]:

@@ -136,7 +136,8 @@ class Progress:
 
 def again() -> str:
     """How to give the present command again."""
-    return f"to go on: python {shlex.join(sys.argv)}"
+    submit = "ray job submit --working-dir . -- " if submitted() else ""
+    return f"to go on: {submit}python {shlex.join(sys.argv)}"
 
 
 def duration(seconds: float) -> str:

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,3 +145,29 @@ def tiny(phantoms):
         )
 
     return make
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A folder in a bucket of a real S3 server on loopback."""
+    from moto.server import ThreadedMotoServer
+
+    port = free_port()
+    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
+    server.start()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("HTTP_PROXY", raising=False)
+    monkeypatch.delenv("http_proxy", raising=False)
+    made = urllib.request.Request(f"http://127.0.0.1:{port}/hospital-{port}", method="PUT")
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(made, timeout=30).close()
+    try:
+        yield f"s3://hospital-{port}"  # moto keeps what an earlier server had
+    finally:
+        server.stop()

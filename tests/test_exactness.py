@@ -151,3 +151,30 @@ def test_every_model_loss_and_penalty_is_among_the_cells():
     assert {cell["loss.name"] for cell in CELLS} == set(configs.AXES["loss.name"])
     for penalty in ("r1", "r2"):
         assert {cell[f"loss.{penalty}_gamma"] for cell in CELLS} == {0.0, 1.0}
+
+
+TRAVEL = {"plain": {}, "small parcels": {"optim.bucket_mb": 0.001}, "bfloat16": {"optim.compression": "bfloat16"}}
+
+
+def travelling(rank: int, world: int, port: int, out: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    cell = {"model.name": "cgan", "loss.name": "bce", "precision": "float64"}
+    results = {name: run({**cell, **how}, 1)["gradients"] for name, how in TRAVEL.items()}
+    if rank == 0:
+        torch.save(results, out)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_gradients_may_travel_in_other_parcels_unchanged_or_in_bfloat16_rounded(tmp_path):
+    mp.spawn(travelling, (2, free_port(), str(tmp_path / "out.pt")), nprocs=2)
+    found = torch.load(tmp_path / "out.pt", weights_only=True)
+    rounded = 0
+    for key, gradient in found["plain"].items():
+        assert torch.allclose(found["small parcels"][key], gradient, rtol=0, atol=1e-12), key
+        difference = (found["bfloat16"][key] - gradient).norm() / gradient.norm()
+        assert difference < 2**-7, key  # bfloat16 has 8 bits
+        rounded += bool(difference > 1e-6)
+    assert rounded > len(found["plain"]) / 2

@@ -3,9 +3,7 @@
 import errno
 import io
 import runpy
-import socket
 import sys
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -414,34 +412,6 @@ def test_a_disk_that_is_full_or_read_only_is_one_line(films, tmp_path, monkeypat
 
 
 # -- a bucket ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    """A folder in a bucket of a real S3 server on loopback."""
-    from moto.server import ThreadedMotoServer
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
-    server.start()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("HTTP_PROXY", raising=False)
-    monkeypatch.delenv("http_proxy", raising=False)
-    made = urllib.request.Request(f"http://127.0.0.1:{port}/hospital", method="PUT")
-    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(made, timeout=30).close()
-    try:
-        yield "s3://hospital"
-    finally:
-        server.stop()
 
 
 def test_from_bucket_to_bucket_the_same_bytes_as_on_disk(films, tmp_path, bucket):

@@ -51,6 +51,7 @@ RANKS = {
     "medgan.guards": 7,
     "medgan.sample": 7,
     "medgan.loop": 8,
+    "medgan.plan": 8,
     "medgan.report": 8,
     "medgan.metrics.evidence": 8,
     "medgan.metrics.retrain": 9,

@@ -15,11 +15,11 @@ import uuid
 from pathlib import Path
 
 import pytest
-import torch
 
 from medgan.config import Refused
 from medgan.data import shards
 from medgan.folder import RunFolder
+from medgan.state import packed
 from medgan.tracking import read_rows
 
 from .conftest import TINY
@@ -306,7 +306,7 @@ def test_a_run_that_diverges_ends_with_one_line_and_keeps_the_last_good_checkpoi
     folder = RunFolder(str(out))
     saved = last_checkpoint(folder)
     saved["generator_optimizer"]["state"][0]["exp_avg"].fill_(float("nan"))
-    torch.save(saved, out / "checkpoints/000000000256.pt")
+    folder.save_checkpoint(256, packed(saved), keep=2, best=None)
     code, output = run_job(*run, *settings(total_images=6400))
     assert code == 1, output
     last = output.strip().splitlines()[-1]

@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +14,16 @@ from PIL import Image
 from medgan import config as configs
 from medgan import run
 from medgan.data import shards
-from medgan.data.loader import Batch, open_split
+from medgan.data.loader import Batch, Order, open_split
 from medgan.distributed import World
-from medgan.folder import RunFolder
+from medgan.folder import CheckpointError, RunFolder
+from medgan.lease import Lease, Lost
 from medgan.loop import Diverged, due
-from medgan.state import CheckpointError, TrainState, ema_decay, open_checkpoint
+from medgan.state import TrainState, ema_decay, open_checkpoint
 from medgan.step import train_step
 from medgan.tracking import read_rows
 
-from .conftest import write_phantoms
+from .conftest import small_disk, write_phantoms
 
 
 def train(config, data, out, on_event=lambda event: None, **options):
@@ -40,7 +43,12 @@ def last_checkpoint(folder):
 def untimed_rows(folder):
     """The rows of a run without what the clock says."""
     rows = read_rows(Path(folder.location) / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
+    timed = ("time/", "resume/")
+    return [
+        {key: value for key, value in row.items() if not key.startswith(timed)}
+        for row in rows
+        if "resume/lost_s" not in row
+    ]
 
 
 def leaves(value, path=""):
@@ -125,17 +133,100 @@ def test_a_run_may_start_from_anothers_weights(tiny, phantoms, tmp_path):
     assert figures["tuned"]["metric/kid"] != figures["fresh"]["metric/kid"]
 
 
-def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_taken(tiny, phantoms, tmp_path):
+@pytest.mark.parametrize("damage", ["cut short", "a bit flipped"])
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_taken(damage, tiny, phantoms, tmp_path):
     whole = train(tiny(), phantoms, tmp_path / "whole")
     folder = train(tiny(total_images=192), phantoms, tmp_path / "run")
     newest = tmp_path / "run/checkpoints/000000000192.pt"
-    newest.write_bytes(newest.read_bytes()[:500])
+    content = bytearray(newest.read_bytes())
+    tensor = open_checkpoint(bytes(content))["generator_optimizer"]["state"][0]["exp_avg"]
+    content[content.index(bytes(tensor.untyped_storage()))] ^= 1  # it opens all the same
+    assert open_checkpoint(bytes(content))["images_seen"] == 192
+    newest.write_bytes(content if damage == "a bit flipped" else content[:500])
     events = []
     train(tiny(), phantoms, tmp_path / "run", events.append)
     said = {event["event"]: event["images_seen"] for event in events if event["event"] in ("damaged", "resumed")}
     assert said == {"damaged": 192, "resumed": 128}
+    assert "SHA-256" in next(event["reason"] for event in events if event["event"] == "damaged")
+    assert (tmp_path / "run/checkpoints/000000000192.pt.damaged").exists()
     a, b = last_checkpoint(whole), last_checkpoint(folder)
     assert_same_bits(a["generator"], b["generator"])
+
+
+def test_checksums_are_those_of_sha256sum_and_go_with_their_checkpoints(tiny, phantoms, tmp_path):
+    train(tiny(checkpoint__keep=1), phantoms, tmp_path / "run")
+    names = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    assert [name.partition(".")[0] for name in names[::2]] == [name.partition(".")[0] for name in names[1::2]]
+    checked = subprocess.run(
+        ["sha256sum", "-c", *(name for name in names if name.endswith("sha256"))],
+        cwd=tmp_path / "run/checkpoints",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert checked.stdout.count(": OK") == len(names) // 2
+
+
+def test_a_storage_that_fills_ends_the_run_with_one_line_and_the_last_good_checkpoint_opens(tiny, phantoms, tmp_path):
+    with small_disk(tmp_path / "disk", "size=20m") as disk:
+        events = []
+
+        def fill(event):
+            events.append(event)
+            if event["event"] == "saved" and event["images_seen"] == 128:
+                with open(disk / "others", "wb") as file, suppress(OSError):
+                    while True:
+                        file.write(b"0" * 4096)
+                        file.flush()
+
+        folder = train(tiny(total_images=2560), phantoms, disk / "run", fill)
+        assert events[-1]["event"] == "failed"
+        assert events[-1]["reason"] == f"{disk}/run cannot be written: No space left on device"
+        assert max(event.get("images_seen", 0) for event in events) <= 320  # it stopped at its next report
+        assert last_checkpoint(folder)["images_seen"] == 128
+        (disk / "others").unlink()
+        train(tiny(), phantoms, disk / "run", events.append)
+        assert events[-1]["event"] == "done"
+
+
+def test_a_run_whose_lease_is_lost_saves_nothing_more(tiny, phantoms, tmp_path):
+    folder, events = RunFolder(str(tmp_path / "run")), []
+
+    def overtake(event):
+        events.append(event)
+        if event["event"] == "saved" and event["images_seen"] == 128:
+            folder.write(".lease/first.beat", "ended")
+            assert Lease(folder, "second").renew()
+
+    assert Lease(folder, "other").renew()
+    with pytest.raises(Lost, match="another command took the run over"):
+        train(tiny(), phantoms, folder.location, owner="first")
+    folder.delete(".lease")
+    train(tiny(total_images=2560), phantoms, folder.location, overtake, owner="first")
+    assert events[-1]["event"] == "failed"
+    assert "took the run over" in events[-1]["reason"]
+    assert folder.checkpoints()[-1] == 128
+
+
+def test_the_rows_that_steps_used_are_written_down_with_their_checkpoints(tiny, phantoms, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def kill(event):
+        if event["event"] == "progress" and event["images_seen"] == 224:
+            raise Killed
+
+    config = tiny(tracking__sample_ids=True)
+    with pytest.raises(Killed):
+        train(config, phantoms, tmp_path / "run", kill)
+    assert read_rows(tmp_path / "run/order.jsonl")[-1]["images_seen"] == 176  # the checkpoint is at 192
+    train(config, phantoms, tmp_path / "run")
+    lines = read_rows(tmp_path / "run/order.jsonl")
+    assert [line["images_seen"] for line in lines] == list(range(0, 256, 16))
+    split = open_split(phantoms, "train")
+    order = Order(split.labels, 0)
+    assert [line["rows"] for line in lines] == [order.batch(seen, 16).tolist() for seen in range(0, 256, 16)]
+    assert len({row for line in lines for row in line["rows"]}) == len(split)  # an epoch has 192
 
 
 def test_a_generator_that_only_gets_worse_is_exported_all_the_same(tiny, phantoms, tmp_path, monkeypatch):

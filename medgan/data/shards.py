@@ -134,8 +134,15 @@ def write_file(folder: str | Path, name: str, content: bytes) -> None:
     fs.create_dir(f"{path}/{name}".rpartition("/")[0], recursive=True)
     if isinstance(fs, pafs.LocalFileSystem):
         unfinished = Path(f"{path}/{name}.tmp")
-        unfinished.write_bytes(content)
-        unfinished.replace(f"{path}/{name}")
+        try:
+            with open(unfinished, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # or a host that dies leaves the new name with nothing in it
+            unfinished.replace(f"{path}/{name}")
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
     else:  # an object appears when its upload ends
         with fs.open_output_stream(f"{path}/{name}") as stream:
             stream.write(content)

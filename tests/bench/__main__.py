@@ -15,9 +15,9 @@ from pathlib import Path
 
 from medgan.terminal import Parser
 
-from . import loader, prepare, step
+from . import checkpoint, loader, prepare, scaling, step
 
-BENCHES = {"loader": loader.run, "prepare": prepare.run, "step": step.run}
+BENCHES = {module.__name__.rpartition(".")[2]: module.run for module in (loader, prepare, step, checkpoint, scaling)}
 
 
 def main() -> None:

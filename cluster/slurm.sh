@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# A training as a Slurm job: Ray starts on every node of the job, trains, and ends with it.
+#   ray get-auth-token --generate     # once, into ~/.ray/auth_token, which all nodes see
+#   sbatch cluster/slurm.sh --preset stylegan2-lite-gpu --data /shared/data/films --out /shared/runs/first
+# Two minutes before its time is up, or when it is preempted, the job saves a checkpoint and queues again to go on.
+#SBATCH --job-name=medgan
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --gpus-per-node=1
+#SBATCH --time=12:00:00
+#SBATCH --signal=B:TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -euo pipefail
+
+cd "${SLURM_SUBMIT_DIR:-.}"
+set -a
+# shellcheck source=cluster/ray.env
+. cluster/ray.env
+set +a
+export PATH="$PWD/.venv/bin:$PATH"
+if [ ! -s "${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}" ]; then
+    echo "slurm.sh: no token: give \`ray get-auth-token --generate\` once" >&2
+    exit 2
+fi
+
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes[0]}
+# Not --ip-address: on many systems the name of a host stands for a loopback address.
+address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --all-ip-addresses | awk '{print $1}')
+port=$((20000 + SLURM_JOB_ID % 10000)) # so that two jobs on one node do not meet
+export RAY_TMPDIR="${TMPDIR:-/tmp}/ray-$SLURM_JOB_ID" MEDGAN_CACHE="${MEDGAN_CACHE:-${TMPDIR:-/tmp}/medgan-cache}"
+
+# Ray stops with the first signal it gets: only the driver is told, and Ray ends after it.
+stop() {
+    trap '' TERM
+    srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" pkill -TERM -u "$USER" -f '^python jobs/train.py' || true
+    wait "$step" || true
+    scontrol requeue "$SLURM_JOB_ID"
+    exit 0
+}
+trap stop TERM
+
+srun ray symmetric-run --address "$address:$port" --min-nodes "${#nodes[@]}" --dashboard-host 127.0.0.1 \
+    --disable-usage-stats -- python jobs/train.py "$@" &
+step=$!
+wait "$step"

@@ -1,0 +1,201 @@
+"""Jobs submitted to test hosts, and what is true of a run whatever happened to it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import torch
+
+from medgan import config as configs
+from medgan import run
+from medgan.data import shards
+from medgan.data.loader import Order, open_split
+from medgan.distributed import World
+from medgan.folder import RunFolder
+from medgan.state import open_checkpoint
+from medgan.tracking import read_rows
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+SETTINGS = {
+    "model.width": 16,
+    "model.max_width": 16,
+    "model.z_dim": 8,
+    "global_batch": 24,
+    "precision": "float64",
+    "optim.lr_g": 1e-4,
+    "optim.lr_d": 1e-4,
+    "evaluate.n": 16,
+    "evaluate.interval_kimg": 100.0,
+    "checkpoint.interval_kimg": 0.24,
+    "tracking.interval_kimg": 0.048,
+    "tracking.wandb": "disabled",
+    "tracking.sample_ids": True,
+}
+"""A net that every host steps several times per second, so that something can happen to it in between."""
+
+
+def until(condition, timeout, what):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not happen within {timeout} s"
+        time.sleep(0.02)
+
+
+def environment(hosts):
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "PYTHONPATH"}
+    return {**inherited, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(hosts.token)}
+
+
+def ray_command(hosts, *arguments, timeout=60, **options):
+    return subprocess.run(
+        [str(BIN / "ray"), *arguments],
+        env=environment(hosts),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+        **options,
+    )
+
+
+def ask(hosts, path, token):
+    """The dashboard's answer: status and JSON."""
+    request = urllib.request.Request(hosts.dashboard + path)
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, None
+    except OSError:
+        return 0, None
+
+
+def alive(hosts):
+    _, answer = ask(hosts, "/api/v0/nodes?limit=100", hosts.token.read_text())
+    rows = answer["data"]["result"]["result"] if answer else []
+    return sum(row["state"] == "ALIVE" for row in rows)
+
+
+class Submitted:
+    """A training submitted to the hosts, and what it prints, line by line with the time."""
+
+    def __init__(self, hosts, out, workers, *more, **settings):
+        self.hosts, self.out = hosts, hosts.shared / out
+        self.folder = RunFolder(str(self.out))
+        chosen = {**SETTINGS, **{key.replace("__", "."): value for key, value in settings.items()}}
+        flags = [f for key, value in chosen.items() for f in ("--set", f"{key}={value}")]
+        train = ["--preset", "cgan", "--data", str(hosts.shared / "data"), "--out", str(self.out)]
+        self.command = [
+            *(str(BIN / "ray"), "job", "submit", "--address", hosts.dashboard, "--working-dir", "."),
+            *("--", "python", "jobs/train.py", *train, "--workers", workers, *more, *flags),
+        ]
+        self.process = subprocess.Popen(
+            self.command,
+            env=environment(hosts),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.lines: list[tuple[float, str]] = []
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            self.lines.append((time.monotonic(), line.rstrip()))
+
+    @property
+    def text(self):
+        return "\n".join(line for _, line in self.lines)
+
+    @property
+    def id(self):
+        return re.search(r"'(raysubmit_\w+)' submitted", self.text).group(1)
+
+    def line(self, pattern, since=0.0, timeout=90):
+        """The first line since a moment that matches, and when it came."""
+        end = time.monotonic() + timeout
+        while True:
+            for moment, line in list(self.lines):
+                matched = re.search(pattern, line)
+                if moment > since and matched:
+                    return moment, matched
+            assert time.monotonic() < end, f"no {pattern!r} within {timeout} s:\n{self.text[-3000:]}"
+            assert self.process.poll() is None or self.reader.is_alive(), f"ended:\n{self.text[-3000:]}"
+            time.sleep(0.1)
+
+    def progress(self, since=0.0, timeout=90):
+        return self.line(r"^([\d,]+)/[\d,]+ images", since, timeout)
+
+    def wait(self, timeout=300):
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(self.text[-3000:]) from None
+        self.reader.join(10)
+        return code, self.text
+
+    def worker(self, host):
+        """Process id, on that host, of its training worker."""
+        found = self.hosts.exec(host, ["pgrep", "-f", "RayTrainWorker"], capture_output=True).stdout.split()
+        return found[0] if found else None
+
+    def holder(self):
+        """The name of the host whose worker writes the run."""
+        term = max((self.out / ".lease").glob("??????"))
+        return json.loads(term.read_text())["host"]
+
+    def end(self):
+        if self.process.poll() is None:
+            ray_command(self.hosts, "job", "stop", "--address", self.hosts.dashboard, self.id)
+            self.process.kill()
+        self.process.wait()
+        self.reader.join(10)
+        self.process.stdout.close()
+
+
+def undisturbed(hosts, out, job):
+    """The same run on one process without Ray, which nothing happened to."""
+    config = job.folder.config()
+    tracking = config.tracking.model_copy(update={"wandb": "disabled"})
+    config = config.model_copy(update={"tracking": tracking})
+    folder = RunFolder(str(hosts.shared / out))
+    folder.write("config.yaml", configs.to_yaml(config))
+    data = str(hosts.shared / "data")
+    folder.write("manifest.json", shards.read_manifest(data)[0].to_json())
+    run.train(config, data, folder.location, World(), lambda event: None)
+    return folder
+
+
+def assert_same_weights(one, other, tolerance=1e-9):
+    saved = [open_checkpoint(folder.read_checkpoint(folder.checkpoints()[-1])) for folder in (one, other)]
+    assert saved[0]["images_seen"] == saved[1]["images_seen"]
+    for network in ("generator", "discriminator", "ema"):
+        for key, weight in saved[0][network].items():
+            assert torch.allclose(weight, saved[1][network][key], rtol=0, atol=tolerance), (network, key)
+
+
+def assert_every_image_once_per_epoch(job):
+    """From the rows that were used, as the workers wrote them down; returns the numbers of workers."""
+    lines = read_rows(job.out / "order.jsonl")
+    batch = job.folder.config().global_batch
+    assert [line["images_seen"] for line in lines] == list(range(0, len(lines) * batch, batch))
+    used = [row for line in lines for row in line["rows"]]
+    images = len(open_split(job.hosts.shared / "data", "train"))
+    for epoch in range(len(used) // images):
+        assert sorted(used[epoch * images : (epoch + 1) * images]) == list(range(images))
+    assert len(used) == job.folder.checkpoints()[-1]
+    order = Order(open_split(job.hosts.shared / "data", "train").labels, 0)
+    assert sorted(lines[5]["rows"]) == sorted(order.batch(5 * batch, batch).tolist())
+    return [line["workers"] for line in lines]

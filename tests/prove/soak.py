@@ -1,0 +1,131 @@
+"""A training on three hosts to which something happens every minute, held against one to which nothing happens.
+
+    python -m tests.prove.soak                          # 20 minutes, into results/soak.json
+    python -m tests.prove.soak --minutes 3 --seed 7
+
+Every minute a worker process or a whole host, drawn from the seed, is killed with SIGKILL; a host comes back 20 s
+later. After the given time the job is stopped and finished undisturbed. It must end at the images it was asked for,
+every image used once per epoch, with the float64 weights of one process that nothing happened to, to 1e-9.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cluster.hosts import HEAD, Hosts, why_not
+from medgan.config import Refused
+from medgan.terminal import Parser, command
+from medgan.tracking import read_rows
+
+from ..conftest import write_phantoms
+from ..hosts import (
+    ROOT,
+    Submitted,
+    alive,
+    assert_every_image_once_per_epoch,
+    assert_same_weights,
+    ray_command,
+    undisturbed,
+    until,
+)
+
+EVERY_S = 60.0
+BACK_S = 20.0
+ENDLESS = 10**9
+
+
+def disturb(hosts: Hosts, job: Submitted, chance: random.Random) -> str:
+    """Kill something; says what."""
+    name = chance.choice(hosts.names())
+    if name != HEAD and chance.random() < 0.5:
+        hosts.kill(name)
+        time.sleep(BACK_S)
+        hosts.up(3)
+        return f"{name} was killed, and came back {BACK_S:.0f} s later"
+    process = job.worker(name)
+    if process is None:
+        return f"no worker on {name} just now"
+    hosts.exec(name, ["kill", "-9", process])
+    return f"the worker on {name} was killed"
+
+
+def soak(hosts: Hosts, minutes: float, seed: int) -> dict[str, object]:
+    chance, happened = random.Random(seed), []
+    write_phantoms(hosts.shared / "data")
+    job = Submitted(hosts, "soak", "1-3", total_images=ENDLESS)
+    began = time.monotonic()
+    try:
+        job.progress(timeout=120)
+        while time.monotonic() - began < minutes * 60:
+            time.sleep(EVERY_S - BACK_S)
+            what = disturb(hosts, job, chance)
+            happened.append(what)
+            print(f"{time.monotonic() - began:>6.0f} s  {what}", flush=True)
+            if job.process.poll() is not None:
+                raise AssertionError(f"the job ended:\n{job.text[-3000:]}")
+            time.sleep(BACK_S)
+        ray_command(hosts, "job", "stop", "--address", hosts.dashboard, job.id, timeout=180)
+        job.wait(180)
+    finally:
+        job.end()
+    until(lambda: alive(hosts) == 3, 90, "three hosts")
+    batch = job.folder.config().global_batch
+    wanted = -(-(job.folder.checkpoints()[-1] + 480) // batch) * batch
+    last = Submitted(hosts, "soak", "1-3", total_images=wanted)
+    try:
+        code, output = last.wait(300)
+    finally:
+        last.end()
+    if code != 0:
+        raise AssertionError(output[-3000:])
+    assert f"done: {wanted:,} images" in output
+    workers = assert_every_image_once_per_epoch(last)
+    assert_same_weights(last.folder, undisturbed(hosts, "undisturbed", last))
+    lost = [row for row in read_rows(last.out / "metrics.jsonl") if "resume/lost_s" in row]
+    return {
+        "minutes": minutes,
+        "seed": seed,
+        "happened": happened,
+        "images_seen": wanted,
+        "workers": sorted(set(workers)),
+        "restarts": len(lost),
+        "lost_s": sum(row["resume/lost_s"] for row in lost),
+        "lost_images": sum(row["resume/lost_images"] for row in lost),
+        "weights": "equal to an undisturbed process's to 1e-9",
+    }
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=ROOT / "results/soak.json")
+    args = parser.parse_args(argv)
+    reason = why_not()
+    if reason:
+        raise Refused(f"hosts cannot be started here: {reason}")
+    os.environ["MEDGAN_CACHE"] = f"/tmp/medgan-soak-{os.getpid()}/cache"
+    hosts = Hosts(Path(f"/tmp/medgan-soak-{os.getpid()}"))
+    try:
+        hosts.up(3)
+        found = soak(hosts, args.minutes, args.seed)
+    finally:
+        hosts.down()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    found |= {
+        "command": f"python -m tests.prove.soak --minutes {args.minutes:g} --seed {args.seed}",
+        "commit": commit.strip(),
+        "hardware": f"{os.cpu_count()} CPU cores, three hosts of cluster/hosts.py",
+    }
+    args.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(command(main))

@@ -1,0 +1,236 @@
+"""The files in cluster/: valid by Ray's, KubeRay's and Kubernetes' schemas, of one version, closed, without secrets."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from medgan import ray_train
+from medgan.ray_train import Roll, interface_of
+
+ROOT = Path(__file__).parent.parent
+CLUSTER = ROOT / "cluster"
+AUTOSCALER = ["aws", "gcp", "onprem"]
+MANIFESTS = ["raycluster", "rayjob"]
+PINS = dict(
+    re.match(r"(\w+)[^=]*==(\S+)", line).groups()
+    for line in (ROOT / "requirements.txt").read_text().splitlines()
+    if "==" in line
+)
+ENV = dict(
+    line.split("=", 1) for line in (CLUSTER / "ray.env").read_text().splitlines() if line and not line.startswith("#")
+)
+
+
+def load(name):
+    return yaml.safe_load((CLUSTER / name).read_text())
+
+
+def pods(name):
+    """Every pod template of a manifest, by the name of its container."""
+    spec = load(f"kuberay/{name}.yaml")["spec"]
+    cluster = spec.get("rayClusterSpec", spec)
+    templates = [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
+    if "submitterPodTemplate" in spec:
+        templates.append(spec["submitterPodTemplate"])
+    return {template["spec"]["containers"][0]["name"]: template["spec"] for template in templates}
+
+
+@pytest.mark.parametrize("name", AUTOSCALER)
+def test_rays_own_schema_and_loader_take_the_autoscalers_files(name):
+    import ray
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = load(f"{name}.yaml")
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler/ray-schema.json").read_text())
+    jsonschema.validate(config, schema)
+    with pytest.raises(jsonschema.ValidationError, match="max_worker"):
+        jsonschema.validate({**config, "max_worker": 2}, schema)
+    filled = prepare_config(config)
+    validate_config(filled)
+    types = filled["available_node_types"]
+    head = types[filled["head_node_type"]]
+    workers = [node for key, node in types.items() if key != filled["head_node_type"]]
+    assert filled["max_workers"] >= 2
+    if name != "onprem":
+        assert [node["max_workers"] for node in workers] == [filled["max_workers"]]
+        assert head["resources"] == {"CPU": 0}
+        spot = workers[0]["node_config"]
+        assert "spot" in json.dumps(spot).lower()
+        assert "spot" not in json.dumps(head).lower()
+        assert workers[0]["min_workers"] == 0
+
+
+@pytest.mark.parametrize("name", AUTOSCALER)
+def test_the_autoscalers_nodes_start_with_the_settings_and_the_token_and_a_dashboard_on_loopback(name):
+    config = load(f"{name}.yaml")
+    mounted = {Path(there).name: here for there, here in config["file_mounts"].items()}
+    assert mounted["ray.env"] == "cluster/ray.env"
+    assert mounted["auth_token"] == "~/.ray/auth_token"
+    for where in ("head", "worker"):
+        start = config[f"{where}_start_ray_commands"][-1]
+        assert re.match(r"set -a; \. \S*ray\.env; set \+a;", start)
+        assert "ray start" in start
+    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_kuberays_schema_takes_the_manifests(name):
+    folder = os.environ.get("MEDGAN_SCHEMAS")
+    if not folder:
+        pytest.skip("MEDGAN_SCHEMAS does not point to KubeRay's schemas")
+    schema = json.loads((Path(folder) / f"kuberay-{name}-v1.schema.json").read_text())
+    closed = close(schema)
+    manifest = load(f"kuberay/{name}.yaml")
+    jsonschema.validate(manifest, closed)
+    manifest["spec"]["rayVersoin"] = "2"
+    with pytest.raises(jsonschema.ValidationError, match="rayVersoin"):
+        jsonschema.validate(manifest, closed)
+
+
+def close(schema):
+    """The schema with unknown fields refused, as the API server drops them without a word."""
+    if isinstance(schema, dict):
+        closed = {key: close(value) for key, value in schema.items()}
+        open_ended = "additionalProperties" in schema or schema.get("x-kubernetes-preserve-unknown-fields")
+        if isinstance(schema.get("properties"), dict) and schema.get("type") == "object" and not open_ended:
+            closed["additionalProperties"] = False
+        return closed
+    return [close(value) for value in schema] if isinstance(schema, list) else schema
+
+
+def test_kubernetes_takes_the_core_types():
+    for document in yaml.safe_load_all((CLUSTER / "kuberay/settings.yaml").read_text()):
+        kubernetes_validate.validate(document, "1.31", strict=True)
+    for name in MANIFESTS:
+        for container, spec in pods(name).items():
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": container}, "spec": spec}
+            kubernetes_validate.validate(pod, "1.31", strict=True)
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_pods_are_not_root_have_limits_probes_shared_storage_and_the_token_from_a_secret(name):
+    spec = load(f"kuberay/{name}.yaml")["spec"]
+    cluster = spec.get("rayClusterSpec", spec)
+    assert cluster["authOptions"] == {"mode": "token", "secretName": "medgan-token"}
+    assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert name != "raycluster" or cluster["enableInTreeAutoscaling"] is True
+    for role, pod in pods(name).items():
+        container = pod["containers"][0]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] != 0
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert container["resources"]["limits"] == container["resources"]["requests"]
+        assert (container["resources"]["limits"].get("nvidia.com/gpu") == "1") == (role == "ray-worker")
+        if role != "submitter":
+            assert container["readinessProbe"]["httpGet"]
+            assert container["livenessProbe"]["httpGet"]
+            assert container["envFrom"] == [{"configMapRef": {"name": "medgan-ray-env"}}]
+            assert "/shared" in {mount["mountPath"] for mount in container["volumeMounts"]}
+            # A pod that is ended has the time to save.
+            assert pod["terminationGracePeriodSeconds"] > int(ENV["RAY_JOB_STOP_WAIT_TIME_S"])
+
+
+def test_settings_on_kubernetes_are_those_of_ray_env():
+    settings = next(yaml.safe_load_all((CLUSTER / "kuberay/settings.yaml").read_text()))["data"]
+    assert settings == {key: value for key, value in ENV.items() if key != "RAY_AUTH_MODE"}
+    assert ENV["RAY_AUTH_MODE"] == "token"
+
+
+def test_versions_are_those_of_the_requirements_everywhere():
+    texts = {path: path.read_text() for path in CLUSTER.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    images = [match for text in texts.values() for match in re.findall(r"rayproject/ray:([\d.]+)-py(\d)(\d+)", text)]
+    assert len(images) >= 4
+    assert set(images) == {(PINS["ray"], str(sys.version_info.major), str(sys.version_info.minor))}
+    assert load("kuberay/raycluster.yaml")["spec"]["rayVersion"] == PINS["ray"]
+    assert load("kuberay/rayjob.yaml")["spec"]["rayClusterSpec"]["rayVersion"] == PINS["ray"]
+    # Nothing else names a version of torch or ray: what is installed comes from requirements.txt.
+    for path, text in texts.items():
+        assert not re.search(r"(torch|ray\[?[^\s/:]*)==", text), path
+    for name in ("aws", "gcp"):
+        config = load(f"{name}.yaml")
+        assert config["file_mounts"]["/home/ray/requirements.txt"] == "requirements.txt"
+        assert any("-r /home/ray/requirements.txt" in command for command in config["setup_commands"])
+    assert "-r /home/ray/medgan/requirements.txt" in texts[CLUSTER / "Dockerfile"]
+
+
+def tool(name, *arguments):
+    return subprocess.run([Path(sys.executable).parent / name, *arguments], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_shellcheck_has_nothing_to_say(tmp_path):
+    scripts = ["cluster/slurm.sh", ".ci/run"]
+    checked = tool("shellcheck", "--external-sources", *scripts)
+    assert checked.returncode == 0, checked.stdout
+    # The commands in the autoscaler's files are shell too.
+    for name in AUTOSCALER:
+        config = load(f"{name}.yaml")
+        for where in ("head", "worker"):
+            script = tmp_path / f"{name}-{where}.sh"
+            script.write_text("#!/bin/bash\n" + "\n".join(config[f"{where}_start_ray_commands"]) + "\n")
+            checked = tool("shellcheck", "--exclude=SC1090,SC1091,SC2086", script)
+            assert checked.returncode == 0, checked.stdout
+    bad = tmp_path / "bad.sh"
+    bad.write_text("#!/bin/sh\ncd $1\n")
+    assert tool("shellcheck", bad).returncode == 1
+
+
+def test_hadolint_has_nothing_to_say(tmp_path):
+    checked = tool("hadolint", "cluster/Dockerfile")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    bad = tmp_path / "Dockerfile"
+    bad.write_text("FROM debian\nRUN cd /tmp && sudo true\n")
+    assert tool("hadolint", bad).returncode != 0
+
+
+def test_no_file_of_the_repository_holds_a_secret():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git repository: " + listed.stderr.strip())
+    secret = re.compile(
+        r"AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|wandb_v1_\w{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|"
+        r"(?i:token|secret|password|api_key)['\"]?\s*[:=]\s*['\"]?[0-9a-f]{32,}"
+    )
+    for name in listed.stdout.split():
+        if (ROOT / name).exists():
+            assert not secret.search((ROOT / name).read_bytes().decode(errors="ignore")), name
+    for path in CLUSTER.rglob("*.y*ml"):
+        assert not re.search(r"(?i)(auth_)?token: *['\"]?\w{16,}", path.read_text()), path
+
+
+def test_the_interface_is_the_one_that_has_the_address():
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("192.0.2.1") is None
+    if "00000000000000000000000000000001" in Path("/proc/net/if_inet6").read_text():
+        assert interface_of("::1") == "lo"
+    assert interface_of("2001:db8::1") is None
+
+
+def test_of_workers_that_wait_for_each_other_the_one_that_does_not_say_so_is_named(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(ray_train.time, "monotonic", lambda: now[0])
+    roll = Roll()
+
+    def event(kind, rank, group="b"):
+        return {"event": kind, "rank": rank, "group": group, "host": f"10.0.0.{rank}", "timeout_s": 60}
+
+    for rank in range(4):
+        assert roll.call(event("joined", rank, "a")) == []
+    for rank in (2, 0, 1):  # a later group, of fewer
+        assert roll.call(event("joined", rank)) == []
+    assert roll.call({"event": "progress"}) == [{"event": "progress"}]
+    roll.call(event("waited", 3, "a"))  # a straggler of the group before
+    assert roll.missing() == []
+    roll.call(event("waited", 0))
+    roll.call(event("waited", 2))
+    assert roll.missing() == []  # others may still be about to say so
+    now[0] = ray_train.PATIENCE_S / 2
+    assert roll.missing() == [{"event": "silent", "ranks": {1: "10.0.0.1"}, "timeout_s": 60}]
+    assert roll.missing() == []
