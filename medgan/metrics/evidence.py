@@ -22,6 +22,8 @@ from medgan.sample import Sampler
 
 PART = 512
 """Samples that one cell draws and measures."""
+READER_STEPS = 1200
+"""Batches of 64 from which the classifier of real images learns that reads samples."""
 HERE = "medgan.metrics.evidence"
 
 
@@ -148,6 +150,6 @@ def reader_of(train: Split, seed: int) -> tuple[torch.nn.Module, bool]:
     single = classifiers.exclusive(images.labels)
     share = row_weights(images.labels, 1.0)
     model = classifiers.train(
-        images, "small-cnn", seed, single=single, augment=True, weights=share, steps=1200, device=device()
+        images, "small-cnn", seed, single=single, augment=True, weights=share, steps=READER_STEPS, device=device()
     )
     return model, single
