@@ -154,6 +154,7 @@ def main(argv: Sequence[str]) -> None:
     result = assemble(settings, n, found, before=earlier(out, settings))
     folder, _, name = out.rpartition("/")
     shards.write_file(folder, name, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    carry(subject, args, result)
     show(result)
     print(f"written: {out}")
     if neighbours:
@@ -290,6 +291,22 @@ def plain(value: Any) -> Any:
     if isinstance(value, list):
         return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def carry(subject: str, args: Namespace, result: dict[str, Any]) -> None:
+    """The figures into the card of what was evaluated, and a run's page made again."""
+    from medgan import release, report
+    from medgan.folder import RunFolder
+
+    if args.out:
+        return
+    name = "generator/README.md" if args.run else "README.md"
+    text = shards.read_file(subject, name).decode()
+    shards.write_file(subject, name, release.with_evaluation(text, result).encode())
+    if args.run:
+        folder = RunFolder(subject)
+        if folder.exists("metrics.jsonl"):
+            folder.write("report.html", report.run_page(folder))
 
 
 def show(result: dict[str, Any]) -> None:

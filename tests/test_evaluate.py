@@ -8,39 +8,12 @@ import pytest
 from PIL import Image
 
 from jobs import evaluate
-from medgan import config as configs
 from medgan.cells import Cell
 from medgan.config import Refused
 from medgan.data import shards
-from medgan.metrics import classifiers, evidence, privacy, utility
+from medgan.metrics import classifiers, evidence, utility
 
-from .test_sample import write
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    monkeypatch.setattr(evidence, "READER_STEPS", 4)
-    monkeypatch.setattr(utility, "RESAMPLES", 10)
-    monkeypatch.setattr(privacy, "RESAMPLES", 50)
-    monkeypatch.setattr(privacy, "MOST", 60)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, phantoms):
-    """A run folder with a generator that has learnt nothing, for the phantoms."""
-    from .conftest import TINY
-
-    manifest, sha256 = shards.read_manifest(phantoms)
-    config = configs.for_data(
-        configs.load("cgan", overrides=TINY),
-        resolution=manifest.resolution,
-        channels=manifest.channels,
-        classes=manifest.classes,
-        manifest_sha256=sha256,
-    )
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    write(folder, config)
-    return str(folder)
+pytestmark = pytest.mark.usefixtures("small_evaluation")
 
 
 def asked(trained, phantoms, *more, workers=0):

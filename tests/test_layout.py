@@ -56,6 +56,7 @@ RANKS = {
     "medgan.metrics.privacy": 10,
     "medgan.metrics.utility": 10,
     "medgan.search_page": 8,
+    "medgan.release": 11,
     "medgan.run": 9,
     "medgan.ray_train": 10,
     "medgan.ray_tasks": 11,
