@@ -50,6 +50,7 @@ RANKS = {
     "medgan.step": 7,
     "medgan.sample": 7,
     "medgan.loop": 8,
+    "medgan.evaluation_page": 7,
     "medgan.report": 8,
     "medgan.metrics.evidence": 8,
     "medgan.metrics.retrain": 9,
