@@ -63,6 +63,16 @@ def parser() -> Parser:
         action=BooleanOptionalAction,
         help="utility: a generator for each draw of patients, trained on them alone (default with --run)",
     )
+    parser.add_argument(
+        "--gan-unlabelled", type=int, default=0, metavar="N", help="--strict: first N of all images, without labels"
+    )
+    parser.add_argument(
+        "--gan-set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting of the trainings of --strict, --shadows; repeatable",
+    )
     parser.add_argument("--gan-images", type=int, metavar="N", help="images of each training of --strict, --shadows")
     parser.add_argument("--steps", type=int, help="utility: batches of each classifier (default 800)")
     parser.add_argument("--shadows", type=int, help="privacy: also attack with so many shadow generators")
@@ -115,6 +125,8 @@ def main(argv: Sequence[str]) -> None:
             raise Refused(f"--weights {args.weights}: --extractor {args.extractor} has its own")
         BUILDERS[args.extractor]("cpu", weights)
     about, recipe, available = told_of(args, subject, manifest, sha256)
+    changes = dict(map(configs.parse_override, args.gan_set))
+    recipe = configs.load(overrides={**configs.flatten(recipe), **changes}).dump()
     n = min(args.n, available, manifest.rows(args.split), manifest.rows(other))
     question = Question(
         subject=about,
@@ -218,7 +230,13 @@ def grid_of(args: Namespace, images: int) -> Any:
                         raise Refused(f"--{name} {error}") from None
             chosen[name] = parts
     chosen |= {key: getattr(args, key) for key in ("draws", "seeds", "steps") if getattr(args, key)}
-    return replace(utility.FULL if args.full else utility.Grid(), strict=strict, images=images, **chosen)
+    return replace(
+        utility.FULL if args.full else utility.Grid(),
+        strict=strict,
+        images=images,
+        unlabelled=args.gan_unlabelled,
+        **chosen,
+    )
 
 
 def compute(wanted: Sequence[Any], folder: str, args: Namespace) -> None:

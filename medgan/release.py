@@ -23,6 +23,7 @@ from medgan.data.loader import open_split
 from medgan.data.shards import Manifest
 from medgan.metrics import evidence, privacy
 from medgan.metrics.fidelity import FIGURES
+from medgan.metrics.retrain import device
 from medgan.pixels import encode_png
 from medgan.sample import Sampler
 from medgan.streams import stream_seed
@@ -84,7 +85,7 @@ def shard(
     """Draw the slots from `first` on and write them. {shard, counts by class, copies and unsure that were dropped,
     empty slots}
     """
-    sampler = Sampler.open(run, evidence.device())
+    sampler = Sampler.open(run, device())
     if truncation != 1:
         sampler.truncate(truncation)
     films = privacy.look(open_split(data["location"], "train").pixels) if data else None

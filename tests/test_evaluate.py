@@ -5,13 +5,16 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from jobs import evaluate
 from medgan.cells import Cell
 from medgan.config import Refused
 from medgan.data import shards
-from medgan.metrics import classifiers, evidence, utility
+from medgan.data.loader import open_split
+from medgan.metrics import classifiers, evidence, retrain, utility
+from medgan.state import open_checkpoint
 
 pytestmark = pytest.mark.usefixtures("small_evaluation")
 
@@ -87,9 +90,40 @@ def test_the_given_generator_may_serve_every_draw_and_the_result_says_so(trained
     )
     asked(trained, phantoms, *small, "--n", 20)
     found = json.loads(out.read_text())["utility"]
-    assert found["settings"] == {"strict": False, "images": None, "steps": 2}
+    assert found["settings"] == {"strict": False, "steps": 2}
     assert found["claim"]["verdict"] == "cannot tell"  # one draw says nothing of others
     assert found["claim"]["sentence"].endswith("generator which had seen all training patients.")
+
+
+def test_a_generator_may_begin_with_all_images_without_labels_and_change_its_recipe(trained, phantoms, tmp_path):
+    out = tmp_path / "e.json"
+    small = ("--utility", "--draws", 2, "--seeds", 1, "--steps", 2, "--scenarios", "20%", "--gan-images", 64, "--n", 20)
+    asked(trained, phantoms, *small, "--gan-unlabelled", 64, "--gan-set", "data.balance=1", "--out", out)
+    found = json.loads(out.read_text())["utility"]
+    assert found["settings"] == {"strict": True, "steps": 2, "images": 64, "unlabelled": 64}
+    assert found["claim"]["sentence"].endswith("after all images without labels.")
+    notes = [json.loads(path.read_text()) for path in (tmp_path / "e.cells").glob("*.json")]
+    assert len([note for note in notes if note["cell"] == "generator without labels"]) == 1
+    assert {note["result"]["images_seen"] for note in notes if note["cell"].startswith("generator")} == {64}
+
+
+def test_a_training_without_labels_is_what_the_next_begins_with(phantoms, tiny):
+    split = open_split(phantoms, "train")
+    config = tiny(total_images=32)
+    data = {"location": phantoms, "sha256": ""}
+    first = retrain.unlabelled(data=data, config=config.dump(), images=64, seed=0)
+    short = tiny(total_images=16, optim__lr_g=1e-9, optim__lr_d=1e-9)
+    state, _ = retrain.fit(short, split, np.arange(100), begin=first["checkpoint"].tobytes())
+    before = open_checkpoint(first["checkpoint"].tobytes())["ema"]
+    for name, value in state.generator.module.named_parameters():
+        assert torch.allclose(value, before[name], atol=1e-5)
+
+
+def test_schedules_of_a_recipe_fit_into_a_shorter_training(tiny):
+    config = tiny(total_images=100_000, model__anneal_from_kimg=20, model__anneal_to_kimg=50)
+    short = retrain.recipe(config.dump(), seed=5, images=10_000)
+    assert (short.total_images, short.seed) == (10_000, 5)
+    assert (short.model.anneal_from_kimg, short.model.anneal_to_kimg) == (2, 5)
 
 
 def test_neighbours_are_shown_only_on_request_and_never_inside_a_release(trained, phantoms, tmp_path):

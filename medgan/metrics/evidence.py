@@ -18,6 +18,7 @@ from medgan.distributed import World
 from medgan.metrics import classifiers, fidelity
 from medgan.metrics.classifiers import Images
 from medgan.metrics.features import EXTRACTORS, choose_rows, real_features
+from medgan.metrics.retrain import device
 from medgan.sample import Sampler
 
 PART = 512
@@ -70,10 +71,6 @@ class Question:
 def reader_of(data: dict[str, str], seed: int) -> Cell:
     """The classifier of real train images, which reads what samples show."""
     return Cell("reader", f"{HERE}:reader", {"data": data, "seed": seed})
-
-
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def samples(

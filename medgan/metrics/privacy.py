@@ -23,8 +23,9 @@ from medgan.data import copies, shards
 from medgan.data.loader import open_split
 from medgan.metrics import retrain
 from medgan.metrics.classifiers import auc, rate_at
-from medgan.metrics.evidence import Question, device
+from medgan.metrics.evidence import Question
 from medgan.metrics.features import EXTRACTORS
+from medgan.metrics.retrain import device
 from medgan.pixels import encode_png, grid
 from medgan.streams import stream_seed
 
@@ -332,7 +333,7 @@ def shadow(*, data: dict[str, str], config: dict[str, Any], images: int, seed: i
     halves = np.random.default_rng(stream_seed(seed, "shadow/half", index // 2)).permutation(pool)
     member = np.isin(ids[rows], halves[index % 2 :: 2])
     settled = retrain.recipe(config, stream_seed(seed, "shadow", index), images)
-    generator, _ = retrain.fit(settled, train, rows[member], device())
+    generator = retrain.fit(settled, train, rows[member], device())[0].ema
     labels = np.random.default_rng(index).choice(train.labels[rows[member]], MOST // 2)
     describe, near = describer("features")
     drawn = describe(retrain.draw(generator, settled, labels, "shadow"))
