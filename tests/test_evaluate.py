@@ -16,6 +16,8 @@ from medgan.data.loader import open_split
 from medgan.metrics import classifiers, evidence, retrain, utility
 from medgan.state import open_checkpoint
 
+from .test_sample import write
+
 pytestmark = pytest.mark.usefixtures("small_evaluation")
 
 
@@ -143,6 +145,19 @@ def test_a_figure_does_not_depend_on_how_the_samples_were_parted(trained, phanto
         found.append(json.loads((tmp_path / f"{part}.json").read_text())["fidelity"])
     for name in ("kid", "fid", "recall", "class_accuracy"):
         assert found[0][name]["value"] == pytest.approx(found[1][name]["value"], rel=1e-3)
+
+
+def test_an_unconditional_generator_is_evaluated_without_classes_and_not_asked_what_it_cannot_tell(
+    tiny, phantoms, tmp_path
+):
+    write(tmp_path, tiny("dcgan"))
+    run = str(tmp_path)
+    asked(run, phantoms, "--n", 20, "--extractor", "radiomics", "--fidelity", "--privacy")
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["fidelity"]["classes"] == {}
+    assert "class_accuracy" not in found["fidelity"]
+    with pytest.raises(Refused, match="unconditional, its images have no class"):
+        asked(run, phantoms, "--utility")
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ ARMS = {
     "real+synthetic 2x": Arm(synthetic=2.0),
     "real+classical+synthetic": Arm(classical=True, synthetic=1.0),
     "real+classical+confident": Arm(classical=True, synthetic=1.0, confident=True),
-    "pretrained, then real+classical": Arm(classical=True, synthetic=2.0, pretrained=True),
+    "pretrained+classical": Arm(classical=True, synthetic=2.0, pretrained=True),
 }
 BASELINE, CANDIDATE = "real+classical", "real+classical+synthetic"
 CLAIM = "macro_f1"
