@@ -34,7 +34,7 @@ check: setup ## ruff and mypy
 bench: setup ## speed beside what one would otherwise use, into bench.json: all, or ONLY=loader
 	$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
 
-prove: setup ## long proofs, into results/: all of them, or ONLY=films (about nine hours on 2 cores)
+prove: setup ## long proofs, into results/: all of them, or ONLY=films (about nine hours on 2 cores), ONLY=utility
 	$(BIN)/python -m tests.prove.$(or $(ONLY),films)
 
 shots: setup ## the pictures in docs/, from runs/demo

@@ -63,6 +63,16 @@ def parser() -> Parser:
         action=BooleanOptionalAction,
         help="utility: a generator for each draw of patients, trained on them alone (default with --run)",
     )
+    parser.add_argument(
+        "--gan-unlabelled", type=int, default=0, metavar="N", help="--strict: first N of all images, without labels"
+    )
+    parser.add_argument(
+        "--gan-set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting of the trainings of --strict, --shadows; repeatable",
+    )
     parser.add_argument("--gan-images", type=int, metavar="N", help="images of each training of --strict, --shadows")
     parser.add_argument("--steps", type=int, help="utility: batches of each classifier (default 800)")
     parser.add_argument("--shadows", type=int, help="privacy: also attack with so many shadow generators")
@@ -115,6 +125,8 @@ def main(argv: Sequence[str]) -> None:
             raise Refused(f"--weights {args.weights}: --extractor {args.extractor} has its own")
         BUILDERS[args.extractor]("cpu", weights)
     about, recipe, available = told_of(args, subject, manifest, sha256)
+    changes = dict(map(configs.parse_override, args.gan_set))
+    recipe = configs.load(overrides={**configs.flatten(recipe), **changes}).dump()
     n = min(args.n, available, manifest.rows(args.split), manifest.rows(other))
     question = Question(
         subject=about,
@@ -154,6 +166,7 @@ def main(argv: Sequence[str]) -> None:
     result = assemble(settings, n, found, before=earlier(out, settings))
     folder, _, name = out.rpartition("/")
     shards.write_file(folder, name, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    carry(subject, args, result)
     show(result)
     print(f"written: {out}")
     if neighbours:
@@ -217,7 +230,13 @@ def grid_of(args: Namespace, images: int) -> Any:
                         raise Refused(f"--{name} {error}") from None
             chosen[name] = parts
     chosen |= {key: getattr(args, key) for key in ("draws", "seeds", "steps") if getattr(args, key)}
-    return replace(utility.FULL if args.full else utility.Grid(), strict=strict, images=images, **chosen)
+    return replace(
+        utility.FULL if args.full else utility.Grid(),
+        strict=strict,
+        images=images,
+        unlabelled=args.gan_unlabelled,
+        **chosen,
+    )
 
 
 def compute(wanted: Sequence[Any], folder: str, args: Namespace) -> None:
@@ -290,6 +309,22 @@ def plain(value: Any) -> Any:
     if isinstance(value, list):
         return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def carry(subject: str, args: Namespace, result: dict[str, Any]) -> None:
+    """The figures into the card of what was evaluated, and a run's page made again."""
+    from medgan import release, report
+    from medgan.folder import RunFolder
+
+    if args.out:
+        return
+    name = "generator/README.md" if args.run else "README.md"
+    text = shards.read_file(subject, name).decode()
+    shards.write_file(subject, name, release.with_evaluation(text, result).encode())
+    if args.run:
+        folder = RunFolder(subject)
+        if folder.exists("metrics.jsonl"):
+            folder.write("report.html", report.run_page(folder))
 
 
 def show(result: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader
 from plotly.offline import get_plotlyjs
 
+from medgan import evaluation_page
 from medgan.config import Config
 from medgan.data.shards import Manifest
 from medgan.folder import RunFolder
@@ -44,6 +45,7 @@ def run_page(folder: RunFolder) -> str:
         grids=_grids(folder),
         real=_picture(folder, "samples/real.png") if folder.exists("samples/real.png") else None,
         classes=(config.data.classes or ()) if config.conditional else (),
+        evaluation=evaluation_page.section(folder),
         curves=[{"title": title, "json": figure.to_json()} for title, figure in _curves(rows, config)],
         plotlyjs=get_plotlyjs(),
         settings=folder.read("config.yaml").decode(),

@@ -7,6 +7,7 @@ no image depends on the others of its batch.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +120,8 @@ class Sampler:
     """Training images of each class; empty where the generator is unconditional."""
     sha256: str
     """Of the weights, hex."""
+    images_seen: int
+    """Real images shown to D before these weights."""
 
     @staticmethod
     def open(run: str, device: str = "cpu") -> Sampler:
@@ -139,19 +142,20 @@ class Sampler:
             raise DataError(f"--run {run}: generator/model.safetensors is damaged or of another config") from None
         generator.eval().requires_grad_(False).to(device)
         counts = tree["label_counts"] if config.conditional else {}
-        return Sampler(generator, config, counts, hashlib.sha256(weights).hexdigest())
+        seen = int(tree.get("figures", {}).get("images_seen", 0))
+        return Sampler(generator, config, counts, hashlib.sha256(weights).hexdigest(), seen)
 
     @property
     def classes(self) -> tuple[str, ...]:
         return tuple(self.label_counts)
 
-    def labels(self, seed: int, *, per_class: int | None = None, count: int = 0) -> np.ndarray:
-        """One-hot uint8 (N, K): per_class images of every class, or `count` with the training set's frequencies."""
+    def labels(self, seed: int, *, amounts: Sequence[int] | None = None, count: int = 0) -> np.ndarray:
+        """One-hot uint8 (N, K): so many images of each class, or `count` with the training set's frequencies."""
         classes = len(self.label_counts)
         if not classes:
             return np.zeros((count, 0), np.uint8)
-        if per_class is not None:
-            return np.repeat(np.eye(classes, dtype=np.uint8), per_class, 0)
+        if amounts is not None:
+            return np.repeat(np.eye(classes, dtype=np.uint8), amounts, 0)
         images = np.array(list(self.label_counts.values()), float)
         chosen = np.random.default_rng(seed).choice(classes, count, p=images / images.sum())
         return np.eye(classes, dtype=np.uint8)[chosen]
@@ -168,10 +172,14 @@ class Sampler:
         Any image can be drawn again from its seed and label alone.
         """
         seeds = [stream_seed(seed, "generate", first + index) for index in range(len(labels))]
+        return self.at(labels, seeds), seeds
+
+    def at(self, labels: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+        """The images of such labels (N, K) and seeds: uint8 (N, C, R, R)."""
         size = z_size(self.config)
         latents = [torch.randn(size, generator=torch.Generator().manual_seed(own)) for own in seeds]
         hot = torch.from_numpy(labels.astype(np.float32))
-        return generate(self.generator, torch.stack(latents), hot).numpy(), seeds
+        return generate(self.generator, torch.stack(latents), hot).numpy()
 
 
 def card(config: Config, label_counts: dict[str, int], figures: dict[str, Any]) -> str:
@@ -179,6 +187,13 @@ def card(config: Config, label_counts: dict[str, int], figures: dict[str, Any]) 
     data, model = config.data, config.model
     kind = f"a row per class ({', '.join(data.classes or ())})" if config.conditional else "unconditional"
     lines = [
+        "---",
+        "library_name: medgan",
+        "license: other",
+        "pipeline_tag: unconditional-image-generation",
+        "tags: [gan, medical, synthetic]",
+        "---",
+        "",
         f"# {model.name} generator, {data.resolution}x{data.resolution}",
         "",
         "Draws synthetic medical images. Made with medgan; the discriminator is not part of it, on purpose.",
@@ -218,7 +233,7 @@ def card(config: Config, label_counts: dict[str, int], figures: dict[str, Any]) 
         "## Limits",
         "",
         "Not for diagnosis. Whether these images help a classifier, and whether they copy a patient, is not shown by",
-        "these figures: measure both before relying on the images.",
+        "these figures: measure both with jobs/evaluate.py before relying on the images.",
         "",
     ]
     return "\n".join(lines)

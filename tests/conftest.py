@@ -171,3 +171,29 @@ def bucket(monkeypatch):
         yield f"s3://hospital-{port}"  # moto keeps what an earlier server had
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, phantoms):
+    """A run folder with a generator for the phantoms that has learnt nothing."""
+    from .test_sample import write
+
+    manifest, sha256 = shards.read_manifest(phantoms)
+    config = configs.for_data(
+        configs.load("cgan", overrides=TINY),
+        **manifest.facts(sha256),
+    )
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    write(folder, config)
+    return str(folder)
+
+
+@pytest.fixture
+def small_evaluation(monkeypatch):
+    """Classifiers that hardly learn, few films and few resamples: for what evaluations do, not for what they find."""
+    from medgan.metrics import evidence, privacy, utility
+
+    monkeypatch.setattr(evidence, "READER_STEPS", 4)
+    monkeypatch.setattr(utility, "RESAMPLES", 10)
+    monkeypatch.setattr(privacy, "RESAMPLES", 50)
+    monkeypatch.setattr(privacy, "MOST", 60)

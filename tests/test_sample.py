@@ -64,7 +64,7 @@ def test_an_image_depends_on_its_seed_and_label_alone(tiny, tmp_path):
 def test_labels_are_so_many_of_each_class_or_as_frequent_as_in_training(tiny, tmp_path):
     write(tmp_path, tiny())
     sampler = Sampler.open(str(tmp_path))
-    assert sampler.labels(0, per_class=5).sum(0).tolist() == [5, 5]
+    assert sampler.labels(0, amounts=[5, 2]).sum(0).tolist() == [5, 2]
     assert sampler.labels(0, count=2000).mean(0)[1] == pytest.approx(0.25, abs=0.03)
 
 
@@ -102,7 +102,7 @@ def test_grids_have_a_row_per_class_with_the_same_latents(tiny):
 def test_truncation_makes_samples_of_a_class_more_alike_and_only_stylegan_has_it(tiny, tmp_path):
     write(tmp_path / "style", tiny("stylegan2-lite"))
     sampler = Sampler.open(str(tmp_path / "style"))
-    labels = sampler.labels(0, per_class=20)
+    labels = sampler.labels(0, amounts=[20, 20])
     spread = []
     for psi in (1.0, 0.5, 0.0):
         sampler.truncate(psi)

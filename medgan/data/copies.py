@@ -108,15 +108,18 @@ def threshold(likeness: np.ndarray) -> float:
     return float(np.clip(math.tanh(middle + DEVIATIONS * deviation), LEAST, SURE))
 
 
-def nearest(images: Images, others: Images) -> tuple[np.ndarray, np.ndarray]:
-    """(likeness float (N, K), rows of others int (N, K)): for each image those of the others that look most alike."""
+def nearest(images: Images, others: Images, proposals: int = PROPOSALS) -> tuple[np.ndarray, np.ndarray]:
+    """(likeness float (N, K), rows of others int (N, K)): for each image those of the others that look most alike.
+
+    proposals: how many that look alike coarsely are laid over each image; more find what was shifted further.
+    """
     theirs = torch.from_numpy(others.thumbnails).float()
     coarse = {middle: _coarse(_middle(theirs, middle)) for middle in MIDDLES}
     fine = _fine(theirs)
     likeness, partner = [], []
     for some in torch.from_numpy(images.thumbnails).split(64):
         mine = some.float()
-        rows, scales = _propose(mine, coarse)
+        rows, scales = _propose(mine, coarse, proposals)
         for keep, steps in ROUNDS:
             count = rows.shape[1]
             mine_fine = _fine(mine).repeat_interleave(count, 0)
@@ -128,7 +131,7 @@ def nearest(images: Images, others: Images) -> tuple[np.ndarray, np.ndarray]:
     return torch.cat(likeness).numpy(), torch.cat(partner).numpy()
 
 
-def _propose(mine: Tensor, coarse: dict[float, Tensor]) -> tuple[Tensor, Tensor]:
+def _propose(mine: Tensor, coarse: dict[float, Tensor], proposals: int) -> tuple[Tensor, Tensor]:
     """Rows (N, K) of the others that look alike coarsely, and the scale (N, K) at which each does."""
     whole = _coarse(mine)
     scores, scales = [], []
@@ -139,7 +142,7 @@ def _propose(mine: Tensor, coarse: dict[float, Tensor]) -> tuple[Tensor, Tensor]
             scores.append(_coarse(_middle(mine, middle)) @ coarse[1.0].T)
             scales.append(1 / middle)
     score, which = torch.stack(scores).max(0)
-    rows = score.topk(min(PROPOSALS, score.shape[1]), 1).indices
+    rows = score.topk(min(proposals, score.shape[1]), 1).indices
     return rows, torch.tensor(scales)[which.gather(1, rows)]
 
 

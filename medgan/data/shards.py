@@ -37,8 +37,9 @@ SCHEMA_VERSION = 1
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
 SMALL_STRATUM = 100
 OURS = re.compile(
-    r"((train|val|test)/\d{5}\.parquet|png/[^/]+/\d{6}\.png"
-    r"|\.parts/(request|(train|val|test)-\d{5}\.parquet\.json)|manifest\.json|rejected\.parquet|summary\.html|evaluation\.json)(\.tmp)?"
+    r"((train|val|test)/\d{5}\.parquet|png/[^/]+/\d{6}\.png|dicom/[^/]+/\d{6}\.dcm"
+    r"|\.parts/(request|(train|val|test)-\d{5}\.parquet\.json|[0-9a-f]{32}\.(json|npz))"
+    r"|manifest\.json|rejected\.parquet|summary\.html|evaluation\.json|README\.md)(\.tmp)?"
 )
 DEFAULT_KEY_FILE = Path("~/.config/medgan/patient.key")
 
@@ -349,7 +350,7 @@ def clear(out: str | Path) -> None:
     """Remove the manifest, then shards and pictures, and nothing that is not ours."""
     check_target(out)
     remove(out, "manifest.json")  # first: without it the rest is no data set
-    for name in (*SPLITS, "png", ".parts"):
+    for name in (*SPLITS, "png", "dicom", ".parts"):
         remove(out, name)
 
 

@@ -13,15 +13,18 @@ import torch
 
 from medgan.cells import Cell, Result
 from medgan.data import shards
-from medgan.data.loader import Split, open_split, row_weights
+from medgan.data.loader import open_split, row_weights
 from medgan.distributed import World
 from medgan.metrics import classifiers, fidelity
 from medgan.metrics.classifiers import Images
 from medgan.metrics.features import EXTRACTORS, choose_rows, real_features
+from medgan.metrics.retrain import device
 from medgan.sample import Sampler
 
 PART = 512
 """Samples that one cell draws and measures."""
+READER_STEPS = 1200
+"""Batches of 64 from which the classifier of real images learns that reads samples."""
 HERE = "medgan.metrics.evidence"
 
 
@@ -60,12 +63,14 @@ class Question:
         figures = Cell("fidelity", f"{HERE}:figures", {"classes": list(self.classes)}, (*real, *fakes))
         if not self.classes:
             return {"fidelity": figures}
-        faithful = {"data": self.data, "split": self.split, "seed": self.seed}
-        return {"fidelity": figures, "faithful": Cell("classes read", f"{HERE}:faithful", faithful, (*self.samples(),))}
+        faithful = {"data": self.data, "split": self.split}
+        needs = (reader_of(self.data, self.seed), *self.samples())
+        return {"fidelity": figures, "faithful": Cell("classes read", f"{HERE}:faithful", faithful, needs)}
 
 
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def reader_of(data: dict[str, str], seed: int) -> Cell:
+    """The classifier of real train images, which reads what samples show."""
+    return Cell("reader", f"{HERE}:reader", {"data": data, "seed": seed})
 
 
 def samples(
@@ -115,7 +120,7 @@ def figures(real: Result, control: Result, *fakes: Result, classes: list[str]) -
     return {"figures": found, "identity": real["identity"]}
 
 
-def faithful(*parts: Result, data: dict[str, str], split: str, seed: int) -> Result:
+def faithful(reader: Result, *parts: Result, data: dict[str, str], split: str) -> Result:
     """How well a classifier of real train images reads the samples' classes; the floor is how well it reads real ones.
 
     {value, floor: balanced accuracy; n; classes: {class: {value, floor}}: share of it that is recognised}
@@ -124,8 +129,8 @@ def faithful(*parts: Result, data: dict[str, str], split: str, seed: int) -> Res
     if not fake.labels.shape[1]:
         return {}
     train, real = (open_split(data["location"], name) for name in ("train", split))
-    reader, single = reader_of(train, seed)
-    answers = [classifiers.predict(reader, one.pixels, single=single) for one in (fake, real)]
+    single = reader["single"]
+    answers = [read_by(reader, one.pixels) for one in (fake, real)]
     truths = [one.labels for one in (fake, real)]
     rare = int(train.labels.sum(0).argmin())
     overall = [
@@ -142,12 +147,21 @@ def faithful(*parts: Result, data: dict[str, str], split: str, seed: int) -> Res
     return {"value": overall[0], "floor": overall[1], "n": len(fake), "classes": of_classes}
 
 
-def reader_of(train: Split, seed: int) -> tuple[torch.nn.Module, bool]:
-    """(a small CNN trained on all of train, whether an image has one class). Classes are shown equally often."""
+def reader(*, data: dict[str, str], seed: int) -> Result:
+    """A small CNN trained on all of train, classes shown equally often: {single, its weights by name}."""
+    train = open_split(data["location"], "train")
     images = Images(train.pixels, train.labels)
     single = classifiers.exclusive(images.labels)
     share = row_weights(images.labels, 1.0)
     model = classifiers.train(
-        images, "small-cnn", seed, single=single, augment=True, weights=share, steps=1200, device=device()
+        images, "small-cnn", seed, single=single, augment=True, weights=share, steps=READER_STEPS, device=device()
     )
-    return model, single
+    shape = [*train.pixels.shape[1:3], train.labels.shape[1]]
+    return {"single": single, "shape": shape, **{key: value.cpu().numpy() for key, value in model.state_dict().items()}}
+
+
+def read_by(reader: Result, pixels: np.ndarray) -> np.ndarray:
+    """Probabilities, float32 (N, K), that a `reader` gives for uint8 (N, C, R, R)."""
+    model = classifiers.small_cnn(*reader["shape"])
+    model.load_state_dict({key: torch.from_numpy(reader[key]) for key in model.state_dict()})
+    return classifiers.predict(model.to(device()).eval(), pixels, single=reader["single"])

@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from medgan import loop, sample
+from medgan.cells import Result
 from medgan.config import Config, validate
-from medgan.data.loader import Order, Split, batches
+from medgan.data.loader import Order, Split, batches, open_split
 from medgan.distributed import World
 from medgan.models import z_size
 from medgan.state import TrainState
-from medgan.streams import stream
+from medgan.streams import stream, stream_seed
 
 
 class Quiet:
@@ -54,19 +55,40 @@ def recipe(config: Mapping[str, Any], seed: int, images: int) -> Config:
     return validate({**tree, "model": model})
 
 
-def fit(config: Config, split: Split, rows: np.ndarray, device: str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
-    """(averaged generator, ready to draw; {images_seen, seconds}) of a training on those rows of a split alone.
+def fit(
+    config: Config, split: Split, rows: np.ndarray, device: str = "cpu", begin: bytes | None = None
+) -> tuple[TrainState, dict[str, Any]]:
+    """(the state after a training on those rows of a split alone, its averaged generator ready to draw;
+    {images_seen, seconds}).
 
-    rows: int64 (n,). Raises loop.Diverged.
+    rows: int64 (n,). begin: a checkpoint whose networks it starts from. Raises loop.Diverged.
     """
     part = replace(split, pixels=split.pixels[rows], labels=split.labels[rows])
     began = time.monotonic()
     state = TrainState.create(config, World(device=torch.device(device)))
+    if begin is not None:
+        state.load_weights(begin)
     order = Order(part.labels, config.seed, config.data.balance)
     everything = slice(0, config.global_batch)
     loop.run(config, state, batches(part, order, 0, config.global_batch, everything), Quiet())
     sample.calibrate(state.ema, config, part.labels[order.epoch(0)])
-    return state.ema, {"images_seen": state.images_seen, "seconds": time.monotonic() - began}
+    return state, {"images_seen": state.images_seen, "seconds": time.monotonic() - began}
+
+
+def unlabelled(*, data: dict[str, str], config: dict[str, Any], images: int, seed: int) -> Result:
+    """A training on all train images as if none had a label: {checkpoint: uint8, what `fit` may begin with}.
+
+    Where labels are few and images are not.
+    """
+    train = open_split(data["location"], "train")
+    blank = replace(train, labels=np.zeros_like(train.labels))
+    settled = recipe(config, stream_seed(seed, "unlabelled", 0), images)
+    state, spent = fit(settled, blank, np.arange(len(train)), device())
+    return {"checkpoint": np.frombuffer(state.save(), np.uint8), **spent}
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def draw(generator: nn.Module, config: Config, labels: np.ndarray, name: str) -> np.ndarray:

@@ -19,7 +19,8 @@ from medgan.data import shards
 from medgan.data.loader import open_split, row_weights
 from medgan.metrics import classifiers, retrain
 from medgan.metrics.classifiers import SCORES, Images
-from medgan.metrics.evidence import Question, device
+from medgan.metrics.evidence import Question
+from medgan.metrics.retrain import device
 from medgan.sample import Sampler
 from medgan.streams import stream_seed
 
@@ -58,7 +59,7 @@ ARMS = {
     "real+synthetic 2x": Arm(synthetic=2.0),
     "real+classical+synthetic": Arm(classical=True, synthetic=1.0),
     "real+classical+confident": Arm(classical=True, synthetic=1.0, confident=True),
-    "pretrained, then real+classical": Arm(classical=True, synthetic=2.0, pretrained=True),
+    "pretrained+classical": Arm(classical=True, synthetic=2.0, pretrained=True),
 }
 BASELINE, CANDIDATE = "real+classical", "real+classical+synthetic"
 CLAIM = "macro_f1"
@@ -79,6 +80,9 @@ class Grid:
     """The generator is trained on the draw's patients alone; otherwise the given one, which has seen them all."""
     images: int = 60_000
     """Real images shown to D in each strict training."""
+    unlabelled: int = 0
+    """Strict trainings begin with one on so many of all train images, without their labels: for where images are many
+    and labels few. Classifiers of real images cannot use them."""
     steps: int = classifiers.STEPS
 
 
@@ -101,12 +105,16 @@ def parse_scenario(text: str) -> tuple[float, bool]:
 def plan(question: Question, grid: Grid, recipe: dict[str, Any]) -> dict[str, Cell]:
     """One cell, `utility`, that needs all the others. recipe: config of the strict trainings, as plain types."""
     trained = []
+    before: tuple[Cell, ...] = ()
+    if grid.strict and grid.unlabelled:
+        wanted = {"data": question.data, "config": recipe, "images": grid.unlabelled, "seed": question.seed}
+        before = (Cell("generator without labels", "medgan.metrics.retrain:unlabelled", wanted),)
     for scenario in grid.scenarios:
         for draw in range(grid.draws):
             which = {"data": question.data, "scenario": scenario, "draw": draw, "seed": question.seed}
             if grid.strict:
                 made = {**which, "config": recipe, "images": grid.images}
-                pool = Cell(f"generator of {scenario}, draw {draw}", f"{HERE}:strict_pool", made)
+                pool = Cell(f"generator of {scenario}, draw {draw}", f"{HERE}:strict_pool", made, before)
             else:
                 pool = Cell(
                     f"pool of {scenario}, draw {draw}", f"{HERE}:given_pool", {**which, "subject": question.subject}
@@ -122,7 +130,9 @@ def plan(question: Question, grid: Grid, recipe: dict[str, Any]) -> dict[str, Ce
                                 (pool,) if ARMS[arm].synthetic else (),
                             )
                         )
-    settings = {"strict": grid.strict, "images": grid.images if grid.strict else None, "steps": grid.steps}
+    settings: dict[str, Any] = {"strict": grid.strict, "steps": grid.steps}
+    if grid.strict:
+        settings |= {"images": grid.images, "unlabelled": grid.unlabelled}
     arguments = {"data": question.data, "settings": settings, "seed": question.seed}
     return {"utility": Cell("differences", f"{HERE}:compare", arguments, tuple(trained))}
 
@@ -164,14 +174,17 @@ def pool_labels(labels: np.ndarray, draw: int, seed: int) -> np.ndarray:
 
 
 def strict_pool(
-    *, data: dict[str, str], scenario: str, draw: int, seed: int, config: dict[str, Any], images: int
+    *before: Result, data: dict[str, str], scenario: str, draw: int, seed: int, config: dict[str, Any], images: int
 ) -> Result:
-    """Synthetic images of a generator that has seen the draw's patients and no others."""
+    """Synthetic images of a generator that has seen the draw's patients and no others, and before, where there is a
+    training without labels, all images without their labels.
+    """
     train, rows = _train_rows(data, scenario, draw, seed)
     settled = retrain.recipe(config, stream_seed(seed, f"utility/{scenario}/generator", draw), images)
-    generator, spent = retrain.fit(settled, train, rows, device())
+    begin = before[0]["checkpoint"].tobytes() if before else None
+    state, spent = retrain.fit(settled, train, rows, device(), begin)
     labels = pool_labels(train.labels[rows], draw, seed)
-    return {"pixels": retrain.draw(generator, settled, labels, "utility"), "labels": labels, **spent}
+    return {"pixels": retrain.draw(state.ema, settled, labels, "utility"), "labels": labels, **spent}
 
 
 def given_pool(*, data: dict[str, str], scenario: str, draw: int, seed: int, subject: dict[str, str]) -> Result:
@@ -265,7 +278,7 @@ def compare(*trained: Result, data: dict[str, str], settings: dict[str, Any], se
                 differences += [{**which, "score": score, **values} for score, values in gained.items()]
     result = {"settings": settings, "cells": rows, "differences": differences}
     classes = shards.read_manifest(data["location"])[0].classes
-    return {**result, "rare": classes[rare], "claim": claim(differences, settings["strict"])}
+    return {**result, "rare": classes[rare], "claim": claim(differences, settings)}
 
 
 def difference(
@@ -327,14 +340,16 @@ def verdict(low: float | None, high: float | None) -> str:
     return "does not help" if high < MATTERS else "cannot tell"
 
 
-def claim(differences: Sequence[dict[str, Any]], strict: bool) -> dict[str, Any]:
+def claim(differences: Sequence[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
     """What it comes to in the first scenario: the difference in CLAIM between CANDIDATE and BASELINE, as a sentence."""
     found = next((d for d in differences if d["arm"] == CANDIDATE and d["score"] == CLAIM), None)
     if found is None:
         return {"verdict": "cannot tell", "sentence": f"Not asked: the grid lacks {CANDIDATE} or {BASELINE}."}
     what = verdict(found["low"], found["high"])
     between = "" if found["low"] is None else f" [{found['low']:+.3f}, {found['high']:+.3f}]"
-    who = "trained on those patients alone" if strict else "which had seen all training patients"
+    who = "trained on those patients alone" if settings["strict"] else "which had seen all training patients"
+    if settings.get("unlabelled"):
+        who = "trained on those patients after all images without labels"
     share = found["scenario"].replace("%", " %")
     said = {
         "helps": "synthetic images help",

@@ -1,0 +1,131 @@
+"""evaluation.json -> its section of a run's page: three answers, their tables, and intervals as pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+
+from medgan.folder import RunFolder
+from medgan.metrics.classifiers import SCORES
+from medgan.metrics.fidelity import FIGURES
+
+Interval = tuple[str, float, float | None, float | None]
+"""(name, value, low, high)"""
+SHOWN = ("macro_f1", "rare_sensitivity")
+"""Scores whose differences are drawn."""
+
+
+def section(folder: RunFolder) -> Markup:
+    """HTML; empty where nothing was evaluated yet."""
+    if not folder.exists("evaluation.json"):
+        return Markup("")
+    return render(json.loads(folder.read("evaluation.json")))
+
+
+def render(result: dict[str, Any]) -> Markup:
+    """The section for the content of an evaluation.json."""
+    template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template(
+        "evaluation.html"
+    )
+    return Markup(
+        template.render(
+            settings=result["settings"],
+            figures=_figures(result.get("fidelity")),
+            utility=result.get("utility"),
+            arms=_arms(result.get("utility")),
+            scores=SCORES,
+            differences=[
+                (SCORES[score][0], forest(_gains(result["utility"], score), 0.0))
+                for score in SHOWN
+                if "utility" in result
+            ],
+            privacy=result.get("privacy"),
+            membership=forest(_attacks(result["privacy"]), 0.5) if "privacy" in result else "",
+        )
+    )
+
+
+def _figures(fidelity: dict[str, Any] | None) -> list[dict[str, Any]]:
+    if fidelity is None:
+        return []
+    groups = [("", fidelity), *fidelity["classes"].items()]
+    return [
+        {"name": f"{title}, {group}" if group else title, "meaning": "" if group else meaning, **values[name]}
+        for name, (title, meaning) in FIGURES.items()
+        for group, values in groups
+        if name in values
+    ]
+
+
+def _arms(utility: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The mean of each score over draws and seeds: a row for each scenario, network and arm."""
+    if utility is None:
+        return []
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for cell in utility["cells"]:
+        found.setdefault((cell["scenario"], cell["network"], cell["arm"]), []).append(cell)
+    rows = []
+    for (scenario, network, arm), cells in found.items():
+        known = {name: [cell[name] for cell in cells if cell[name] is not None] for name in SCORES}
+        means = {name: sum(values) / len(values) if values else None for name, values in known.items()}
+        sizes = {name: round(sum(cell[name] for cell in cells) / len(cells)) for name in ("real", "synthetic")}
+        rows.append({"scenario": scenario, "network": network, "arm": arm, **sizes, **means})
+    return rows
+
+
+def _differences(utility: dict[str, Any] | None) -> list[tuple[str, Markup]]:
+    return [(SCORES[score][0], forest(_gains(utility, score), 0.0)) for score in SHOWN] if utility else []
+
+
+def _gains(utility: dict[str, Any], score: str) -> list[Interval]:
+    return [
+        (f"{d['arm']}, {d['scenario']}, {d['network']}", d["value"], d["low"], d["high"])
+        for d in utility["differences"]
+        if d["score"] == score and d["value"] is not None
+    ]
+
+
+def _attacks(privacy: dict[str, Any]) -> list[Interval]:
+    rows: list[Interval] = []
+    for space, found in privacy["membership"]["spaces"].items():
+        rows.append((f"by {space}", found["auc"], found["low"], found["high"]))
+        rows.append((f"by {space}, control", found["control"], found["control_low"], found["control_high"]))
+    if shadows := privacy.get("shadows"):
+        rows.append((f"{shadows['shadows']} shadow generators", shadows["auc"], shadows["low"], shadows["high"]))
+        rows.append(("shadows, control", shadows["control"], shadows["control_low"], shadows["control_high"]))
+    return rows
+
+
+def forest(rows: Sequence[Interval], middle: float) -> Markup:
+    """Intervals below each other around the value that means nothing was found, as an SVG that follows the theme."""
+    if not rows:
+        return Markup("")
+    reach = max(0.02, *(abs(edge - middle) for _, *edges in rows for edge in edges if edge is not None)) * 1.1
+    left, width, step = 360, 360, 24
+
+    def x(value: float) -> float:
+        return round(left + width * (value - middle + reach) / (2 * reach), 1)
+
+    lines = []
+    for index, (name, value, low, high) in enumerate(rows):
+        y = 18 + index * step
+        lines.append(Markup('<text x="{}" y="{}" text-anchor="end">{}</text>').format(left - 12, y + 4, name))
+        if low is not None and high is not None:
+            lines.append(Markup('<line x1="{}" x2="{}" y1="{}" y2="{}" class="reach"/>').format(x(low), x(high), y, y))
+        lines.append(Markup('<circle cx="{}" cy="{}" r="4"/>').format(x(value), y))
+        told = f"{value:+.3f}" if middle == 0 else f"{value:.3f}"
+        lines.append(Markup('<text x="{}" y="{}">{}</text>').format(left + width + 12, y + 4, told))
+    bottom = 18 + len(rows) * step
+    marks = [
+        Markup('<text x="{}" y="{}" text-anchor="middle" class="tick">{}</text>').format(x(at), bottom + 6, f"{at:.2g}")
+        for at in (middle - reach / 1.1, middle, middle + reach / 1.1)
+    ]
+    rule = Markup('<line x1="{}" x2="{}" y1="4" y2="{}" class="middle"/>').format(x(middle), x(middle), bottom - 10)
+    return Markup('<svg class="forest" viewBox="0 0 800 {}" role="img">{}{}{}</svg>').format(
+        bottom + 12, rule, Markup("").join(lines), Markup("").join(marks)
+    )

@@ -1,0 +1,271 @@
+"""A release: synthetic images that can be handed over, drawn in shards, filtered, and described.
+
+A slot of a release has a label; its image is the first of its attempts that passes the filters, each attempt with a
+seed of its own. So a shard is a function of the generator, the seed and the filters alone, on any number of workers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+import medgan
+from medgan.cells import Cell, Result
+from medgan.data import shards
+from medgan.data.loader import open_split
+from medgan.data.shards import Manifest
+from medgan.metrics import evidence, privacy
+from medgan.metrics.fidelity import FIGURES
+from medgan.metrics.retrain import device
+from medgan.pixels import encode_png
+from medgan.sample import Sampler
+from medgan.streams import stream_seed
+
+HERE = "medgan.release"
+ROWS_PER_SHARD = 1024
+TRIES = 20
+"""Attempts at a slot before it is left empty."""
+LICENCES = {
+    "kermany_cxr": "CC BY 4.0 (Kermany et al., doi:10.17632/rscbjbr9sj)",
+    "kermany_oct": "CC BY 4.0 (Kermany et al., doi:10.17632/rscbjbr9sj)",
+    "nih_cxr14": "free to use with attribution to the NIH Clinical Center (Wang et al., CVPR 2017)",
+    "nih_cgan_7": "free to use with attribution to the NIH Clinical Center (Wang et al., CVPR 2017)",
+    "medmnist": "CC BY 4.0, some sets CC BY-NC 4.0 (Yang et al., doi:10.1038/s41597-022-01721-8)",
+    "phantom_cxr": "MIT (drawn by medgan)",
+    "phantom_oct": "MIT (drawn by medgan)",
+}
+
+
+# -- drawing -------------------------------------------------------------------------------------------------------
+
+
+def plan(
+    labels: np.ndarray, common: dict[str, Any], data: dict[str, str] | None, confidence: float | None
+) -> list[Cell]:
+    """A cell for each shard. labels: uint8 (N, K), of every slot; common: see `shard`; data: for the filters."""
+    needs: tuple[Cell, ...] = ()
+    if data is not None:
+        needs = (Cell("how alike films are", f"{HERE}:limit", {"data": data}),)
+        if confidence is not None:
+            needs = (*needs, evidence.reader_of(data, 0))
+    cells = []
+    for number, first in enumerate(range(0, len(labels), ROWS_PER_SHARD)):
+        some = labels[first : first + ROWS_PER_SHARD].tolist()
+        own = {"number": number, "first": first, "labels": some, "data": data, "confidence": confidence}
+        cells.append(Cell(f"shard {number}", f"{HERE}:shard", {**common, **own}, needs))
+    return cells
+
+
+def limit(*, data: dict[str, str]) -> Result:
+    return {"threshold": privacy.copy_threshold(data)}
+
+
+def shard(
+    *needs: Result,
+    run: str,
+    sha256: str,
+    out: str,
+    seed: int,
+    truncation: float,
+    number: int,
+    first: int,
+    labels: list[list[int]],
+    data: dict[str, str] | None,
+    confidence: float | None,
+    png: bool,
+    dicom: bool,
+) -> Result:
+    """Draw the slots from `first` on and write them. {shard, counts by class, copies and unsure that were dropped,
+    empty slots}
+    """
+    sampler = Sampler.open(run, device())
+    if truncation != 1:
+        sampler.truncate(truncation)
+    films = privacy.look(open_split(data["location"], "train").pixels) if data else None
+    hot = np.array(labels, np.uint8).reshape(len(labels), -1)
+    assert sampler.config.data.resolution is not None
+    assert sampler.config.data.channels is not None
+    side = sampler.config.data.resolution
+    pixels = np.zeros((len(hot), sampler.config.data.channels, side, side), np.uint8)
+    seeds = np.zeros(len(hot), np.int64)
+    empty, copies, unsure = np.arange(len(hot)), 0, 0
+    for attempt in range(TRIES if data else 1):
+        name = f"generate/{attempt}" if attempt else "generate"
+        own = [stream_seed(seed, name, first + int(slot)) for slot in empty]
+        drawn = sampler.at(hot[empty], own)
+        good = np.ones(len(empty), bool)
+        if films is not None:
+            good = privacy.most_alike(privacy.look(drawn), films)[0].max(1) <= needs[0]["threshold"]
+            copies += int((~good).sum())
+        if confidence is not None:
+            answers = evidence.read_by(needs[1], drawn)
+            sure = np.where(hot[empty] > 0, answers, 1).min(1) >= confidence
+            unsure += int((good & ~sure).sum())
+            good &= sure
+        pixels[empty[good]], seeds[empty[good]] = drawn[good], np.array(own, np.int64)[good]
+        empty = empty[~good]
+        if not len(empty):
+            break
+    kept = np.setdiff1d(np.arange(len(hot)), empty)
+    found: Result = {"copies": copies, "unsure": unsure, "empty": len(empty)}
+    if not len(kept):
+        return {**found, "shard": None, "counts": [0] * hot.shape[1]}
+    file = f"train/{number:05d}.parquet"
+    written = shards.write_shard(out, file, pixels[kept], hot[kept], sampler.classes, {"seed": seeds[kept].tolist()})
+    for slot in kept:
+        folder = sampler.classes[int(hot[slot].argmax())] if sampler.classes else "all"
+        if png:
+            shards.write_file(out, f"png/{folder}/{first + slot:06d}.png", encode_png(pixels[slot]))
+        if dicom:
+            content = secondary_capture(pixels[slot], folder, sha256, int(seeds[slot]), first + int(slot))
+            shards.write_file(out, f"dicom/{folder}/{first + slot:06d}.dcm", content)
+    return {**found, "shard": vars(written), "counts": hot[kept].sum(0).tolist()}
+
+
+def secondary_capture(pixels: np.ndarray, label: str, sha256: str, seed: int, number: int) -> bytes:
+    """uint8 (1 or 3, H, W) -> a DICOM file: Secondary Capture, DERIVED, marked as synthetic wherever one would look.
+
+    Its UIDs are new, and the same whenever this image is drawn again: they follow from the generator's hash and the
+    image's seed. There are no dates, no place and no person in it.
+    """
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["image", sha256, str(seed), str(number)])
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID = generate_uid(entropy_srcs=["medgan"])
+    file = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    file.SOPClassUID, file.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    file.StudyInstanceUID = generate_uid(entropy_srcs=["study", sha256])
+    file.SeriesInstanceUID = generate_uid(entropy_srcs=["series", sha256, label])
+    file.ImageType = ["DERIVED", "SECONDARY", "SYNTHETIC"]
+    file.Modality, file.ConversionType = "OT", "SYN"  # synthetic image
+    file.PatientName, file.PatientID, file.PatientBirthDate, file.PatientSex = "SYNTHETIC^IMAGE", "SYNTHETIC", "", ""
+    file.PatientIdentityRemoved, file.DeidentificationMethod = "YES", "Drawn by a generator: no patient"
+    file.StudyDate = file.StudyTime = file.AccessionNumber = file.ReferringPhysicianName = file.StudyID = ""
+    file.SeriesNumber, file.InstanceNumber, file.Laterality = None, number + 1, ""
+    file.Manufacturer, file.SoftwareVersions = "medgan", medgan.__version__
+    file.SeriesDescription = f"SYNTHETIC {label}"[:64]
+    file.ImageComments = f"Synthetic image, not of a patient, not for diagnosis. Class {label}, seed {seed}."
+    file.DerivationDescription = f"Generative adversarial network, SHA-256 {sha256}"
+    file.BurnedInAnnotation, file.PatientOrientation = "NO", ""
+    channels, file.Rows, file.Columns = pixels.shape
+    file.SamplesPerPixel, file.PhotometricInterpretation = channels, "MONOCHROME2" if channels == 1 else "RGB"
+    if channels == 3:
+        file.PlanarConfiguration = 0
+    file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = 8, 8, 7, 0
+    content = np.ascontiguousarray(pixels.transpose(1, 2, 0)).tobytes()
+    file.PixelData = content + b"\0" * (len(content) % 2)
+    buffer = BytesIO()
+    pydicom.dcmwrite(buffer, file, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+# -- describing ------------------------------------------------------------------------------------------------------
+
+
+def card(manifest: Manifest, lineage: Sequence[tuple[str, str]], source: str, licence: str) -> str:
+    """A Hub data card: what this is, where it comes from, what it is for. Figures: see `with_evaluation`."""
+    rows = manifest.rows("train")
+    size = next(name for most, name in SIZES if rows < most)
+    counts = manifest.counts.get("train", {})
+    table = ["| class | images |", "|---|---|", *(f"| {name} | {n:,} |" for name, n in counts.items()), ""]
+    table = table if counts else []
+    lines = [
+        "---",
+        f"license: {licence}",
+        f"pretty_name: Synthetic images, {manifest.resolution}x{manifest.resolution}",
+        "task_categories: [image-classification]" if counts else "task_categories: [unconditional-image-generation]",
+        f"size_categories: [{size}]",
+        "tags: [medical, synthetic, gan, medgan]",
+        "configs:",
+        "- config_name: default",
+        "  data_files:",
+        "  - split: train",
+        "    path: train/*.parquet",
+        "---",
+        "",
+        f"# {rows:,} synthetic medical images, {manifest.resolution}x{manifest.resolution}",
+        "",
+        "None of these images is of a person. They were drawn by a generator that learnt from images of patients.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in lineage),
+        "",
+        *(
+            ["| class | images |", "|---|---|", *(f"| {name} | {n:,} |" for name, n in counts.items()), ""]
+            * bool(counts)
+        ),
+        "Rows: `pixels` (uint8, channels x rows x columns), `labels` (one number per class) where there are classes,",
+        "and `seed`, from which the generator draws the image again.",
+        "",
+        "    import numpy, pyarrow.parquet",
+        '    table = pyarrow.parquet.read_table("train")',
+        f'    images = numpy.frombuffer(b"".join(table["pixels"].to_pylist()), "uint8").reshape(-1, '
+        f"{manifest.channels}, {manifest.resolution}, {manifest.resolution})",
+        "",
+        "## Intended use",
+        "",
+        "To add to real images when a classifier is trained, to test software, to teach. Test on real images of other",
+        "patients only.",
+        "",
+        "## Limits",
+        "",
+        "Not for diagnosis. Classes are what the generator was asked for, not what a radiologist read. What is rare or",
+        "wrong in the training images is rarer or wrong here. Figures below, where there are any, are of this release.",
+        "",
+        "## Source",
+        "",
+        f"Learnt from `{source}`, whose terms are: {LICENCES.get(source, 'ask whoever holds the images')}.",
+        "",
+    ]
+    return with_evaluation("\n".join(lines), None)
+
+
+SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e9, "n>1M"))
+MARKS = "<!-- evaluation -->", "<!-- /evaluation -->"
+
+
+def with_evaluation(text: str, result: dict[str, Any] | None) -> str:
+    """A card with the figures of an evaluation.json in it; what it had of an earlier one is replaced."""
+    begin, end = MARKS
+    lines = [begin, "## Evaluation", ""]
+    if result is None:
+        lines += ["Not evaluated yet: `python jobs/evaluate.py --fidelity --privacy` writes its figures here.", ""]
+    else:
+        settings = result["settings"]
+        if "fidelity" in result:
+            lines += [
+                f"**Faithful?** Against {settings['n']} real images of the {settings['split']} split,"
+                f" {settings['extractor']} features:",
+                "",
+                "| figure | these images | other real images | meaning |",
+                "|---|---|---|---|",
+            ]
+            figures = result["fidelity"]
+            for name, (title, meaning) in FIGURES.items():
+                if name in figures:
+                    lines.append(
+                        f"| {title} | {figures[name]['value']:.4g} | {figures[name]['floor']:.4g} | {meaning} |"
+                    )
+            for group, values in figures["classes"].items():
+                if "kid" in values:
+                    lines.append(f"| KID, {group} | {values['kid']['value']:.4g} | {values['kid']['floor']:.4g} | |")
+            lines.append("")
+        if "utility" in result:
+            lines += [f"**Useful?** {result['utility']['claim']['sentence']}", ""]
+        if "privacy" in result:
+            lines += [f"**Private?** {result['privacy']['claim']['sentence']}", ""]
+        lines += [f"Compared with the data set of manifest SHA-256 `{settings['manifest_sha256']}`.", ""]
+    section = "\n".join([*lines, end, ""])
+    old = re.compile(re.escape(begin) + ".*?" + re.escape(end) + "\n?", re.DOTALL)
+    if old.search(text):
+        return old.sub(lambda _: section, text, count=1)
+    return text.rstrip("\n") + "\n\n" + section

@@ -1,0 +1,162 @@
+"""Do synthetic images help a classifier of real patients? What was tried on real films, and what came out.
+
+    MEDGAN_REAL_DATA=... python -m tests.prove.utility                     # everything, into results/utility.json
+    MEDGAN_REAL_DATA=... python -m tests.prove.utility --only claim        # one attempt
+    MEDGAN_REAL_DATA=... python -m tests.prove.utility --draws 2 --gan-images 5000 --only claim --results FILE
+    python -m tests.prove.utility --table                                  # results/utility.json as Markdown
+
+Each attempt is one call of jobs/evaluate.py --utility, strict: a generator for each draw of patients. Nothing is
+chosen on the test split but what is reported here, attempt by attempt, good or bad. Cells are kept: any attempt can
+be stopped and gone on with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.prove.films import ROOT, call, commit
+
+RESULTS = ROOT / "results/utility.json"
+SEED = 0
+SHOWN = ("macro_f1", "rare_sensitivity")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """data: a key of SOURCES; asked: options of jobs/evaluate.py."""
+
+    data: str
+    asked: tuple[str, ...]
+    what: str
+
+
+SOURCES = {
+    "kermany": ("--source", "kermany_cxr", "--raw", "kermany_cxr", "--resolution", "64"),
+    "nih": ("--source", "nih_cxr14", "--raw", "nih", "--resolution", "64"),
+}
+AUGMENTED = ("--gan-set", "augment.name=diffaugment")
+ATTEMPTS = {
+    "claim": Attempt("kermany", (), "the default grid"),
+    "augmented": Attempt("kermany", AUGMENTED, "D sees augmented images: few are not learnt by heart"),
+    "selected": Attempt(
+        "kermany",
+        (*AUGMENTED, "--arms", "real+classical,real+classical+confident,pretrained+classical"),
+        "the surest half of the samples; synthetic first, real after",
+    ),
+    "mixed": Attempt(
+        "kermany",
+        (*AUGMENTED, "--arms", "real+classical,real+synthetic 0.5x,real+synthetic 1x,real+synthetic 2x"),
+        "mixing ratios, without classical augmentation",
+    ),
+    "unlabelled": Attempt(
+        "kermany",
+        (*AUGMENTED, "--gan-unlabelled", "200000"),
+        "generators that begin with all films, without labels",
+    ),
+    "rare": Attempt(
+        "kermany", (*AUGMENTED, "--scenarios", "rare 5%"), "all films but 5 % of the patients of the rarer class"
+    ),
+    "finding": Attempt("nih", (*AUGMENTED, "--scenarios", "50%"), "findings of ChestX-ray14, 132 patients"),
+}
+
+
+def prepared(name: str, work: Path) -> tuple[Path, Path]:
+    """(DATA, RUN): the films, and a short run whose config is the recipe."""
+    data, run = work / f"data-{name}", work / f"recipe-{name}"
+    source = list(SOURCES[name])
+    source[3] = str(Path(os.environ["MEDGAN_REAL_DATA"]) / source[3])
+    call("jobs/prepare.py", *source, "--out", data)
+    settings = ("total_images=20000", f"seed={SEED}", "tracking.wandb=disabled")
+    sets = [word for setting in settings for word in ("--set", setting)]
+    call("jobs/train.py", "--preset", "cgan", "--data", data, "--out", run, *sets)
+    return data, run
+
+
+def attempt(name: str, work: Path, more: list[str]) -> list[dict[str, Any]]:
+    """One row for each arm and score."""
+    tried = ATTEMPTS[name]
+    data, run = prepared(tried.data, work)
+    out = work / f"{name}.json"
+    asked = [*tried.asked, *more]
+    began = time.monotonic()
+    call("jobs/evaluate.py", "--run", run, "--data", data, "--utility", *asked, "--seed", SEED, "--out", out)
+    minutes = (time.monotonic() - began) / 60
+    found = json.loads(out.read_text())["utility"]
+    words = ["jobs/evaluate.py", "--run", "RUN", "--data", "DATA", "--utility", *asked, "--seed", str(SEED)]
+    common = {"attempt": name, "data": tried.data, "what": tried.what, "rare": found["rare"], **found["settings"]}
+    made = {
+        "seed": SEED,
+        "wall_minutes": round(minutes, 1),
+        "commit": commit(),
+        "command": f"python {shlex.join(words)}",
+    }
+    return [
+        {**common, **difference, "baseline": baseline(found, difference), **made}
+        for difference in found["differences"]
+        if difference["score"] in SHOWN
+    ]
+
+
+def baseline(found: dict[str, Any], difference: dict[str, Any]) -> float:
+    """The mean score of what the difference is against."""
+    same = ("scenario", "network")
+    cells = [
+        cell[difference["score"]]
+        for cell in found["cells"]
+        if cell["arm"] == difference["against"] and all(cell[key] == difference[key] for key in same)
+    ]
+    return float(sum(cells) / len(cells))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The results as a Markdown table."""
+    lines = [
+        "| data | attempt | patients | arm | score | without | gained | 95 % |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        between = "" if r["low"] is None else f"{r['low']:+.3f} to {r['high']:+.3f}"
+        lines.append(
+            f"| {r['data']} | {r['attempt']} | {r['scenario']} | {r['arm']} | {r['score']} | {r['baseline']:.3f} | "
+            f"{r['value']:+.3f} | {between} |"
+        )
+    return "\n".join(lines)
+
+
+def known(results: Path) -> list[dict[str, Any]]:
+    return list(json.loads(results.read_text())) if results.exists() else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=ROOT / "runs/prove/utility", help="folder for data and cells")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file to write")
+    parser.add_argument("--only", action="append", choices=tuple(ATTEMPTS), help="one attempt; repeatable")
+    parser.add_argument("--again", action="store_true", help="also what the results have")
+    parser.add_argument("--table", action="store_true", help="print the results and end")
+    args, more = parser.parse_known_args()
+    if args.table:
+        print(table(known(args.results)))
+        return
+    if not os.environ.get("MEDGAN_REAL_DATA"):
+        raise SystemExit("MEDGAN_REAL_DATA is not set: name the folder that holds kermany_cxr/ and nih/")
+    work = args.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    for name in args.only or ATTEMPTS:
+        if args.again or name not in {row["attempt"] for row in known(args.results)}:
+            rows = attempt(name, work, more)
+            everything = [row for row in known(args.results) if row["attempt"] != name] + rows
+            args.results.parent.mkdir(exist_ok=True)
+            args.results.write_text(json.dumps(everything, indent=1) + "\n")
+            print(table(everything), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Releases: the same bytes on any number of workers, filtered, read back by others; nothing in them leads back."""
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pydicom
+import pytest
+import yaml
+
+from jobs import evaluate, generate
+from medgan import release
+from medgan.config import Refused
+from medgan.data import shards
+from medgan.data.loader import open_split
+from medgan.metrics import evidence
+from medgan.sample import Sampler
+
+pytestmark = pytest.mark.usefixtures("small_evaluation")
+
+
+def made(run, out, *more, workers=0):
+    generate.main(["--run", run, "--out", str(out), "--workers", str(workers), *map(str, more)])
+    return Path(out)
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_release_is_read_back_by_others(trained, tmp_path):
+    out = made(trained, tmp_path / "out", "--per-class", 6, "--png", "--dicom")
+    table = pq.read_table(out / "train")
+    assert table.num_rows == 12
+    assert table.column_names == ["pixels", "labels", "seed"]
+    sampler = Sampler.open(trained)
+    labels = np.array(table["labels"].to_pylist())
+    pixels = np.frombuffer(b"".join(table["pixels"].to_pylist()), np.uint8).reshape(-1, 1, 32, 32)
+    again = sampler.at(labels[7:8], table["seed"].to_pylist()[7:8])
+    assert np.abs(again.astype(int) - pixels[7:8]).max() <= 1
+
+    loaded = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "hub"))  # by the card's header
+    assert loaded.num_rows == 12
+    assert loaded[3]["seed"] == table["seed"][3].as_py()
+
+    films = sorted(out.glob("dicom/*/*.dcm"))
+    assert [film.parent.name for film in films] == ["NORMAL"] * 6 + ["PNEUMONIA"] * 6
+    read = [pydicom.dcmread(film) for film in films]
+    assert np.array_equal(read[8].pixel_array, pixels[8, 0])
+    assert len({film.SOPInstanceUID for film in read}) == 12
+    assert len({film.StudyInstanceUID for film in read}) == 1
+    first = read[0]
+    assert first.SOPClassUID == pydicom.uid.SecondaryCaptureImageStorage
+    assert list(first.ImageType) == ["DERIVED", "SECONDARY", "SYNTHETIC"]
+    assert first.ConversionType == "SYN"
+    assert "SYNTHETIC" in str(first.PatientName)
+    assert "not of a patient" in first.ImageComments
+    assert first.StudyDate == ""
+    assert len(list(out.glob("png/*/*.png"))) == 12
+    assert shards.problems(out) == []
+
+
+def test_colour_images_are_captured_in_colour():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 5), np.uint8)
+    film = pydicom.dcmread(BytesIO(release.secondary_capture(pixels, "DRUSEN", "ab" * 32, 3, 0)))
+    assert np.array_equal(film.pixel_array, pixels.transpose(1, 2, 0))
+
+
+def test_nothing_in_a_release_leads_back(trained, phantoms, tmp_path):
+    out = made(trained, tmp_path / "out", "--per-class", 6, "--data", phantoms, "--confidence", 0.01, "--dicom")
+    held = files_of(out)
+    assert not [name for name in held if name.startswith(".parts") or name.endswith((".npz", ".pt", ".safetensors"))]
+    columns = [(split, name) for split in shards.SPLITS for name in ("patient", "image_id")]
+    ids = {value for split, name in columns for value in shards.column(phantoms, split, name)}
+    everything = b"\0".join(held.values())
+    assert not [one for one in ids if one.encode() in everything]
+    assert str(tmp_path).encode() not in everything  # no path of whoever made it
+    assert phantoms.encode() not in everything
+
+
+def test_the_card_is_a_hub_card_and_takes_the_figures_of_an_evaluation(trained, phantoms, tmp_path):
+    out = made(trained, tmp_path / "out", "--per-class", 20, "--licence", "cc-by-4.0")
+    card = (out / "README.md").read_text()
+    header = yaml.safe_load(card.split("---\n")[1])
+    assert header["license"] == "cc-by-4.0"
+    assert header["configs"][0]["data_files"] == [{"split": "train", "path": "train/*.parquet"}]
+    assert header["size_categories"] == ["n<1K"]
+    sampler = Sampler.open(trained)
+    assert sampler.sha256 in card
+    assert sampler.config.data.manifest_sha256 in card
+    assert "near-copies of training images were not looked for" in card
+    assert "Not evaluated yet" in card
+    for more in (("--fidelity", "--extractor", "radiomics"), ("--privacy",)):
+        evaluate.main(["--synthetic", str(out), "--data", phantoms, "--n", "40", "--workers", "0", *more])
+    card = (out / "README.md").read_text()
+    figures = json.loads((out / "evaluation.json").read_text())
+    assert "Not evaluated yet" not in card
+    assert card.count("## Evaluation") == 1
+    assert f"{figures['fidelity']['kid']['value']:.4g}" in card
+    assert figures["privacy"]["claim"]["sentence"] in card
+    assert not list(out.rglob("*.npz"))  # what was derived from real images is kept beside it
+    assert (tmp_path / "out.cells").is_dir()
+    assert shards.problems(out) == []
+    made(trained, out, "--per-class", 20, "--licence", "cc-by-4.0")  # complete: stays as it is
+    assert (out / "README.md").read_text() == card
+
+
+def test_the_card_of_a_generator_takes_them_too(trained, phantoms):
+    evaluate.main(["--run", trained, "--data", phantoms, "--n", "20", "--workers", "0", "--extractor", "radiomics"])
+    card = (Path(trained) / "generator/README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "medgan"
+    assert "**Faithful?** Against 20 real images of the test split, radiomics features" in card
+
+
+def test_near_copies_are_dropped_counted_and_drawn_anew(trained, phantoms, tmp_path, monkeypatch, capsys):
+    films = np.array(open_split(phantoms, "train").pixels)
+    draw = Sampler.at
+
+    def leaking(self, labels, seeds):  # every image whose seed is a multiple of five is a film of training
+        pixels = draw(self, labels, seeds).copy()
+        for row, seed in enumerate(seeds):
+            if seed % 5 == 0:
+                pixels[row] = films[seed % len(films)]
+        return pixels
+
+    monkeypatch.setattr(Sampler, "at", leaking)
+    out = made(trained, tmp_path / "out", "--per-class", 40, "--data", phantoms)
+    table = pq.read_table(out / "train")
+    assert table.num_rows == 80
+    assert not [seed for seed in table["seed"].to_pylist() if seed % 5 == 0]
+    dropped = int(capsys.readouterr().out.split("note: ")[1].split(" near-copies")[0])
+    assert 8 <= dropped <= 32
+    assert f"{dropped} near-copies of training images dropped" in (out / "README.md").read_text()
+
+
+def test_images_of_uncertain_class_are_dropped_and_slots_that_stay_empty_are_told(
+    trained, phantoms, tmp_path, monkeypatch, capsys
+):
+    answers = lambda reader, pixels: np.tile(np.array([[0.9, 0.1]], np.float32), (len(pixels), 1))
+    monkeypatch.setattr(evidence, "read_by", answers)
+    out = made(trained, tmp_path / "out", "--per-class", 3, "--data", phantoms, "--confidence", 0.5)
+    assert shards.read_manifest(out)[0].counts["train"] == {"NORMAL": 3, "PNEUMONIA": 0}
+    shown = capsys.readouterr().out
+    assert f"{3 * release.TRIES} images dropped whose class was read with less than 0.5" in shown
+    assert "3 images are missing: no attempt passed" in shown
+
+
+def test_a_release_that_was_stopped_goes_on_and_has_the_same_bytes(trained, phantoms, tmp_path, monkeypatch):
+    monkeypatch.setattr(release, "ROWS_PER_SHARD", 8)
+    asked = ("--count", 40, "--data", phantoms, "--png")
+    whole = files_of(made(trained, tmp_path / "whole", *asked))
+    assert len([name for name in whole if name.endswith(".parquet")]) == 5
+    calls, draw = [], Sampler.at
+
+    def cut(self, labels, seeds):
+        calls.append(seeds)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return draw(self, labels, seeds)
+
+    monkeypatch.setattr(Sampler, "at", cut)
+    with pytest.raises(KeyboardInterrupt):
+        made(trained, tmp_path / "cut", *asked)
+    assert not (tmp_path / "cut/manifest.json").exists()
+    made(trained, tmp_path / "cut", *asked)
+    again = [seeds for seeds in calls[4:] if seeds in calls[:3]]
+    assert again == []  # what was finished is not drawn again
+    assert files_of(tmp_path / "cut") == whole
+
+
+def test_a_release_of_another_request_is_begun_anew(trained, phantoms, tmp_path, monkeypatch):
+    monkeypatch.setattr(release, "ROWS_PER_SHARD", 8)
+    draw = Sampler.at
+    monkeypatch.setattr(Sampler, "at", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        made(trained, tmp_path / "out", "--count", 20)
+    monkeypatch.setattr(Sampler, "at", draw)
+    out = made(trained, tmp_path / "out", "--count", 12, "--seed", 3)
+    assert shards.read_manifest(out)[0].rows("train") == 12
+
+
+def test_a_release_can_be_what_a_data_set_lacks(trained, phantoms, tmp_path):
+    counts = shards.read_manifest(phantoms)[0].counts["train"]
+    out = made(trained, tmp_path / "out", "--balance-to", phantoms)
+    drawn = shards.read_manifest(out)[0].counts["train"]
+    assert [counts[name] + drawn[name] for name in counts] == [max(counts.values())] * 2
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        (("--count", 3, "--confidence", 0.5), "--confidence: needs --data"),
+        (("--count", 3, "--confidence", 2), "--confidence 2.0: must be between 0 and 1"),
+        (("--count", 3, "--data", "/nowhere"), "--data /nowhere: no manifest.json"),
+        (("--balance-to", "/nowhere"), "--balance-to /nowhere: no manifest.json"),
+    ],
+)
+def test_what_cannot_be_released_is_refused_before_anything_is_written(trained, tmp_path, more, line):
+    with pytest.raises(Refused, match=line):
+        made(trained, tmp_path / "out", *more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_filters_want_the_data_of_the_training(trained, tmp_path):
+    from .conftest import write_phantoms
+
+    other = write_phantoms(tmp_path / "other", count=40)
+    with pytest.raises(Refused, match="not what the generator was trained on"):
+        made(trained, tmp_path / "out", "--count", 3, "--data", other)
+
+
+@pytest.mark.ray
+def test_any_number_of_workers_makes_the_same_bytes(trained, phantoms, tmp_path):
+    from .test_ray import run_job
+
+    made_by = {}
+    for workers in (0, 1, 2):
+        out = tmp_path / f"out{workers}"
+        asked = ("--run", trained, "--out", out, "--count", 2100, "--data", phantoms, "--workers", workers)
+        code, output = run_job("generate", *asked)
+        assert code == 0, output
+        assert "images/s" in output
+        made_by[workers] = files_of(out)
+    assert made_by[0] == made_by[1] == made_by[2]

@@ -1,0 +1,174 @@
+"""Cells: each computed once, kept, taken over; and the same in this process and on a cluster."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medgan import cells
+from medgan.cells import Cell
+
+LOG = "MEDGAN_TEST_CELLS"
+
+
+def called(name):
+    with open(os.environ[LOG], "a") as log:
+        log.write(f"{name}\n")
+
+
+def count(*, name, value):
+    called(name)
+    return {"value": value, "row": np.arange(value, dtype=np.int16)}
+
+
+def add(*parts, name):
+    called(name)
+    return {"value": sum(part["value"] for part in parts), "rows": np.concatenate([part["row"] for part in parts])}
+
+
+def stumble(*, name):
+    called(name)
+    if os.environ.get("MEDGAN_TEST_STUMBLE"):
+        raise ValueError("it is dark")
+    return {"value": 1, "row": np.zeros(1, np.int16)}
+
+
+def die_once(*, name, mark):
+    called(name)
+    if not Path(mark).exists():
+        Path(mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"value": 3}
+
+
+def cell(call, *needs, **arguments):
+    return Cell(arguments["name"], f"tests.test_kept_cells:{call}", arguments, needs)
+
+
+@pytest.fixture(scope="module")
+def log_file(tmp_path_factory):
+    """Set for the whole file, so that a cluster's workers inherit it."""
+    path, patch = tmp_path_factory.mktemp("cells") / "log", pytest.MonkeyPatch()
+    patch.setenv(LOG, str(path))
+    yield path
+    patch.undo()
+
+
+@pytest.fixture
+def log(log_file):
+    log_file.write_text("")
+    return lambda: log_file.read_text().split()
+
+
+def quiet(done, of, name):
+    pass
+
+
+def test_a_cell_is_computed_after_what_it_needs_and_never_again(log, tmp_path):
+    two, five = cell("count", name="two", value=2), cell("count", name="five", value=5)
+    total = cell("add", two, five, two, name="total")
+    folder, shown = str(tmp_path / "cells"), []
+    cells.run([total, five], folder, lambda *what: shown.append(what))
+    assert sorted(log()[:2]) == ["five", "two"]
+    assert log()[2:] == ["total"]
+    found = total.load(folder)
+    assert found["value"] == 9
+    assert found["rows"].tolist() == [0, 1, 0, 1, 2, 3, 4, 0, 1]
+    assert shown[0][:2] == (0, 3)
+    assert shown[-1][:2] == (3, 3)
+    cells.run([total], folder, quiet)
+    assert len(log()) == 3
+    more = cell("add", total_row := cell("count", name="two", value=2), name="more")
+    assert total_row.digest == two.digest
+    cells.run([more], folder, quiet)
+    assert log()[3:] == ["more"]
+
+
+def test_what_a_cell_is_depends_on_its_call_arguments_and_needs_and_not_on_its_name():
+    two = cell("count", name="two", value=2)
+    assert Cell("other", two.call, two.arguments).digest == two.digest
+    assert cell("count", name="two", value=3).digest != two.digest
+    assert cell("add", two, name="x").digest != cell("add", two, two, name="x").digest
+
+
+def test_a_stopped_evaluation_goes_on_with_what_is_missing(log, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDGAN_TEST_STUMBLE", "1")
+    total = cell("add", cell("count", name="first", value=1), cell("stumble", name="second"), name="total")
+    with pytest.raises(ValueError, match="it is dark"):
+        cells.run([total], str(tmp_path), quiet)
+    monkeypatch.delenv("MEDGAN_TEST_STUMBLE")
+    cells.run([total], str(tmp_path), quiet)
+    assert log() == ["first", "second", "second", "total"]
+
+
+def test_a_result_that_was_cut_while_it_was_written_does_not_count(log, tmp_path):
+    two = cell("count", name="two", value=2)
+    (tmp_path / f"{two.digest}.npz").write_bytes(b"half")
+    (tmp_path / f"{two.digest}.json.tmp").write_bytes(b"{")
+    cells.run([two], str(tmp_path), quiet)
+    assert two.load(str(tmp_path))["row"].tolist() == [0, 1]
+
+
+@pytest.fixture(scope="module")
+def cluster(log_file):
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.ray
+def test_a_cluster_computes_the_same_and_mends_a_task_that_died(cluster, log, tmp_path):
+    from medgan import ray_tasks
+
+    parts = [cell("count", name=f"part{index}", value=index + 1) for index in range(6)]
+    mortal = cell("die_once", name="mortal", mark=str(tmp_path / "mark"))
+    total = cell("add", *parts, name="total")
+    cells.run([total], str(tmp_path / "here"), quiet)
+    shown = []
+    ray_tasks.run([total, mortal], str(tmp_path / "there"), lambda *what: shown.append(what))
+    ours, theirs = total.load(str(tmp_path / "here")), total.load(str(tmp_path / "there"))
+    assert ours["value"] == theirs["value"]
+    assert np.array_equal(ours["rows"], theirs["rows"])
+    assert log().count("mortal") == 2
+    assert shown[-1][:2] == (8, 8)
+
+
+@pytest.mark.ray
+def test_what_a_cell_raises_on_a_cluster_is_raised_here_as_it_was(cluster, log, tmp_path):
+    from medgan import ray_tasks
+
+    late = cell("add", cell("fail", name="fail"), name="late")
+    with pytest.raises(ValueError, match="it is dark"):
+        ray_tasks.run([late], str(tmp_path), quiet)
+    assert "late" not in log()
+
+
+def fail(*, name):
+    raise ValueError("it is dark")
+
+
+def sleep(*, name):
+    time.sleep(60)
+    return {}
+
+
+@pytest.mark.ray
+def test_ctrl_c_stops_at_once_and_says_how_to_go_on(cluster, log, tmp_path):
+    from medgan import ray_tasks
+    from medgan.terminal import Stopped
+
+    def interrupt(done, of, name):
+        if done:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    began = time.monotonic()
+    wanted = [cell("count", name="quick", value=1), cell("sleep", name="slow")]
+    with pytest.raises(Stopped, match="1 of 2 cells are left; to go on"):
+        ray_tasks.run(wanted, str(tmp_path), interrupt)
+    assert time.monotonic() - began < 30
+    assert wanted[0].load(str(tmp_path))["value"] == 1

@@ -1,0 +1,155 @@
+"""Whether synthetic images help: scores by their definitions, and intervals that say what they cover."""
+
+import numpy as np
+import pytest
+import torch
+
+from medgan.data.loader import open_split
+from medgan.metrics import classifiers, utility
+from medgan.metrics.classifiers import SCORES, Images
+
+RANDOM = np.random.default_rng(0)
+
+
+def test_auc_is_the_chance_that_a_positive_scores_higher():
+    positive, negative = RANDOM.integers(0, 9, 40), RANDOM.integers(0, 7, 30)
+    pairs = [(p > n) + (p == n) / 2 for p in positive for n in negative]
+    assert classifiers.auc(positive, negative) == pytest.approx(np.mean(pairs))
+
+
+def test_a_rate_is_read_where_at_most_so_many_others_are_accused():
+    negative = np.arange(100)
+    assert classifiers.rate_at(np.array([98, 99.5, 120]), negative, 0.01) == pytest.approx(2 / 3)
+    assert classifiers.rate_at(np.array([50, 97.5]), negative, 0.0) == 0
+
+
+def test_scores_of_one_class_per_image_by_their_definitions():
+    labels = np.eye(3, dtype=np.uint8)[[0, 0, 0, 0, 1, 1, 2, 2]]
+    said = [0, 0, 0, 1, 1, 1, 0, 2]
+    answers = np.full((8, 3), 0.1)
+    answers[np.arange(8), said] = 0.8
+    found = classifiers.scores(answers, labels, 2, single=True)
+    assert found["balanced_accuracy"] == pytest.approx((3 / 4 + 2 / 2 + 1 / 2) / 3)
+    f1 = [2 * 3 / (4 + 4), 2 * 2 / (3 + 2), 2 * 1 / (1 + 2)]
+    assert found["macro_f1"] == pytest.approx(np.mean(f1))
+    assert found["calibration_error"] == pytest.approx(abs(0.8 - 6 / 8))
+    assert found["rare_sensitivity"] == 0.5
+    assert tuple(found) == tuple(SCORES)
+
+
+def test_scores_of_several_findings_per_image_leave_out_what_is_not_there():
+    labels = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 0]], np.uint8)
+    answers = np.array([[0.9, 0.2, 0.1], [0.8, 0.4, 0.1], [0.6, 0.1, 0.1], [0.2, 0.9, 0.1]])
+    found = classifiers.scores(answers, labels, 2, single=False)
+    assert found["auc"] == 1
+    assert found["balanced_accuracy"] == pytest.approx(np.mean([1, 0.5, 0.5, 1]))
+    assert np.isnan(found["rare_sensitivity"])
+    assert not classifiers.exclusive(labels)
+
+
+@pytest.mark.parametrize("network", classifiers.NETWORKS)
+@pytest.mark.parametrize("resolution", [32, 128])
+def test_every_network_takes_every_resolution_and_number_of_channels(network, resolution):
+    model = classifiers.NETWORKS[network](3, resolution, 5).eval()
+    assert model(torch.zeros(2, 3, resolution, resolution)).shape == (2, 5)
+
+
+def test_a_classifier_learns_films_and_the_same_seed_makes_the_same_one(phantoms):
+    train, test = (open_split(phantoms, name) for name in ("train", "test"))
+    images = Images(train.pixels, train.labels)
+    answers = []
+    for _ in range(2):
+        model = classifiers.train(images, "small-cnn", 3, single=True, steps=60, augment=True)
+        answers.append(classifiers.predict(model, test.pixels, single=True))
+    assert np.array_equal(answers[0], answers[1])
+    assert classifiers.scores(answers[0], test.labels, 0, single=True)["auc"] > 0.9
+
+
+def test_oversampling_shows_rare_images_as_often_as_it_is_told():
+    pixels = np.zeros((100, 1, 32, 32), np.uint8)
+    pixels[90:] = 255  # the rare ones are white
+    labels = np.eye(2, dtype=np.uint8)[[0] * 90 + [1] * 10]
+    shown = []
+
+    class Watching(torch.nn.Linear):
+        def forward(self, inputs):
+            shown.append((inputs > 0).float().mean())
+            return super().forward(inputs.flatten(1))
+
+    for weights, share in ((None, 0.1), (np.where(labels[:, 1], 9.0, 1.0), 0.5)):
+        shown.clear()
+        classifiers.train(
+            Images(pixels, labels), "x", 0, single=True, steps=50, weights=weights, begin=Watching(32 * 32, 2)
+        )
+        assert float(torch.stack(shown).mean()) == pytest.approx(share, abs=0.02)
+
+
+def test_augmentation_moves_a_film_a_little_and_does_not_mirror_it():
+    film = torch.full((200, 1, 32, 32), -0.5)
+    film[:, :, 8:12, 4:8] = 0.5  # a mark, left of the middle and above
+    changed = classifiers.augmented(film, torch.Generator().manual_seed(0))
+    assert changed.shape == film.shape
+    assert float((changed - film).abs().mean()) > 0.02
+    bright = (changed > 0.1).float()
+    at = torch.arange(32.0)
+    left = (bright.sum((1, 2)) * at).sum(1) / bright.sum((1, 2, 3))
+    assert left.max() < 14  # never on the other side
+
+
+def answers_of(labels, skill, random):
+    """Probabilities of two classes, the better the higher the skill, with a part that each training has of its own."""
+    z = skill * (labels[:, 1] * 2.0 - 1) + random.normal(size=len(labels))
+    p = 1 / (1 + np.exp(-z))
+    return np.stack([1 - p, p], 1)
+
+
+def gained(gain, seed, draws=5, seeds=2):
+    random = np.random.default_rng(seed)
+    labels = np.eye(2, dtype=np.uint8)[(random.random(300) < 0.3).astype(int)]
+    ours, theirs = {}, {}
+    for draw in range(draws):
+        skill = 0.8 + 0.1 * random.normal()  # some draws of patients are luckier
+        theirs[draw] = [answers_of(labels, skill, random) for _ in range(seeds)]
+        ours[draw] = [answers_of(labels, skill + gain, random) for _ in range(seeds)]
+    return utility.difference(ours, theirs, labels, np.arange(300), 1, random, single=True)
+
+
+def test_a_gain_that_is_there_is_seen_and_one_that_is_not_is_not_claimed(monkeypatch):
+    monkeypatch.setattr(utility, "RESAMPLES", 20)
+    found = gained(0.6, seed=0)["macro_f1"]
+    assert utility.verdict(found["low"], found["high"]) == "helps"
+    assert found["draws"] == 5
+    lost = gained(-0.6, seed=0)["macro_f1"]
+    assert utility.verdict(lost["low"], lost["high"]) == "harms"
+    covered = [gained(0.0, seed=seed, seeds=1)["auc"] for seed in range(20)]
+    assert sum(one["low"] < 0 < one["high"] for one in covered) >= 17
+
+
+def test_one_draw_has_no_interval_and_says_nothing(monkeypatch):
+    monkeypatch.setattr(utility, "RESAMPLES", 5)
+    found = gained(0.6, seed=0, draws=1)["macro_f1"]
+    assert (found["low"], found["high"]) == (None, None)
+    assert utility.verdict(found["low"], found["high"]) == "cannot tell"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "what"),
+    [(0.01, 0.1, "helps"), (-0.1, -0.01, "harms"), (-0.1, 0.01, "does not help"), (-0.1, 0.1, "cannot tell")],
+)
+def test_a_verdict_follows_from_the_interval(low, high, what):
+    assert utility.verdict(low, high) == what
+    difference = {"arm": utility.CANDIDATE, "against": utility.BASELINE, "scenario": "5%", "network": "small-cnn"}
+    difference |= {"score": utility.CLAIM, "value": (low + high) / 2, "low": low, "high": high, "draws": 5}
+    claim = utility.claim([difference], {"strict": True})
+    assert claim["verdict"] == what
+    assert {"helps": "images help ", "harms": "harm", "does not help": "do not help"}.get(what, "cannot be told") in (
+        claim["sentence"]
+    )
+
+
+def test_the_surest_half_keeps_each_class_s_share():
+    labels = np.eye(2, dtype=np.uint8)[[0] * 6 + [1] * 4]
+    sure = np.array([0.9, 0.1, 0.8, 0.2, 0.7, 0.3, 0.6, 0.9, 0.2, 0.4])
+    answers = np.where(labels > 0, sure[:, None], 1 - sure[:, None])
+    kept = utility.surest(Images(np.arange(10).reshape(10, 1, 1, 1), labels), answers)
+    assert kept.pixels.ravel().tolist() == [0, 2, 4, 6, 7]
