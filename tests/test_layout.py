@@ -57,6 +57,7 @@ RANKS = {
     "medgan.metrics.privacy": 10,
     "medgan.metrics.utility": 10,
     "medgan.search_page": 8,
+    "medgan.wandb_report": 8,
     "medgan.run": 9,
     "medgan.ray_train": 10,
     "medgan.ray_tasks": 11,

@@ -88,7 +88,7 @@ def test_the_same_command_has_nothing_left_to_do_and_more_trials_go_on(whole, ph
 
 def test_a_search_killed_at_any_moment_goes_on_and_draws_and_trains_nothing_twice(whole, phantoms, tmp_path):
     undisturbed, _ = whole
-    folder = SearchFolder(str(tmp_path / "killed"))
+    folder = SearchFolder(str(tmp_path / "whole"))  # a search's name is in its trials' configs
     arguments = command(phantoms, folder.location, "--scheduler", "none", "--finalists", 0)
     for _ in range(2):
         job = Job("search", *arguments)

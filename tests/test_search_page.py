@@ -84,13 +84,6 @@ def test_the_page_says_who_won_with_what_certainty_and_how_to_do_it_again(folder
     assert "loss/D is nan at 2,000 images" in page
 
 
-def test_importance_finds_what_the_objective_depends_on(folder):
-    importance = json.loads(folder.read("summary.json"))["importance"]
-    assert sum(importance.values()) == pytest.approx(1)
-    records = [record for record in folder.trials() if record["kind"] == "trial"]
-    assert search.importance(records[:5], spaces.space(True, ["model.name=cgan,dcgan"])) == {}
-
-
 def test_the_front_is_what_nothing_beats_in_both():
     def record(name, kid, pace):
         return {"name": name, "kid": kid, "images_per_s": pace}

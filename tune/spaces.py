@@ -34,6 +34,9 @@ class Choice:
     def draw(self, random: np.random.Generator) -> Value:
         return self.values[random.integers(len(self.values))]
 
+    def admits(self, value: Value) -> bool:
+        return value in self.values
+
 
 @dataclass(frozen=True)
 class Range:
@@ -52,6 +55,9 @@ class Range:
         value = random.uniform(low, high)
         value = math.exp(value) if self.scale == "log" else value
         return int(min(self.high, round(value))) if self.whole else self.clip(value)
+
+    def admits(self, value: float) -> bool:
+        return self.low <= value <= self.high
 
     def clip(self, value: float) -> float:
         return float(min(max(value, self.low), self.high))
