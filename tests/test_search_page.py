@@ -60,6 +60,7 @@ def write_search(data, out, trials=TRIALS, noisy=False) -> SearchFolder:
         )
         run = folder.run(record)
         run.write("config.yaml", configs.to_yaml(config))
+        run.write("manifest.json", manifest.to_json())
         shape = (1, 128, 512) if noisy else (1, 64, 256)
         pixels = random.integers(0, 256, shape) if noisy else np.linspace(0, 255, 64 * 256).reshape(shape)
         run.write("generator/samples.png", encode_png(pixels.astype(np.uint8)))
