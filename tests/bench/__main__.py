@@ -15,9 +15,9 @@ from pathlib import Path
 
 from medgan.terminal import Parser
 
-from . import loader, prepare
+from . import loader, prepare, search
 
-BENCHES = {"loader": loader.run, "prepare": prepare.run}
+BENCHES = {"loader": loader.run, "prepare": prepare.run, "search": search.run}
 
 
 def main() -> None:
