@@ -77,7 +77,8 @@ def main(argv: Sequence[str]) -> None:
         return
     out = absolute("--out", args.out)
 
-    from medgan.folder import SearchFolder
+    from medgan.folder import RunFolder, SearchFolder
+    from medgan.lease import Heartbeat
     from medgan.ray_train import connect
     from tune import search
 
@@ -104,18 +105,21 @@ def main(argv: Sequence[str]) -> None:
         if stored["manifest_sha256"] != sha256:
             raise Refused(f"--data {data}: {out} was searched on another DATA ({stored['data']})")
         search.check_same(stored, wanted["search"], out)
+    for split in ("train", "val"):
+        if manifest.rows(split) < 16:
+            raise Refused(f"--data {data}: {split} has {manifest.rows(split)} images, at least 16 are needed")
     shards.verify(data, manifest)
     resources = connect(args.verbose)
     slots = search.slots(resources, request.workers)
     names = ("medgan", "torch", "ray", "optuna")
     wanted["versions"] = {name: importlib.metadata.version(name) for name in names}
     wanted["command"] = f"python {shlex.join(sys.argv)}"
-    folder.write("search.yaml", yaml.safe_dump(wanted, sort_keys=False))
-
     board = View(request)
-    running = search.Search(request, space, manifest, sha256, board.show)
-    print(f"searching {len(space.cells)} combinations with {args.algorithm}, {slots} trials at a time, into {out}")
-    running.run()
+    with Heartbeat(RunFolder(out), board.show):
+        folder.write("search.yaml", yaml.safe_dump(wanted, sort_keys=False))
+        running = search.Search(request, space, manifest, sha256, board.show)
+        print(f"searching {len(space.cells)} combinations with {args.algorithm}, {slots} trials at a time, into {out}")
+        running.run()
     board.close()
     records = list(running.ledger.records.values())
     best = search.winner(records)

@@ -158,12 +158,11 @@ class SearchFolder:
 
     def settings(self) -> dict[str, Any] | None:
         """search.yaml; None where the folder is empty or not there yet. Raises Refused where it is no search."""
-        if "search.yaml" in names(self.location, ""):
+        found = [name for name in self.names() if not name.startswith(".")]  # the lease of a search that is starting
+        if "search.yaml" in found:
             return parse_yaml(self.read("search.yaml"), f"{self.location}/search.yaml")
-        if names(self.location, ""):
-            raise Refused(
-                f"{self.location}: holds {names(self.location, '')[0]} and is no search; choose another folder"
-            )
+        if found:
+            raise Refused(f"{self.location}: holds {found[0]} and is no search; choose another folder")
         return None
 
     def trials(self) -> list[dict[str, Any]]:

@@ -55,7 +55,7 @@ def search_page(folder: SearchFolder, refresh_s: int = 0) -> str:
         ("KID beside coverage", _front(ranked, pareto(ranked, "coverage"), groups, colour, "coverage")),
     ]
     if summary.get("importance"):
-        curves.append(("What mattered: share of reaching the best quarter", _importance(summary["importance"])))
+        curves.append(("What mattered, of the choices that every trial has", _importance(summary["importance"])))
     if summary.get("finalists"):
         curves.append(("Finalists over fresh seeds, 95 % intervals", _finalists(summary["finalists"])))
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("search.html")
@@ -187,8 +187,7 @@ def _axes(
 
     Positions are from 0 to 1; a trial that has no such setting lies on no point of the axis.
     """
-    weight = {key.partition(" of ")[0]: value for key, value in importance.items()}
-    keys = sorted(varying, key=lambda key: (_lead(key), -weight.get(key, 0.0), varying.index(key)))[:AXES]
+    keys = sorted(varying, key=lambda key: (_lead(key), -importance.get(key, 0.0), varying.index(key)))[:AXES]
     values = {key: {r["name"]: configured[r["name"]].get(key) for r in ranked} for key in keys}
     for key in keys:
         if key.endswith("_gamma"):  # off: a logarithm has no place for 0
@@ -285,7 +284,7 @@ def _importance(importance: dict[str, float]) -> go.Figure:
     figure.add_bar(
         x=[value for _, value in items], y=[key for key, _ in items], orientation="h", marker_color=COLOURS[0]
     )
-    _layout(figure, "importance (PED-ANOVA, sums to 1)", "", logarithmic=False)
+    _layout(figure, "importance for the best quarter (PED-ANOVA)", "", logarithmic=False)
     return figure.update_layout(margin={"l": 190, "r": 10, "t": 20, "b": 45})
 
 

@@ -168,7 +168,7 @@ class Courier:
         self.run, self.patience_s = run, patience_s
         tool = str(Path(sys.executable).parent / "wandb")
         command = [tool, "beta", "sync", "--live", "--yes", "--no-skip-synced", "--id", run_id, str(run)]
-        environment = {**os.environ, "WANDB_SILENT": "true"}
+        environment = {**os.environ, "WANDB_SILENT": "true", "WANDB_DIR": str(run.parent.parent)}  # its logs, too
         environment.pop("WANDB_MODE", None)
         with open(run / "courier.log", "wb") as log:
             self.process = subprocess.Popen(

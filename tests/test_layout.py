@@ -60,6 +60,7 @@ RANKS = {
     "medgan.metrics.utility": 11,
     "medgan.search_page": 8,
     "medgan.release": 12,
+    "medgan.wandb_report": 8,
     "medgan.run": 9,
     "medgan.ray_train": 10,
     "medgan.ray_tasks": 11,

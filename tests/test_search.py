@@ -266,6 +266,13 @@ def test_the_winner_is_chosen_by_the_mean_over_fresh_seeds_not_by_its_own_figure
     assert table[1]["kid"] == 0.5
 
 
+def test_importance_finds_what_the_objective_depends_on():
+    found = search.importance(searched("random", trials=120), SPACE)
+    assert sum(found.values()) == pytest.approx(1)
+    assert set(sorted(found, key=found.get)[-2:]) == {"optim.lr_g", "model.name"}  # as in fake_kid
+    assert search.importance(searched("random", trials=7), SPACE) == {}
+
+
 def test_without_finalists_the_winner_is_said_to_flatter(tmp_path, tiny):
     _, records = made_up(tmp_path, tiny, [0.4, 0.2])
     record, why = search.winner(records)

@@ -60,6 +60,7 @@ def write_search(data, out, trials=TRIALS, noisy=False) -> SearchFolder:
         )
         run = folder.run(record)
         run.write("config.yaml", configs.to_yaml(config))
+        run.write("manifest.json", manifest.to_json())
         shape = (1, 128, 512) if noisy else (1, 64, 256)
         pixels = random.integers(0, 256, shape) if noisy else np.linspace(0, 255, 64 * 256).reshape(shape)
         run.write("generator/samples.png", encode_png(pixels.astype(np.uint8)))
@@ -82,13 +83,6 @@ def test_the_page_says_who_won_with_what_certainty_and_how_to_do_it_again(folder
     assert folder.settings()["manifest_sha256"] in page
     assert "real images score KID 0.01" in page
     assert "loss/D is nan at 2,000 images" in page
-
-
-def test_importance_finds_what_the_objective_depends_on(folder):
-    importance = json.loads(folder.read("summary.json"))["importance"]
-    assert sum(importance.values()) == pytest.approx(1)
-    records = [record for record in folder.trials() if record["kind"] == "trial"]
-    assert search.importance(records[:5], spaces.space(True, ["model.name=cgan,dcgan"])) == {}
 
 
 def test_the_front_is_what_nothing_beats_in_both():

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 PROJECT = {"name": "medgan", "entity": {"name": "clinic"}}
+PROJECT_NODE = {"id": "p", "createdAt": "2026-01-01T00:00:00Z", "isBenchmark": False, "user": None}
 
 
 @dataclass
@@ -81,6 +82,16 @@ def answer(seen: Seen, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         return {"useArtifact": {"artifact": {"id": variables.get("artifactID", ""), "digest": "d"}}}
     if name == "NotifyScriptableRunAlert":
         return {"notifyScriptableRunAlert": {"success": True}}
+    if name == "ProjectInternalId":
+        return {"project": {"id": "p", "internalId": "17"}}
+    if name == "GetProjects":
+        page = {"endCursor": None, "hasNextPage": False}
+        node = PROJECT_NODE | {"name": "medgan", "entityName": variables.get("entity")}
+        return {"models": {"edges": [{"node": node, "cursor": "c"}], "pageInfo": page}}
+    if name == "upsertView":
+        project = {"id": "p", "name": variables["projectName"], "entityName": variables["entityName"]}
+        kept = {key: variables[key] for key in ("name", "displayName", "description", "spec", "type")}
+        return {"upsertView": {"view": {"id": "v", "updatedAt": None, "project": project, **kept}, "inserted": True}}
     return {}
 
 

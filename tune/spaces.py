@@ -34,6 +34,9 @@ class Choice:
     def draw(self, random: np.random.Generator) -> Value:
         return self.values[random.integers(len(self.values))]
 
+    def admits(self, value: Value) -> bool:
+        return value in self.values
+
 
 @dataclass(frozen=True)
 class Range:
@@ -52,6 +55,9 @@ class Range:
         value = random.uniform(low, high)
         value = math.exp(value) if self.scale == "log" else value
         return int(min(self.high, round(value))) if self.whole else self.clip(value)
+
+    def admits(self, value: float) -> bool:
+        return self.low <= value <= self.high
 
     def clip(self, value: float) -> float:
         return float(min(max(value, self.low), self.high))
@@ -91,17 +97,22 @@ KNOBS: tuple[Knob, ...] = (
     Knob("loss.r1_interval", Choice((1, 4, 16)), _penalised("r1", "r2")),
     Knob("loss.gp_weight", Range(1.0, 30.0), _penalised("gp")),
     Knob("loss.critic_steps", Choice((1, 2, 5)), lambda cell: cell["loss.name"] == "wgan-gp"),
+    Knob("loss.path_weight", Range(0.2, 4.0), lambda cell: cell["path length"] == "weighted"),
+    Knob("model.style_mixing", Choice((0.0, 0.9))),
+    Knob("augment.p", Range(0.1, 0.8, "linear"), lambda cell: cell["augment.name"] == "ramp"),
+    Knob("augment.target", Range(0.4, 0.8, "linear"), lambda cell: cell["augment.name"] == "ada"),
+    Knob("augment.kimg", Range(20.0, 500.0), lambda cell: cell["augment.name"] in ("ada", "ramp")),
     Knob("ema.half_life_kimg", Range(0.5, 50.0)),
     Knob("data.balance", Choice((0.0, 0.5, 1.0)), lambda cell: cell["condition"] == "class"),
 )
 
-EVOLVING = ("optim.lr_g", "optim.lr_d", "loss.r1_gamma", "loss.r2_gamma", "augment.strength", "augment.p")
+EVOLVING = ("optim.lr_g", "optim.lr_d", "loss.r1_gamma", "loss.r2_gamma", "augment.p", "augment.target")
 """What population based training changes while a trial trains, where the trial has it."""
 
 GIVEN = ("condition",)
 """Axes that DATA decides."""
-DERIVED = ("penalty",)
-"""Axes that are no setting but follow from some: see `_penalty_settings`."""
+DERIVED = ("penalty", "path length")
+"""Axes that are no setting but follow from weights: see `_weights`."""
 SAME_FOR_ALL = ("seed", "total_images", "precision", "evaluate.", "checkpoint.", "tracking.", "data.resolution")
 """Trials that differ in these could not be compared: they may be fixed, not searched."""
 
@@ -117,9 +128,11 @@ def _variants() -> dict[str, type[configs.ConvModel]]:
     return {variant.model_fields["name"].default: variant for variant in configs.MODELS}
 
 
-def _penalty_settings(penalty: str) -> Settings:
-    """What is not drawn of a penalty: the weights that are off."""
-    return {f"loss.{name}_gamma": 0.0 for name in ("r1", "r2") if name not in penalty.split("+")}
+def _weights(cell: Cell) -> dict[str, bool]:
+    """The weights that derived axes are about, and whether a cell has each of them."""
+    taken = cell["penalty"].split("+")
+    gammas = {f"loss.{name}_gamma": name in taken for name in ("r1", "r2")}
+    return {**gammas, "loss.path_weight": cell["path length"] == "weighted"}
 
 
 @dataclass(frozen=True)
@@ -151,11 +164,8 @@ class Space:
             domain = self.narrowed.get(axis)
             if isinstance(domain, Choice) and cell[axis] not in domain.values:
                 return False
-        for name in ("r1", "r2"):
-            gamma = self.fixed.get(f"loss.{name}_gamma")
-            if gamma is not None and (gamma > 0) != (name in cell["penalty"].split("+")):
-                return False
-        return True
+        weights = ((self.fixed[key], has) for key, has in _weights(cell).items() if key in self.fixed)
+        return all((weight != 0) == has for weight, has in weights)
 
     def settings(self, ask: Ask) -> Settings:
         """One trial's dotted settings, drawn by `ask`: first the cell, axis by axis, then what exists in it."""
@@ -164,7 +174,7 @@ class Space:
         keys = keys_of(model)
         drawn: Settings = dict(PRESETS.get(model, {}))
         drawn |= {axis: value for axis, value in cell.items() if axis in keys}
-        drawn |= _penalty_settings(cell["penalty"])
+        drawn |= {key: 0.0 for key, has in _weights(cell).items() if not has}
         for knob in self.knobs:
             if knob.key in keys and knob.when(cell) and knob.key not in self.fixed:
                 drawn[knob.key] = ask(knob.key, knob.domain)

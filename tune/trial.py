@@ -7,6 +7,7 @@ whose whole search did, goes on from its newest checkpoint; Tune's own checkpoin
 from __future__ import annotations
 
 import queue
+import secrets
 import threading
 import time
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import ray
 from ray import tune
 
 from medgan import config as configs
+from medgan import lease
 from medgan.config import Config, ConfigError
 from medgan.data.shards import Manifest
 from medgan.folder import RunFolder, checkpoint_name
@@ -41,11 +43,8 @@ class Plan:
 
     def config(self, settings: dict[str, Any]) -> Config:
         """The config that jobs/train.py would make of such settings and this DATA."""
-        manifest = Manifest.from_json(self.manifest)
-        return configs.for_data(
-            configs.load(overrides={"tracking.group": self.out.rstrip("/").rpartition("/")[2], **settings}),
-            **manifest.facts(self.sha256),
-        )
+        named = {"tracking.group": self.out.rstrip("/").rpartition("/")[2], **settings}
+        return configs.for_data(configs.load(overrides=named), **Manifest.from_json(self.manifest).facts(self.sha256))
 
 
 @ray.remote(num_cpus=0)
@@ -106,10 +105,12 @@ class Training(threading.Thread):
                 workers,
                 self.events.put,
                 max_failures=1,
+                owner=secrets.token_hex(8),
                 interrupt=self.wish,
             )
         except Exception as error:  # told by the trial
             self.outcome = Outcome(error=f"{type(error).__name__}: {error}")
+        RunFolder(self.location).delete(lease.FOLDER)
         self.events.put(None)
 
 
@@ -176,6 +177,8 @@ class Trial(tune.Trainable):
 
     def _start(self) -> None:
         folder = RunFolder(self.place(self.generation))
+        # The search holds its own lease, so that a process that still writes this run is one that was given up.
+        folder.delete(lease.FOLDER)
         config = self.plan.config(self.settings)
         if folder.exists("config.yaml"):
             stored = folder.config()

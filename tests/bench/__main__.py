@@ -15,9 +15,10 @@ from pathlib import Path
 
 from medgan.terminal import Parser
 
-from . import checkpoint, loader, prepare, scaling, step
+from . import checkpoint, loader, prepare, scaling, search, step
 
-BENCHES = {module.__name__.rpartition(".")[2]: module.run for module in (loader, prepare, step, checkpoint, scaling)}
+MODULES = (loader, prepare, step, checkpoint, scaling, search)
+BENCHES = {module.__name__.rpartition(".")[2]: module.run for module in MODULES}
 
 
 def main() -> None:

@@ -1,0 +1,186 @@
+"""What a search is worth: ASHA beside the same trials without it, a population, and an hour on real chest films.
+
+python -m tests.prove.search                   # everything, into results/search.json (about two hours on 2 cores)
+python -m tests.prove.search --only phantom    # 12 trials on drawn films, with ASHA (within 20 minutes) and without
+python -m tests.prove.search --only pbt        # a population of 6 on drawn films
+MEDGAN_REAL_DATA=... python -m tests.prove.search --only films
+python -m tests.prove.search --table           # results/search.json as Markdown
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from medgan.folder import SearchFolder
+from tests.prove.films import call, commit, hardware
+from tune.search import finalists, ranking
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "results/search.json"
+TRIALS = 12
+PHANTOM = {
+    "total_images": 48_000,
+    "evaluate.n": 256,
+    "model.width": 16,
+    "model.max_width": 64,
+    "global_batch": 64,
+    "loss.critic_steps": 1,
+    "tracking.wandb": "disabled",
+}
+"""Nets that see some 1,500 images a second on a core, so that 12 trials take minutes."""
+NARROW = ("model.name=dcgan,cgan", "optim.lr_g=1e-5..1e-2", "optim.lr_d=1e-5..1e-2")
+
+
+def command(data: Path, out: Path, trials: int, *more: str, space: tuple[str, ...], fixed: dict[str, Any]) -> list[str]:
+    words = ["jobs/search.py", "--data", str(data), "--out", str(out), "--trials", str(trials), *more]
+    words += [word for narrowing in space for word in ("--space", narrowing)]
+    return words + [word for key, value in fixed.items() for word in ("--set", f"{key}={value}")]
+
+
+def search(words: list[str]) -> tuple[list[dict[str, Any]], float]:
+    """Run a search, or go on with it: its records and how many minutes this call took."""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, check=False)
+    if done.returncode:
+        raise SystemExit(f"{shlex.join(words)} ended with {done.returncode}")
+    return SearchFolder(words[words.index("--out") + 1]).trials(), (time.monotonic() - began) / 60
+
+
+def told(words: list[str]) -> dict[str, Any]:
+    """The command with folders as placeholders, and where it ran."""
+    shown = list(words)
+    for flag, name in (("--data", "DATA"), ("--out", "SEARCH")):
+        shown[shown.index(flag) + 1] = name
+    return {"command": f"python {shlex.join(shown)}", "commit": commit(), "hardware": hardware(), "seed": 0}
+
+
+def drawn(work: Path) -> Path:
+    data = work / "data"
+    call("jobs/prepare.py", "--source", "phantom_cxr", "--out", data, "--resolution", 32, "--limit", 3000)
+    return data
+
+
+def phantom(work: Path) -> dict[str, Any]:
+    """ASHA against everything to its end, on the same 12 draws."""
+    data, found, commands = drawn(work), {}, {}
+    minutes = {}
+    for scheduler in ("asha", "none"):
+        more = ("--algorithm", "random", "--scheduler", scheduler, "--finalists", "0")
+        commands[scheduler] = command(data, work / scheduler, TRIALS, *more, space=NARROW, fixed=PHANTOM)
+        found[scheduler], minutes[scheduler] = search(commands[scheduler])
+    assert [r["settings"] for r in found["asha"]] == [r["settings"] for r in found["none"]]
+    images = {name: sum(record["images_seen"] for record in records) for name, records in found.items()}
+    order = [record["name"] for record in ranking(found["none"])]
+    winner = ranking(found["asha"])[0]
+    place = order.index(winner["name"]) + 1
+    result = {
+        **{"name": "phantom", "trials": TRIALS, "minutes": round(minutes["asha"], 1)},
+        **{"minutes_without": round(minutes["none"], 1), "images": images["asha"], "images_without": images["none"]},
+        **{"share": images["asha"] / images["none"], "winner": winner["name"], "place": place, "kid": winner["kid"]},
+        **{"kid_without": ranking(found["none"])[0]["kid"], **told(commands["asha"])},
+    }
+    print(f"ASHA saw {result['share']:.0%} of the images; its winner is number {place} of the others' ranking")
+    assert result["share"] < 0.5
+    assert place <= 2
+    return result
+
+
+def pbt(work: Path) -> dict[str, Any]:
+    """A population whose members start at unlike learning rates."""
+    words = command(
+        *(drawn(work), work / "pbt", 6, "--algorithm", "pbt"),
+        space=("model.name=cgan", "optim.lr_g=1e-6..5e-3", "optim.lr_d=1e-6..5e-3"),
+        fixed={**PHANTOM, "total_images": 30_000, "evaluate.interval_kimg": 5},
+    )
+    records, minutes = search(words)
+    takeovers = [{"to": record["name"], **step} for record in records for step in record.get("lineage", [])]
+    assert takeovers
+    best = ranking(records)[0]
+    spread = [[record["name"], record["kid"], len(record.get("lineage", []))] for record in ranking(records)]
+    result = {"name": "pbt", "trials": 6, "minutes": round(minutes, 1), "takeovers": len(takeovers)}
+    first = [{"to": step["to"], "from": step["from"]} for step in takeovers[:6]]
+    return {**result, "first": first, "kid": best["kid"], "members": spread, **told(words)}
+
+
+def films(work: Path) -> dict[str, Any]:
+    """An hour on Kermany's films at 64x64, finalists included."""
+    raw = os.environ.get("MEDGAN_REAL_DATA")
+    if not raw:
+        raise SystemExit("MEDGAN_REAL_DATA is not set: name the folder that holds kermany_cxr/")
+    data = work / "films"
+    source = ("--source", "kermany_cxr", "--raw", Path(raw) / "kermany_cxr", "--out", data, "--resolution", 64)
+    call("jobs/prepare.py", *source)
+    words = command(
+        *(data, work / "kermany", TRIALS, "--finalists", "1", "--seeds", "2"),
+        space=("model.name=dcgan,cgan", "model.width=16,32", "global_batch=32", "loss.critic_steps=1"),
+        fixed={"total_images": 50_000, "evaluate.n": 512, "tracking.wandb": "disabled"},
+    )
+    records, minutes = search(words)
+    best = finalists(records)[0]
+    trial = next(record for record in records if record["name"] == best["name"])
+    trials = [record for record in records if record["kind"] == "trial"]
+    return {
+        **{"name": "films", "trials": len(trials), "minutes": round(minutes, 1), "kid": trial["kid"]},
+        **{"mean": best["mean"], "low": best["low"], "high": best["high"], "seeds": len(best["kids"])},
+        **{"images": sum(record["images_seen"] for record in records), "settings": trial["settings"], **told(words)},
+    }
+
+
+PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {"phantom": phantom, "pbt": pbt, "films": films}
+
+
+def known() -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
+
+
+def table() -> str:
+    """The results as Markdown."""
+    lines = [
+        "| search | trials | minutes | images shown | KID of the best | what it shows |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in known().items():
+        shows = {
+            "phantom": lambda r: (
+                f"ASHA saw {r['share']:.0%} of the images; its winner is number {r['place']} without it"
+            ),
+            "pbt": lambda r: f"{r['takeovers']} times a member took over weights of a better one",
+            "films": lambda r: (
+                f"mean over {r['seeds']} fresh seeds {r['mean']:.3g} ({r['low']:.3g} to {r['high']:.3g})"
+            ),
+        }[name](row)
+        images = f"{row['images']:,}" if "images" in row else ""
+        lines.append(f"| {name} | {row['trials']} | {row['minutes']:.0f} | {images} | {row['kid']:.3g} | {shows} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=ROOT / "runs/prove/search", help="folder for data and searches")
+    parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--table", action="store_true", help="print the results and end")
+    args = parser.parse_args()
+    if args.table:
+        print(table())
+        return
+    work = args.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    for name, part in PARTS.items():
+        if args.only in (None, name):
+            rows = known() | {name: part(work)}
+            RESULTS.parent.mkdir(exist_ok=True)
+            RESULTS.write_text(json.dumps([rows[key] for key in PARTS if key in rows], indent=1) + "\n")
+            print(table(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
