@@ -1,0 +1,104 @@
+"""Drawn films at 32x32: what every conditional architecture learns in ten minutes, and what ADA does for few images.
+
+    python -m tests.prove.learning                      # everything, into results/learning.json
+    python -m tests.prove.learning --only cgan          # one row
+
+Ten minutes stand for the images that two workers see in them on the otherwise idle machine, evaluations included; the
+training may then run beside other work, on one worker, since its result does not depend on their number. Figures are
+of the test split; checkpoints were chosen on val.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from medgan.tracking import read_rows
+from tests.prove.films import ROOT, call, commit, hardware, read_by_classifier, speed, training
+
+RESULTS = ROOT / "results/learning.json"
+MODELS = ("cgan", "stylegan2-lite", "resgan")
+FEW = ("few-none", "few-ada")
+MINUTES = 10
+WANTED = {"class_accuracy": 0.95, "coverage": 0.8}
+FEW_IMAGES, FEW_TRAINED = 260, 60_000
+"""Of so many drawn films about 200 are in train."""
+
+
+def prepared(work: Path, limit: int = 6000) -> Path:
+    data = work / f"data-{limit}"
+    call("jobs/prepare.py", "--source", "phantom_cxr", "--out", data, "--resolution", 32, "--limit", limit)
+    return data
+
+
+def learnt(model: str, work: Path, workers: int) -> dict[str, Any]:
+    """One architecture after ten minutes: figures, and how an independent classifier reads its samples."""
+    data, out, release = prepared(work), work / model, work / f"{model}-release"
+    kept = work / f"speed-{model}.json"
+    if not kept.exists():
+        kept.write_text(json.dumps(speed(model, data, work / "speed", 20_000)))
+    pace = float(json.loads(kept.read_text()))
+    command = training(model, data, out, round(pace * MINUTES * 60), workers)
+    began = time.monotonic()
+    call(*command)
+    wall = (time.monotonic() - began) / 60
+    figures_file = work / f"{model}.json"
+    call("jobs/evaluate.py", "--run", out, "--data", data, "--out", figures_file)
+    figures = json.loads(figures_file.read_text())["fidelity"]
+    shutil.rmtree(release, ignore_errors=True)
+    call("jobs/generate.py", "--run", out, "--out", release, "--per-class", 200)
+    real, read = read_by_classifier(data, release, work)
+    grid = RESULTS.with_suffix("") / f"{model}.png"
+    grid.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(out / "generator/samples.png", grid)
+    found = {"coverage": figures["coverage"]["value"], "class_accuracy": read}
+    return {
+        **{"name": model, "minutes": MINUTES, **found, "real_class_accuracy": real},
+        "reached": {name: found[name] >= wanted for name, wanted in WANTED.items()},
+        **{"kid": figures["kid"]["value"], "floor": figures["kid"]["floor"], "n": figures["kid"]["n"]},
+        **{"images_seen": round(pace * MINUTES * 60), "images_per_s": round(pace, 1), "wall_minutes": round(wall, 1)},
+        **{"seed": 0, "commit": commit(), "hardware": hardware()},
+        "command": shlex.join(["DATA" if w == str(data) else "RUN" if w == str(out) else w for w in command]),
+    }
+
+
+def few(name: str, work: Path, workers: int) -> dict[str, Any]:
+    """The cgan on about 200 films with or without ADA: how far D takes held-out films for generated, over time."""
+    data, out = prepared(work, FEW_IMAGES), work / name
+    command = training("cgan", data, out, FEW_TRAINED, workers)
+    command += ["--set", f"augment.name={name.removeprefix('few-')}", "--set", "augment.kimg=50"]
+    call(*command)
+    rows = [row for row in read_rows(out / "metrics.jsonl") if "metric/kid" in row and row["images_seen"]]
+    curve = [{key: row.get(f"metric/{key}") for key in ("overfit", "kid", "coverage")} for row in rows]
+    return {
+        **{"name": name, "train_images": json.loads((data / "manifest.json").read_text())["counts"]["train"]},
+        "curve": [{"images_seen": row["images_seen"], **at} for row, at in zip(rows, curve, strict=True)],
+        **{"seed": 0, "commit": commit(), "hardware": hardware()},
+        "command": shlex.join(["DATA" if w == str(data) else "RUN" if w == str(out) else w for w in command]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=ROOT / "runs/prove/learning", help="folder for data and runs")
+    parser.add_argument("--only", action="append", choices=(*MODELS, *FEW))
+    parser.add_argument("--workers", type=int, default=2, help="workers of the trainings (default 2)")
+    args = parser.parse_args()
+    work = args.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    for name in args.only or (*MODELS, *FEW):
+        row = (learnt if name in MODELS else few)(name, work, args.workers)
+        known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+        rows = {old["name"]: old for old in known} | {name: row}
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps([rows[key] for key in (*MODELS, *FEW) if key in rows], indent=1) + "\n")
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
