@@ -1,0 +1,103 @@
+"""Chest films of children at 32x32: what each choice of the cgan preset is worth, one changed at a time.
+
+    MEDGAN_REAL_DATA=... python -m tests.prove.ablation            # everything, into results/ablation.json
+    MEDGAN_REAL_DATA=... python -m tests.prove.ablation --only hinge
+    python -m tests.prove.ablation --table
+
+All see the same images in the same order. Figures are of the val split, on which presets are chosen: the test split is
+not touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+from medgan.tracking import read_rows
+from tests.prove.films import ROOT, call, commit, hardware, training
+
+RESULTS = ROOT / "results/ablation.json"
+IMAGES = 60_000
+OFF = {"loss.r1_gamma": 0, "loss.r2_gamma": 0}
+VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    # name: (what is changed, preset, settings)
+    "preset": ("-", "cgan", {}),
+    "hinge": ("loss", "cgan", {"loss.name": "hinge"}),
+    "lsgan": ("loss", "cgan", {"loss.name": "lsgan"}),
+    "wgan-gp": ("loss", "cgan", {"loss.name": "wgan-gp", **OFF}),
+    "rpgan": ("loss", "cgan", {"loss.name": "rpgan", "loss.r2_gamma": "auto"}),
+    "no penalty": ("penalty", "cgan", OFF),
+    "r1+r2": ("penalty", "cgan", {"loss.r2_gamma": "auto"}),
+    "r1 every step": ("penalty", "cgan", {"loss.r1_interval": 1}),
+    "4x gamma": ("penalty", "cgan", {"loss.r1_gamma": 0.0512}),
+    "diffaugment": ("augmentation", "cgan", {"augment.name": "diffaugment"}),
+    "ada": ("augmentation", "cgan", {"augment.name": "ada"}),
+    "D with BatchNorm": ("normalisation", "dcgan", {"model.norm_d": "batch", **OFF}),
+    "dcgan": ("normalisation", "dcgan", {}),
+    "no minibatch stddev": ("normalisation", "cgan", {"model.stddev_group": 1}),
+    "half width": ("width", "cgan", {"model.width": 16, "model.max_width": 128}),
+    "double width": ("width", "cgan", {"model.width": 64, "model.max_width": 512}),
+    "no average": ("average", "cgan", {"ema.half_life_kimg": 0}),
+}
+
+
+def row(name: str, raw: Path, work: Path) -> dict[str, Any]:
+    changed, preset, settings = VARIANTS[name]
+    data, out = work / "data", work / name.replace(" ", "-")
+    call("jobs/prepare.py", "--source", "kermany_cxr", "--raw", raw, "--out", data, "--resolution", 32)
+    command = training(preset, data, out, IMAGES, workers=1)
+    command += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    call(*command)
+    rows = read_rows(out / "metrics.jsonl")
+    figures = [r for r in rows if "metric/kid" in r and r["images_seen"]]
+    best = min(figures, key=lambda r: r["metric/kid"])
+    pace = statistics.median([r["time/images_per_s"] for r in rows if "time/images_per_s" in r])
+    shown = {key: best[f"metric/{key}"] for key in ("kid", "coverage", "precision", "recall", "n")}
+    return {
+        **{"variant": name, "changed": changed, "preset": preset, "settings": settings, "split": "val"},
+        **{**shown, "floor": best["floor/kid"], "best_at": best["images_seen"], "images_seen": IMAGES},
+        "kid_over_time": {str(r["images_seen"]): r["metric/kid"] for r in figures},
+        **{"images_per_s": round(pace, 1), "seed": 0, "commit": commit(), "hardware": hardware()},
+    }
+
+
+def known() -> dict[str, dict[str, Any]]:
+    return {row["variant"]: row for row in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
+
+
+def table() -> str:
+    lines = ["| changed | variant | KID | coverage | images/s |", "|---|---|---|---|---|"]
+    for r in known().values():
+        lines.append(
+            f"| {r['changed']} | {r['variant']} | {r['kid']:.3f} | {r['coverage']:.2f} | {r['images_per_s']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=ROOT / "runs/prove/ablation", help="folder for data and runs")
+    parser.add_argument("--only", action="append", choices=VARIANTS)
+    parser.add_argument("--table", action="store_true", help="print the results and end")
+    args = parser.parse_args()
+    if args.table:
+        print(table())
+        return
+    if not os.environ.get("MEDGAN_REAL_DATA"):
+        raise SystemExit("MEDGAN_REAL_DATA is not set: name the folder that holds kermany_cxr/")
+    work = args.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    for name in args.only or VARIANTS:
+        if args.only or name not in known():
+            found = known() | {name: row(name, Path(os.environ["MEDGAN_REAL_DATA"]) / "kermany_cxr", work)}
+            RESULTS.parent.mkdir(exist_ok=True)
+            RESULTS.write_text(json.dumps([found[key] for key in VARIANTS if key in found], indent=1) + "\n")
+            print(table(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
