@@ -34,8 +34,11 @@ check: setup ## ruff and mypy
 bench: setup ## speed beside what one would otherwise use, into bench.json: all, or ONLY=loader
 	$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
 
-prove: setup ## long proofs, into results/: all of them, or ONLY=films (about nine hours on 2 cores), ONLY=utility
-	$(BIN)/python -m tests.prove.$(or $(ONLY),films)
+PROOFS := learning films ablation search utility soak
+
+prove: setup ## long proofs, into results/: all of them (a day on 2 cores), or ONLY=films and so on
+	for name in $(or $(ONLY),$(PROOFS)); do $(BIN)/python -m tests.prove.$$name || exit 1; done
+	$(if $(ONLY),,$(BIN)/python -m pytest -m slow || test $$? -eq 5)  # 5: there is none
 
 shots: setup ## the pictures in docs/, from runs/demo
 	$(BIN)/python -m tests.shots
