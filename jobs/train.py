@@ -228,7 +228,7 @@ def settings() -> str:
     parts = {key: type(part) for key, part in configs.Config() if isinstance(part, configs.Section)}
     shared = configs.ConvModel
     sections: list[tuple[str, type[configs.Section]]] = [("", configs.Config), ("model.", shared)]
-    sections += [(f"with model.name={model().name}: model.", model) for model in configs.MODELS]
+    sections += [(f"with model.name={model.model_fields['name'].default}: model.", model) for model in configs.MODELS]
     sections += [(f"{key}.", part) for key, part in parts.items() if key != "model"]
     for prefix, section in sections:
         for key, info in section.model_fields.items():
