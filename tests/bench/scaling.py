@@ -36,8 +36,8 @@ from medgan.step import train_step
 
 ROOT = Path(__file__).parents[2]
 GLOBAL_BATCH = 128
-ROUNDS = 5
-STEPS = 5
+ROUNDS = 3
+STEPS = 3
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bucket1": {"optim.bucket_mb": 1.0},
