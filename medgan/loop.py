@@ -20,7 +20,7 @@ from medgan.state import TrainState
 from medgan.step import SCALARS, parts, train_step
 
 ASK_S = 2.0
-"""Seconds between two questions whether to stop."""
+"""Seconds between two questions whether to stop or to save."""
 
 
 class Diverged(RuntimeError):
@@ -55,7 +55,7 @@ def due(interval_kimg: float, before: int, now: int) -> bool:
 def run(config: Config, state: TrainState, batches: Iterator[Batch], hooks: Hooks) -> None:
     """Train until total_images, or until a stop is asked for: then a checkpoint is saved first.
 
-    Ranks ask each other about a stop at every report, and every ASK_S in between.
+    Ranks ask each other about a stop, and whether a checkpoint is wanted, at every report and every ASK_S in between.
 
     Raises Diverged, after which the newest checkpoint is still good.
     """
@@ -72,8 +72,10 @@ def run(config: Config, state: TrainState, batches: Iterator[Batch], hooks: Hook
         evaluating = last or due(config.evaluate.interval_kimg, before, now)
         saving = last or due(config.checkpoint.interval_kimg, before, now)
         reporting = evaluating or saving or due(config.tracking.interval_kimg, before, now)
-        if not reporting and meter.steps % asking == 0:
-            reporting = bool(world.sum(meter.total.new_tensor([float(hooks.stopping())])))
+        noticed = False
+        if reporting or meter.steps % asking == 0:
+            noticed = hooks.noticed()
+            reporting = reporting or noticed or bool(world.sum(meter.total.new_tensor([float(hooks.stopping())])))
         if reporting:
             asked = meter.total.new_tensor([float(hooks.stopping()), meter.step_s() if world.first else 0.0])
             *total, stopped, step_s = world.sum(torch.cat([meter.total, asked])).tolist()
@@ -89,7 +91,7 @@ def run(config: Config, state: TrainState, batches: Iterator[Batch], hooks: Hook
             best = state.best.get("images_seen")
             if evaluating:
                 hooks.evaluate(state)
-            if hooks.noticed() or saving or stopped or state.best.get("images_seen") != best:
+            if saving or noticed or stopped or state.best.get("images_seen") != best:
                 hooks.save(state)
             if stopped:
                 return

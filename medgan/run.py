@@ -52,7 +52,7 @@ def train(
 
     Every rank of the world calls it. on_event is called at rank 0 with what a person should see: a dict with the key
     `event`. Where `stopping` says so at rank 0, the run saves a checkpoint within seconds and ends; where `noticed`
-    says so, on every rank, it saves one at the next report and goes on: a host is about to be taken away.
+    says so, on every rank, it saves one as soon and goes on: a host is about to be taken away.
     A new run starts from the weights of the run `init`, if one is named: a path or a URI.
     owner: the command that holds the run's lease; rank 0 takes it over from that command's earlier workers, and every
     save asks for it. began: when the command started, by time.time(), for what a restart of its workers cost.

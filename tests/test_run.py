@@ -208,6 +208,21 @@ def test_a_run_whose_lease_is_lost_saves_nothing_more(tiny, phantoms, tmp_path):
     assert folder.checkpoints()[-1] == 128
 
 
+def test_a_notice_saves_a_checkpoint_between_reports_and_the_run_goes_on(tiny, phantoms, tmp_path):
+    whole, asked, events = train(tiny(), phantoms, tmp_path / "whole"), [], []
+
+    def noticed():
+        asked.append(len(asked))
+        return len(asked) == 3  # every step asks until the first report: here the third, at 48 images
+
+    config = tiny(tracking__interval_kimg=0.128, checkpoint__interval_kimg=0.128)
+    folder = train(config, phantoms, tmp_path / "run", events.append, noticed=noticed)
+    saved = [event["images_seen"] for event in events if event["event"] == "saved"]
+    assert saved == [48, 128, 256]
+    assert events[-1]["event"] == "done"
+    assert whole.read("generator/model.safetensors") == folder.read("generator/model.safetensors")
+
+
 def test_the_rows_that_steps_used_are_written_down_with_their_checkpoints(tiny, phantoms, tmp_path):
     class Killed(BaseException):
         pass
