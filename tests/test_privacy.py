@@ -161,5 +161,18 @@ def test_who_is_exposed_by_chance_is_not_called_exposed_more_often_than_said():
     assert called <= 12
 
 
+@pytest.mark.parametrize(
+    ("found", "held_out", "verdict"),
+    [(0, 0, "no leak found"), (1, 0, "leaks"), (1, 1, "no leak found"), (9, 1, "leaks")],
+)
+def test_copies_count_where_held_out_films_have_fewer(found, held_out, verdict):
+    inside = {"auc": 0.5, "low": 0.46, "high": 0.54, "control": 0.5, "control_low": 0.46, "control_high": 0.54}
+    copied = {"value": found, "n": 1000, "held_out": held_out, "n_held_out": 1000, "patients": found}
+    patients = {"value": 0.01, "expected": 0.01, "p": 0.5}
+    said = privacy.claim({"membership": inside, "copies": copied, "patients": patients})
+    assert said["verdict"] == verdict
+    assert ("near-copies of films of" in said["sentence"]) == (verdict == "leaks")
+
+
 def test_the_interval_of_a_share_is_wilsons():
     assert privacy.wilson(5, 100) == pytest.approx((0.0215, 0.1118), abs=1e-3)

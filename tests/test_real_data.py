@@ -12,6 +12,7 @@ from PIL import Image
 
 from medgan.data import copies, ingest, shards
 from medgan.data.sources import SOURCES
+from medgan.metrics import privacy
 from medgan.pixels import fit_image
 from medgan.tracking import read_rows
 
@@ -130,3 +131,27 @@ def test_films_prepare_and_train_on_two_workers(raw, tmp_path):
     assert code == 0, output
     kids = [row["metric/kid"] for row in read_rows(tmp_path / "run/metrics.jsonl") if "metric/kid" in row]
     assert kids[-1] < kids[0]
+
+
+def test_films_of_other_patients_are_no_copies_and_five_pasted_ones_are(raw, monkeypatch):
+    films = sorted(raw.glob("*/*/*.jpeg"))
+    chosen = np.random.default_rng(0).permutation(len(films))[:1300]
+    people = [re.sub(r"(_|-)\d+(_\d+)?\.jpeg$", "", films[row].name) for row in chosen]
+    patients = np.unique(people, return_inverse=True)[1]
+    patients = np.random.default_rng(1).permutation(patients.max() + 1)[patients]
+    pixels = []
+    for row in chosen:
+        with Image.open(films[row]) as film:
+            pixels.append(fit_image(film, 64, 1))
+    # By patient: so many to train on, others held out, and the rest in the place of samples.
+    part = np.searchsorted(np.quantile(patients, [0.6, 0.8]), patients)
+    member, held, drawn = (np.stack([pixels[row] for row in np.flatnonzero(part == side)]) for side in range(3))
+    sides = [{"pixels": side, "patients": np.arange(len(side))} for side in (member, held)]
+    monkeypatch.setattr(privacy, "real_films", lambda data, most=None: sides)
+    found = privacy.copied({"pixels": drawn}, data={})
+    assert found["value"] <= 2  # published films hold a few copies of each other under other names
+    pasted = np.concatenate([drawn, member[[1, 50, 100, 200, 300]]])
+    assert privacy.copied({"pixels": pasted}, data={})["value"] == found["value"] + 5
+    near = privacy.nearness({"pixels": drawn}, data={}, space="aligned")
+    inside = privacy.membership(near, np.random.default_rng(0))
+    assert inside["low"] < 0.5 < inside["high"]

@@ -298,7 +298,8 @@ def claim(found: dict[str, Any]) -> dict[str, str]:
     inside, copy, exposed = found["membership"], found["copies"], found["patients"]
     between = f"[{inside['low']:.2f}, {inside['high']:.2f}]"
     numbers = f"membership AUC {inside['auc']:.2f} {between}, control {inside['control']:.2f}"
-    if copy["value"]:
+    by_chance = copy["held_out"] / copy["n_held_out"]  # copies that preparing did not find
+    if wilson(copy["value"], copy["n"])[0] > by_chance and copy["value"]:
         what = (
             f"{copy['value']} of {copy['n']:,} samples are near-copies of films of {copy['patients']} training patients"
         )
@@ -310,9 +311,10 @@ def claim(found: dict[str, Any]) -> dict[str, str]:
         return {"verdict": "leaks", "sentence": f"It leaks on some patients: {share}; {numbers}."}
     if inside["high"] > 0.6:
         return {"verdict": "cannot tell", "sentence": f"Too few films to tell whether it leaks: {numbers}."}
+    near = "no near-copies" if not copy["value"] else f"{copy['value']} near-copies, no more than held-out films are,"
     return {
         "verdict": "no leak found",
-        "sentence": f"No leak found: no near-copies among {copy['n']:,} samples; {numbers}.",
+        "sentence": f"No leak found: {near} among {copy['n']:,} samples; {numbers}.",
     }
 
 
