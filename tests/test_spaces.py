@@ -8,7 +8,6 @@ from medgan.config import AXES, ConfigError, Refused
 from tune import spaces
 from tune.spaces import Choice, Range, Space
 
-
 WHOLE = Space()
 
 
