@@ -40,15 +40,15 @@ def main(argv: Sequence[str]) -> None:
         raise Refused("--against: compares two runs in a W&B Report, with --run and --wandb")
     subject = absolute("--run" if args.run else "--search", args.run or args.search)
 
-    from medgan import report
     from medgan.folder import SearchFolder
-    from medgan.search_page import search_page
 
     if args.run:
         folder = opened("--run", subject)
         if args.wandb:
             save(args.wandb, folder, opened("--against", absolute("--against", args.against)))
             return
+        from medgan import report
+
         folder.write("report.html", report.run_page(folder))
     else:
         search = SearchFolder(subject)
@@ -60,6 +60,8 @@ def main(argv: Sequence[str]) -> None:
         if args.watch:
             watch(search, args.port)
             return
+        from medgan.search_page import search_page
+
         search.write("report.html", search_page(search))
     print(f"page: {subject}/report.html")
 

@@ -3,7 +3,9 @@
 import io
 import json
 import math
+import runpy
 import statistics
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -82,11 +84,32 @@ def test_two_trials_that_start_together_are_not_the_same():
     assert draws.draw(30)[0] != draws.draw(31)[0]
 
 
-def test_a_failed_trial_is_told_as_one():
-    draws = Draws(SPACE, "tpe", ("kid",), 0)
+def test_a_trial_that_failed_is_told_as_worse_than_any_and_one_that_was_cut_as_running():
+    draws = Draws(SPACE, "tpe", ("kid", "images_per_s"), 0)
     settings, drawn = draws.draw(0)
-    draws.tell(search.new_record("000", "trial", settings, 10, draws=drawn) | {"status": "failed"})
-    assert [trial.state.name for trial in draws.study.trials] == ["FAIL"]
+    record = search.new_record("000", "trial", settings, 10, draws=drawn)
+    draws.tell(record | {"status": "failed"})
+    draws.restore([record | {"name": "001", "status": "interrupted"}])
+    assert [(trial.state.name, trial.values) for trial in draws.study.trials] == [
+        ("COMPLETE", [10.0, 0.0]),
+        ("RUNNING", None),
+    ]
+
+
+def test_the_leaderboard_ranks_trials_and_says_why_one_failed(capsys):
+    view = runpy.run_path(str(Path(__file__).parent.parent / "jobs/search.py"), run_name="job")["View"]
+    board = view(search.Request("d", "o", 4, fixed={"total_images": 100}))
+    records = searched("random", trials=3)
+    records[0] |= {"status": "failed", "reason": "loss/D is nan at 192 images"}
+    for record in records:
+        board.show(record)
+    shown = capsys.readouterr().out.splitlines()
+    assert "failed (loss/D is nan at 192 images)" in shown[0]
+    lines = board.board()
+    assert "1 failed" in lines[0]
+    best, other = sorted(records[1:], key=lambda record: record["kid"])
+    assert [line.split()[0] for line in lines[2:]] == [best["name"], other["name"]]
+    assert f"{best['kid']:.4g}" in lines[2]
 
 
 # -- schedulers --------------------------------------------------------------------------------------------------------

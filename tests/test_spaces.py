@@ -8,6 +8,8 @@ from medgan.config import AXES, ConfigError, Refused
 from tune import spaces
 from tune.spaces import Choice, Range, Space
 
+WHOLE = Space()
+
 
 def draws(space, count=1000, seed=0):
     random = np.random.default_rng(seed)
@@ -46,7 +48,7 @@ def asked_for(space, seed):
 
 def test_a_setting_is_drawn_only_where_it_means_something():
     for seed in range(300):
-        config, names = asked_for(Space(), seed)
+        config, names = asked_for(WHOLE, seed)
         assert ("loss.r1_gamma" in names) == (config.loss.r1_gamma > 0)
         assert ("loss.r2_gamma" in names) == (config.loss.r2_gamma > 0)
         assert ("loss.r1_interval" in names) == (config.loss.r1_gamma + config.loss.r2_gamma > 0)
@@ -59,7 +61,7 @@ def test_a_setting_is_drawn_only_where_it_means_something():
 def test_a_name_has_one_domain_wherever_it_is_asked_for():
     domains: dict[str, set] = {}
     for seed in range(300):
-        for name, domain in asked_for(Space(), seed)[1].items():
+        for name, domain in asked_for(WHOLE, seed)[1].items():
             domains.setdefault(name, set()).add(domain)
     assert all(len(found) == 1 for found in domains.values())
     assert len([name for name in domains if name.startswith("loss.name")]) == 2  # wgan-gp needs a D without BatchNorm

@@ -26,6 +26,9 @@ OBJECTIVES = {
 }
 """What may be searched for: columns of a trial's row, and which way is better."""
 
+FAILED = {"kid": 10.0, "images_per_s": 0.0, "coverage": 0.0}
+"""What a trial that failed counts as; an untrained generator's KID is 3 to 5."""
+
 Record = dict[str, Any]
 UNFINISHED = ("waiting", "running", "interrupted")
 """A trial's status while it is to go on; then it is done, stopped (by the scheduler) or failed."""
@@ -74,7 +77,7 @@ class Draws:
         return settings, trial.params
 
     def tell(self, record: Record) -> None:
-        """What a trial that was drawn here came to. One that failed counts as the worst of its kind: as no good."""
+        """What a trial that was drawn here came to."""
         trial = self.asked.pop(record["name"], None)
         values = self._values(record)
         if trial is None:
@@ -90,11 +93,13 @@ class Draws:
             self._add(record, self._values(record))
 
     def _values(self, record: Record) -> list[float] | None:
-        """Objectives of a trial; those of one that was stopped early are what it had by then. None: it failed."""
-        found = [record.get(name) for name in self.objectives]
-        if record["status"] in ("failed", *UNFINISHED) or any(v is None for v in found):
+        """Objectives of a trial; those of one that was stopped early are what it had by then, and one that failed is
+        as bad as can be, so that its like is not drawn again. None: there are none yet."""
+        if record["status"] in UNFINISHED:
             return None
-        return [float(v) for v in found if v is not None]
+        failed = record["status"] == "failed"
+        found = [FAILED[name] if failed else record.get(name) for name in self.objectives]
+        return None if any(value is None for value in found) else [float(value) for value in found if value is not None]
 
     def _add(self, record: Record, values: list[float] | None) -> None:
         known: dict[str, BaseDistribution] = {}
