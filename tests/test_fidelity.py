@@ -43,7 +43,7 @@ def test_every_figure_stands_beside_the_floor_of_equal_n_overall_and_by_class():
     real, control = gaussian(210, 0.0, 1.0), gaussian(210, 0.0, 1.0, seed=1)
     fake = gaussian(210, 0.0, 1.0, seed=2) + 2 * labels[:, 1:2]  # the second class is moved
     found = fidelity.beside_floor(real, fake, control, [labels] * 3, ("a", "b", "c"))
-    names = {"kid", "fid", "precision", "recall", "density", "coverage"}
+    names = {"kid", "fid", "precision", "recall", "density", "coverage", "diversity"}
     assert found.keys() == names | {"classes"}
     assert found["classes"].keys() == {"a", "b"}  # of c there are too few
     assert all(figure["n"] == 100 for figure in found["classes"]["b"].values())
