@@ -285,7 +285,7 @@ class Recorder:
             self._try(self.tracker.log, state.images_seen, row)
             self._try(self._picture, state)
             self.on_event({"event": "evaluated", "images_seen": state.images_seen, **row})
-            for what, text in self.guard.look(row).items():
+            for what, text in self.guard.look(row).items() if state.images_seen else ():
                 self._try(self.tracker.alert, what, f"at {state.images_seen:,} images: {text}")
                 self.on_event({"event": "alarm", "images_seen": state.images_seen, "what": what, "text": text})
         kid = state.world.broadcast(row.get("metric/kid"))
