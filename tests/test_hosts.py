@@ -191,7 +191,7 @@ def test_an_elastic_run_outlives_a_worker_and_a_host_and_takes_up_one_that_joins
 
 
 def test_a_host_that_is_cut_off_and_comes_back_splits_nothing(hosts, submit):
-    job = submit("cut", "1-3", total_images=12_000)
+    job = submit("cut", "1-3", total_images=20_000)
     job.line("^480/")
     victim = job.holder() if job.holder() != tool.HEAD else "host2"  # if possible the one that writes
     started = time.monotonic()
