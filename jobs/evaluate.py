@@ -124,14 +124,14 @@ def main(argv: Sequence[str]) -> None:
         if args.extractor not in WITH_WEIGHTS:
             raise Refused(f"--weights {args.weights}: --extractor {args.extractor} has its own")
         BUILDERS[args.extractor]("cpu", weights)
-    about, recipe, available = told_of(args, subject, manifest, sha256)
+    about, recipe, available, labelled = told_of(args, subject, manifest, sha256)
     changes = dict(map(configs.parse_override, args.gan_set))
     recipe = configs.load(overrides={**configs.flatten(recipe), **changes}).dump()
     n = min(args.n, available, manifest.rows(args.split), manifest.rows(other))
     question = Question(
         subject=about,
         data={"location": data, "sha256": sha256},
-        classes=manifest.classes,
+        classes=manifest.classes if labelled else (),
         split=args.split,
         other=other,
         n=n,
@@ -175,8 +175,9 @@ def main(argv: Sequence[str]) -> None:
 
 def told_of(
     args: Namespace, subject: str, manifest: shards.Manifest, sha256: str
-) -> tuple[dict[str, str], dict[str, Any], int]:
-    """(what is evaluated, see Question; the recipe of short trainings, as plain types; how many images it can give).
+) -> tuple[dict[str, str], dict[str, Any], int, bool]:
+    """(what is evaluated, see Question; the recipe of short trainings, as plain types; how many images it can give;
+    whether they are of DATA's classes).
 
     Raises Refused where it does not fit DATA or the questions.
     """
@@ -194,7 +195,7 @@ def told_of(
         if args.utility and not sampler.classes:
             raise Refused(f"--utility: the generator of {subject} is unconditional, its images have no class")
         about = {"run": subject, "sha256": sampler.sha256}
-        return about, sampler.config.dump(), sys.maxsize
+        return about, sampler.config.dump(), sys.maxsize, bool(sampler.classes)
     release, digest = shards.read_manifest(subject, "--synthetic")
     if not release.synthetic:
         raise Refused(f"--synthetic {subject}: holds real images; name a folder made by jobs/generate.py")
@@ -208,7 +209,7 @@ def told_of(
         preset,
         **manifest.facts(sha256),
     )
-    return about, config.dump(), release.rows("train")
+    return about, config.dump(), release.rows("train"), release.classes == manifest.classes
 
 
 def grid_of(args: Namespace, images: int) -> Any:

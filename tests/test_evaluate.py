@@ -16,6 +16,7 @@ from medgan.data.loader import open_split
 from medgan.metrics import classifiers, evidence, retrain, utility
 from medgan.state import open_checkpoint
 
+from .test_ray import run_job
 from .test_sample import write
 
 pytestmark = pytest.mark.usefixtures("small_evaluation")
@@ -192,10 +193,9 @@ def test_a_draw_keeps_whole_patients_the_same_share_of_every_class():
 
 
 @pytest.mark.ray
-def test_a_cluster_finds_the_same_figures(trained, phantoms, tmp_path):
-    from .test_ray import run_job
-
-    common = ("--run", trained, "--data", phantoms, "--n", 20, "--extractor", "radiomics")
+def test_a_cluster_finds_the_same_figures(tiny, phantoms, tmp_path):
+    write(tmp_path / "run", tiny("dcgan"))
+    common = ("--run", tmp_path / "run", "--data", phantoms, "--n", 20, "--extractor", "radiomics")
     for workers in (0, 2):
         code, output = run_job("evaluate", *common, "--out", tmp_path / f"{workers}.json", "--workers", workers)
         assert code == 0, output

@@ -150,6 +150,8 @@ def test_a_likelihood_ratio_finds_nothing_where_nothing_leaks():
     found = privacy.likelihood_ratio(*shadows(leak=0.0), seed=0)
     assert found["low"] < 0.5 < found["high"]
     assert found["tpr"] < 0.05
+    few = privacy.likelihood_ratio(*shadows(leak=0.0, count=4, films=4000), seed=0)
+    assert few["auc"] == pytest.approx(0.5, abs=0.015)  # also where each film is known from one shadow on each side
 
 
 def test_who_is_exposed_by_chance_is_not_called_exposed_more_often_than_said():

@@ -125,6 +125,21 @@ def test_a_gain_that_is_there_is_seen_and_one_that_is_not_is_not_claimed(monkeyp
     assert sum(one["low"] < 0 < one["high"] for one in covered) >= 17
 
 
+def test_an_interval_holds_the_test_patients_too(monkeypatch):
+    # Every draw says the same, but of few patients with many images each: that is no certainty.
+    monkeypatch.setattr(utility, "RESAMPLES", 100)
+    random = np.random.default_rng(0)
+    patients = np.repeat(np.arange(20), 10)
+    labels = np.eye(2, dtype=np.uint8)[patients % 2]
+    of_patient = random.normal(size=20)[patients]
+    better, worse = (answers_of(labels, skill, random) + 0.1 * of_patient[:, None] for skill in (1.0, 0.7))
+    same = [{draw: [answers] for draw in range(5)} for answers in (better, worse)]
+    found = utility.difference(*same, labels, patients, 1, random, single=True)["auc"]
+    alone = utility.difference(*same, labels, np.arange(200), 1, random, single=True)["auc"]
+    assert found["high"] - found["low"] > 0.02
+    assert alone["high"] - alone["low"] > 0.02
+
+
 def test_one_draw_has_no_interval_and_says_nothing(monkeypatch):
     monkeypatch.setattr(utility, "RESAMPLES", 5)
     found = gained(0.6, seed=0, draws=1)["macro_f1"]
