@@ -91,6 +91,7 @@ class WandbTracker:
             id=run_id,
             name=f"{config.model.name} {config.loss.name} {name}",
             mode="offline",
+            resume="allow",  # what sends it asks where the server's history ends, and goes on there
             config=config.dump(),
             tags=[config.model.name, config.loss.name, *config.tracking.tags],
             settings=wandb.Settings(

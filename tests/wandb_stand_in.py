@@ -45,6 +45,19 @@ def answer(seen: Seen, query: str, variables: dict[str, Any]) -> dict[str, Any]:
     if name in ("Viewer", "ViewerApiKey"):
         viewer = {"id": "u", "entity": "clinic", "username": "clinic", "flags": "{}", "teams": {"edges": []}}
         return {"viewer": viewer}
+    if name == "RunResumeStatus":
+        run = variables["name"]
+        known = seen.history.get(run)
+        bucket = {"name": run, "historyLineCount": len(known or ()), "eventsLineCount": 0, "logLineCount": 0}
+        bucket |= {"historyTail": json.dumps([json.dumps(row) for row in (known or [])[-1:]]), "eventsTail": "[]"}
+        bucket |= {
+            "summaryMetrics": json.dumps(seen.summary.get(run, {})),
+            "config": "{}",
+            "tags": [],
+            "wandbConfig": '{"t": {"4": "3.11"}}',
+        }
+        project = {"id": "p", "name": "medgan", "entity": {"id": "e", "name": "clinic"}}
+        return {"model": project | {"bucket": bucket if known else None}}
     if name == "UpsertBucket":
         run = variables.get("name") or "run"
         bucket = {"id": run, "name": run, "displayName": variables.get("displayName") or run, "description": None}
@@ -130,7 +143,8 @@ def serve(fault: str = "") -> Iterator[Seen]:
             for file, part in (told.get("files") or {}).items():
                 rows = [json.loads(line) for line in part["content"]]
                 if file == "wandb-history.jsonl":
-                    seen.history.setdefault(run, []).extend(rows)
+                    known = seen.history.setdefault(run, [])
+                    known[part["offset"] : part["offset"] + len(rows)] = rows
                 elif file == "wandb-summary.json":
                     seen.summary[run] = rows[-1]
             if told.get("complete"):
