@@ -32,11 +32,14 @@ address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --all-ip-address
 port=$((20000 + SLURM_JOB_ID % 10000)) # so that two jobs on one node do not meet
 export RAY_TMPDIR="${TMPDIR:-/tmp}/ray-$SLURM_JOB_ID" MEDGAN_CACHE="${MEDGAN_CACHE:-${TMPDIR:-/tmp}/medgan-cache}"
 
-# Ray stops with the first signal it gets: only the driver is told, and Ray ends after it.
+# Ray stops with the first signal it gets: only the driver is told. Queueing again ends what is left of Ray.
+driver() {
+    srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" "$@" -u "$USER" -f '^python jobs/train.py'
+}
 stop() {
     trap '' TERM
-    srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" pkill -TERM -u "$USER" -f '^python jobs/train.py' || true
-    wait "$step" || true
+    driver pkill -TERM || true
+    while driver pgrep >/dev/null; do sleep 2; done
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
 }
