@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from medgan import config as configs
 from medgan.data import shards
 from medgan.folder import RunFolder, SearchFolder
+from medgan.state import packed
 from tune import search
 
 from .test_ray import Job, run_job, settings, until
@@ -161,7 +161,7 @@ def test_a_trial_that_fails_or_loses_its_worker_is_marked_and_the_search_goes_on
     run = folder.run(by_name(folder)["001"])
     saved = last_checkpoint(run)
     saved["generator_optimizer"]["state"][0]["exp_avg"].fill_(float("nan"))
-    torch.save(saved, Path(run.location) / f"checkpoints/{run.checkpoints()[-1]:012d}.pt")
+    run.save_checkpoint(run.checkpoints()[-1], packed(saved), keep=9, best=None)  # with a checksum that fits
     job = Job("search", *arguments)
     try:
         until(lambda: by_name(folder)["001"]["status"] == "failed", what="the failure")
