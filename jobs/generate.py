@@ -105,12 +105,12 @@ def main(argv: Sequence[str]) -> None:
     if shards.prepared(out, digest, args.overwrite):
         print(f"complete: {out} holds these images")
         return
-    begin(out, digest)
+    shards.begin(out, digest)
 
     common = {"run": run, "sha256": sampler.sha256, "out": out, "seed": args.seed, "truncation": args.truncation}
     cells = release.plan(labels, {**common, "png": args.png, "dicom": args.dicom}, data, args.confidence)
-    drawn = draw(cells, f"{out}/.parts", len(labels), args)
-    found = [cell.load(f"{out}/.parts") for cell in cells]
+    drawn = draw(cells, f"{out}/{shards.PARTS}", len(labels), args)
+    found = [cell.load(f"{out}/{shards.PARTS}") for cell in cells]
     written = [shards.Shard(**part["shard"]) for part in found if part["shard"]]
     dropped = {name: sum(part[name] for part in found) for name in ("copies", "unsure", "empty")}
     if not written:
@@ -141,7 +141,7 @@ def main(argv: Sequence[str]) -> None:
         ("made with", f"medgan {manifest.versions['medgan']}"),
     ]
     card = release.card(manifest, lineage, source_of(run), args.licence)
-    shards.remove(out, ".parts")  # what was derived from real images on the way
+    shards.remove(out, shards.PARTS)  # what was derived from real images on the way
     summary.publish(out, manifest, {"README.md": card.encode()}, notes=notes)
     for note in notes:
         print(f"note: {note}")
@@ -175,17 +175,6 @@ def amounts_of(args: Any, classes: Sequence[str]) -> list[int] | None:
     if not any(missing):
         raise Refused(f"--balance-to {location}: all classes are equally frequent in it")
     return missing
-
-
-def begin(out: str, digest: str) -> None:
-    """Keep the finished shards of the same request, and nothing else."""
-    try:
-        same = shards.read_file(out, ".parts/request").decode() == digest
-    except OSError:
-        same = False
-    if not same:
-        shards.clear(out)
-        shards.write_file(out, ".parts/request", digest.encode())
 
 
 def draw(wanted: Sequence[Any], parts: str, images: int, args: Any) -> str:

@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
         return
     out = absolute("--out", args.out)
 
-    from medgan.folder import RunFolder, SearchFolder
+    from medgan.folder import SearchFolder
     from medgan.lease import Heartbeat
     from medgan.ray_train import connect
     from tune import search
@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
     wanted["versions"] = {name: importlib.metadata.version(name) for name in names}
     wanted["command"] = f"python {shlex.join(sys.argv)}"
     board = View(request)
-    with Heartbeat(RunFolder(out), board.show):
+    with Heartbeat(folder, board.show):
         folder.write("search.yaml", yaml.safe_dump(wanted, sort_keys=False))
         running = search.Search(request, space, manifest, sha256, board.show)
         print(f"searching {len(space.cells)} combinations with {args.algorithm}, {slots} trials at a time, into {out}")

@@ -21,18 +21,11 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be opened. One line."""
 
 
-class RunFolder:
-    """RUN: config.yaml, metrics.jsonl, samples/, checkpoints/, generator/, wandb/, report.html.
-
-    What grows line by line (metrics.jsonl, wandb/) needs a local file: `work` is RUN itself where RUN is a path, else
-    a folder in the node's cache that is copied to the URI at checkpoints.
-    """
+class Folder:
+    """A folder at a path or a URI, and what lies in it by name."""
 
     def __init__(self, location: str) -> None:
         self.location = location
-        self.remote = "://" in location
-        self.digest = hashlib.sha256(location.encode()).hexdigest()[:16]
-        self.work = cache_folder() / "runs" / self.digest if self.remote else Path(location)
 
     def write(self, name: str, content: bytes | str) -> None:
         write_file(self.location, name, content.encode() if isinstance(content, str) else content)
@@ -42,7 +35,7 @@ class RunFolder:
         return read_file(self.location, name)
 
     def names(self, below: str = "") -> list[str]:
-        """File and folder names directly below a folder of the run, sorted; none where it does not exist."""
+        """File and folder names directly in it or in a folder below, sorted; none where that does not exist."""
         return names(self.location, below)
 
     def delete(self, name: str) -> None:
@@ -58,6 +51,20 @@ class RunFolder:
         fs, path = filesystem(self.location)
         stamp = fs.get_file_info(f"{path}/{name}").mtime_ns
         return None if stamp is None else stamp / 1e9
+
+
+class RunFolder(Folder):
+    """RUN: config.yaml, metrics.jsonl, samples/, checkpoints/, generator/, wandb/, report.html.
+
+    What grows line by line (metrics.jsonl, wandb/) needs a local file: `work` is RUN itself where RUN is a path, else
+    a folder in the node's cache that is copied to the URI at checkpoints.
+    """
+
+    def __init__(self, location: str) -> None:
+        super().__init__(location)
+        self.remote = "://" in location
+        self.digest = hashlib.sha256(location.encode()).hexdigest()[:16]
+        self.work = cache_folder() / "runs" / self.digest if self.remote else Path(location)
 
     def config(self) -> Config | None:
         """The run's settled config; None where the folder is empty or not there yet.
@@ -139,22 +146,8 @@ def checksum_name(images_seen: int) -> str:
     return f"checkpoints/{images_seen:012d}.sha256"
 
 
-class SearchFolder:
+class SearchFolder(Folder):
     """SEARCH: search.yaml, trials/ (a run folder and a record for each), best.yaml, results.parquet, report.html."""
-
-    def __init__(self, location: str) -> None:
-        self.location = location
-
-    def write(self, name: str, content: bytes | str) -> None:
-        write_file(self.location, name, content.encode() if isinstance(content, str) else content)
-
-    def read(self, name: str) -> bytes:
-        """Raises FileNotFoundError or another OSError."""
-        return read_file(self.location, name)
-
-    def names(self) -> list[str]:
-        """Names of files and folders directly in it, sorted."""
-        return names(self.location, "")
 
     def settings(self) -> dict[str, Any] | None:
         """search.yaml; None where the folder is empty or not there yet. Raises Refused where it is no search."""
@@ -167,7 +160,7 @@ class SearchFolder:
 
     def trials(self) -> list[dict[str, Any]]:
         """Every trial's record, by name."""
-        files = (name for name in names(self.location, "trials") if name.endswith(".json"))
+        files = (name for name in self.names("trials") if name.endswith(".json"))
         return sorted((json.loads(self.read(f"trials/{name}")) for name in files), key=lambda trial: trial["name"])
 
     def write_trial(self, record: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 
 from medgan.config import Refused
 from medgan.data.shards import filesystem
-from medgan.folder import RunFolder
+from medgan.folder import Folder
 
 BEAT_S = 5.0
 """Between two heartbeats."""
@@ -39,7 +39,7 @@ class Lost(RuntimeError):
 class Lease:
     """One holder's view of a run's lease. owner: the command; its workers have the same."""
 
-    def __init__(self, folder: RunFolder, owner: str) -> None:
+    def __init__(self, folder: Folder, owner: str) -> None:
         self.folder, self.owner, self.term = folder, owner, 0
         self.mark = secrets.token_hex(8)
         """Tells this holder from every other, those of the same owner too."""
@@ -125,7 +125,7 @@ class Lease:
 class Heartbeat:
     """Keeps a lease alive from a thread of its own while a command runs."""
 
-    def __init__(self, folder: RunFolder, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Folder, say: Callable[[str], None]) -> None:
         self.lease = Lease(folder, secrets.token_hex(8))
         self.say, self.over = say, threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -150,7 +150,7 @@ class Heartbeat:
                 self.say(f"the heartbeat of {self.lease.folder.location} cannot be written: {error.strerror or error}")
 
 
-def create(folder: RunFolder, name: str, content: bytes) -> bool:
+def create(folder: Folder, name: str, content: bytes) -> bool:
     """Write a file if there is none of that name; of several that try at once, one does, and the others get False.
 
     A local disk and NFS have this as a hard link. Object stores do, but pyarrow does not offer it: there everybody

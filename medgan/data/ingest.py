@@ -26,12 +26,13 @@ import ray.data
 
 from medgan.data.copies import Images, copies, nearest
 from medgan.data.shards import (
+    PARTS,
     SPLITS,
     DataError,
     Manifest,
     Shard,
+    begin,
     check_target,
-    clear,
     filesystem,
     keyed_id,
     label_counts,
@@ -57,7 +58,6 @@ Result = TypeVar("Result")
 Report = Callable[[str, int, int, int], None]
 """(verb, done, of, rejected)"""
 
-PARTS = ".parts"
 COMPARED = 512
 """So many images are compared with those of another split in one task."""
 SMALL_VAL = 0.05
@@ -296,13 +296,7 @@ def _finished(plan: Plan) -> dict[str, Part]:
     """Shards of this plan that an earlier call finished, by path; any other content of the folder is cleared."""
     out = plan.request.out
     mark = json.dumps([plan.digest, versions()])  # another Pillow may give other pixels
-    try:
-        same = read_file(out, f"{PARTS}/request").decode() == mark
-    except OSError:
-        same = False
-    if not same:
-        clear(out)
-        write_file(out, f"{PARTS}/request", mark.encode())
+    if not begin(out, mark):
         return {}
     found: dict[str, Part] = {}
     for name in names(out, PARTS):

@@ -35,6 +35,8 @@ from medgan.config import Refused
 
 SCHEMA_VERSION = 1
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
+PARTS = ".parts"
+"""Below a folder that is being written: what is known of its finished parts."""
 SMALL_STRATUM = 100
 OURS = re.compile(
     r"((train|val|test)/\d{5}\.parquet|png/[^/]+/\d{6}\.png|dicom/[^/]+/\d{6}\.dcm"
@@ -147,6 +149,21 @@ def write_file(folder: str | Path, name: str, content: bytes) -> None:
     else:  # an object appears when its upload ends
         with fs.open_output_stream(f"{path}/{name}") as stream:
             stream.write(content)
+
+
+def begin(folder: str | Path, mark: str) -> bool:
+    """Begin or go on with the request that the mark stands for; returns whether some of it may be there.
+
+    What lies in `.parts` and in the splits is kept where it is of the same request, and cleared where it is not.
+    """
+    try:
+        same = read_file(folder, f"{PARTS}/request").decode() == mark
+    except OSError:
+        same = False
+    if not same:
+        clear(folder)
+        write_file(folder, f"{PARTS}/request", mark.encode())
+    return same
 
 
 def read_file(folder: str | Path, name: str) -> bytes:
@@ -350,7 +367,7 @@ def clear(out: str | Path) -> None:
     """Remove the manifest, then shards and pictures, and nothing that is not ours."""
     check_target(out)
     remove(out, "manifest.json")  # first: without it the rest is no data set
-    for name in (*SPLITS, "png", "dicom", ".parts"):
+    for name in (*SPLITS, "png", "dicom", PARTS):
         remove(out, name)
 
 
@@ -375,7 +392,7 @@ def prepared(out: str | Path, request: str, overwrite: bool = False) -> Manifest
         verify(out, manifest)
     except DataError as error:
         raise DataError(f"{error}, with --overwrite".replace("--data", "--out", 1)) from None
-    remove(out, ".parts")  # where the last call was cut after its last file
+    remove(out, PARTS)  # where the last call was cut after its last file
     return manifest
 
 
