@@ -128,6 +128,7 @@ def main(argv: Sequence[str]) -> None:
         counts={"train": {name: sum(part["counts"][k] for part in found) for k, name in enumerate(classes)}},
         request=digest,
         versions=shards.versions(),
+        mirror=bool(config.data.mirror),
     )
     notes = told_of(dropped, data is not None, args.confidence)
     lineage = [

@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> None:
     if workers.low > resources.get(unit, 0) and not args.wait:
         raise Refused(f"--workers {args.workers or workers.low}: the cluster has {resources.get(unit, 0):.0f} {unit}s")
     try:
-        rank_rows(config.global_batch, config.sample_group, 0, workers.high, config.optim.accumulation)
+        rank_rows(config, 0, workers.high)
     except ValueError as error:
         raise Refused(f"--workers {workers.high}: {error}") from None
     precision = precision_of(config.precision, gpu=unit == "GPU")

@@ -39,11 +39,7 @@ def render(result: dict[str, Any]) -> Markup:
             utility=result.get("utility"),
             arms=_arms(result.get("utility")),
             scores=SCORES,
-            differences=[
-                (SCORES[score][0], forest(_gains(result["utility"], score), 0.0))
-                for score in SHOWN
-                if "utility" in result
-            ],
+            differences=_differences(result.get("utility")),
             privacy=result.get("privacy"),
             membership=forest(_attacks(result["privacy"]), 0.5) if "privacy" in result else "",
         )

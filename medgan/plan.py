@@ -63,16 +63,22 @@ def gradient_bytes(config: Config) -> int:
     return round(size * (discriminator + generator / config.loss.critic_steps))
 
 
-def measured(config: Config, device: torch.device, steps: int = 8) -> Plan:
-    """A plan from steps on this device, on random pixels. config.data must be filled, precision settled."""
-    state = TrainState.create(config, World(device=device))
+def random_batch(config: Config) -> Batch:
+    """A global batch of random pixels, of one class each where there are classes. config.data must be filled."""
     data, random = config.data, torch.Generator().manual_seed(0)
-    shape = (config.global_batch, data.channels or 1, data.resolution or 32, data.resolution or 32)
+    assert data.channels is not None
+    assert data.resolution is not None
+    shape = (config.global_batch, data.channels, data.resolution, data.resolution)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
     classes = len(data.classes or ())
     labels = torch.eye(max(classes, 1))[torch.randint(0, max(classes, 1), shape[:1], generator=random)][:, :classes]
-    batch = Batch(pixels, labels, torch.arange(config.global_batch).numpy())
-    took = []
+    return Batch(pixels, labels, torch.arange(config.global_batch).numpy())
+
+
+def measured(config: Config, device: torch.device, steps: int = 8) -> Plan:
+    """A plan from steps on this device, on random pixels. config.data must be filled, precision settled."""
+    state = TrainState.create(config, World(device=device))
+    batch, took = random_batch(config), []
     for _ in range(steps + 2):
         began = time.perf_counter()
         train_step(state, batch)
@@ -84,7 +90,7 @@ def measured(config: Config, device: torch.device, steps: int = 8) -> Plan:
         config.global_batch,
         statistics.fmean(took[2:]),
         gradient_bytes(config),
-        config.global_batch // config.sample_group,
+        config.global_batch // config.optim.accumulation // config.sample_group,
     )
 
 

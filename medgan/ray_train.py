@@ -354,7 +354,6 @@ def train_worker(payload: dict[str, Any]) -> None:
     world = World.current(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # object collectives use the current device
-        torch.set_float32_matmul_precision("high")
     queue = payload["queue"]
 
     def tell(event: Event) -> None:

@@ -176,7 +176,6 @@ def card(manifest: Manifest, lineage: Sequence[tuple[str, str]], source: str, li
     size = next(name for most, name in SIZES if rows < most)
     counts = manifest.counts.get("train", {})
     table = ["| class | images |", "|---|---|", *(f"| {name} | {n:,} |" for name, n in counts.items()), ""]
-    table = table if counts else []
     lines = [
         "---",
         f"license: {licence}",
@@ -199,10 +198,7 @@ def card(manifest: Manifest, lineage: Sequence[tuple[str, str]], source: str, li
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in lineage),
         "",
-        *(
-            ["| class | images |", "|---|---|", *(f"| {name} | {n:,} |" for name, n in counts.items()), ""]
-            * bool(counts)
-        ),
+        *(table if counts else []),
         "Rows: `pixels` (uint8, channels x rows x columns), `labels` (one number per class) where there are classes,",
         "and `seed`, from which the generator draws the image again.",
         "",

@@ -78,9 +78,7 @@ def train(
     elif init is not None:
         other = RunFolder(init)
         state.load_weights(other.read_checkpoint(max(other.checkpoints())))
-    part = np.concatenate(
-        rank_rows(config.global_batch, config.sample_group, world.rank, world.size, config.optim.accumulation)
-    )
+    part = np.concatenate(rank_rows(config, world.rank, world.size))
     used = Used(batches(split, order, state.images_seen, config.global_batch, part))
     if world.first and config.tracking.real_images:
         folder.write("samples/real.png", real_grid(config, split))

@@ -105,7 +105,7 @@ def cut(state: TrainState, batch: Batch) -> list[Piece]:
     real = to_images(batch.pixels.to(world.device, non_blocking=True), dtype)
     real = real.contiguous(memory_format=torch.channels_last)
     labels = batch.labels.to(world.device, dtype, non_blocking=True) * config.label_strength(state.images_seen)
-    rows = rank_rows(config.global_batch, config.sample_group, world.rank, world.size, config.optim.accumulation)
+    rows = rank_rows(config, world.rank, world.size)
     sizes = [len(mine) for mine in rows]
     return [Piece(*piece) for piece in zip(rows, real.split(sizes), labels.split(sizes), strict=True)]
 

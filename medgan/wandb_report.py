@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from medgan import config as configs
@@ -26,16 +27,11 @@ def search_report(folder: SearchFolder, entity: str, project: str) -> wr.Report:
     name = folder.location.rstrip("/").rpartition("/")[2]
     records = folder.trials()
     summary = json.loads(folder.read("summary.json")) if "summary.json" in folder.names() else {}
-    runs = wr.Runset(entity=entity, project=project, name=name, filters=f"Metric('Group') == '{name}'")
+    runset = partial(wr.Runset, entity=entity, project=project)
+    runs = runset(name=name, filters=f"Metric('Group') == '{name}'")
     models = sorted({record["settings"].get("model.name", "?") for record in records})
     by_model = [
-        wr.Runset(
-            entity=entity,
-            project=project,
-            name=model,
-            filters=f"Metric('Group') == '{name}' and Tags() in ['{model}']",
-        )
-        for model in models
+        runset(name=model, filters=f"Metric('Group') == '{name}' and Tags() in ['{model}']") for model in models
     ]
     config, run = _first_run(folder, records)
     classes = tuple(config.data.classes or ()) if config is not None else ()
@@ -89,13 +85,9 @@ def pair_report(first: RunFolder, second: RunFolder, entity: str, project: str) 
 
     names = [folder.location.rstrip("/").rpartition("/")[2] for folder in (first, second)]
     loaded = [config for folder in (first, second) if (config := folder.config()) is not None]
+    runset = partial(wr.Runset, entity=entity, project=project)
     sets = [
-        wr.Runset(
-            entity=entity,
-            project=project,
-            name=name,
-            filters=f"Metric('Name') == '{config.model.name} {config.loss.name} {name}'",
-        )
+        runset(name=name, filters=f"Metric('Name') == '{config.model.name} {config.loss.name} {name}'")
         for name, config in zip(names, loaded, strict=True)
     ]
     classes = tuple(loaded[0].data.classes or ())

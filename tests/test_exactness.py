@@ -69,8 +69,7 @@ def run(overrides: dict, steps: int) -> dict:
     config = configs.for_data(config, resolution=32, channels=1, classes=("a", "b"), manifest_sha256="0")
     world = World.current()
     state = TrainState.create(config, world)
-    pieces = rank_rows(GLOBAL_BATCH, config.sample_group, world.rank, world.size, config.optim.accumulation)
-    part = np.concatenate(pieces)
+    part = np.concatenate(rank_rows(config, world.rank, world.size))
     for step in range(steps):
         random = torch.Generator().manual_seed(step)
         pixels = torch.randint(192, 256, (GLOBAL_BATCH, 1, 32, 32), dtype=torch.uint8, generator=random)

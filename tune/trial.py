@@ -20,7 +20,7 @@ from medgan import config as configs
 from medgan import lease
 from medgan.config import Config, ConfigError
 from medgan.data.shards import Manifest
-from medgan.folder import RunFolder, checkpoint_name
+from medgan.folder import RunFolder
 from medgan.ray_train import Event, Interrupt, Outcome, Workers, fit
 from medgan.run import precision_of
 from medgan.tracking import parse_rows
@@ -242,7 +242,7 @@ def take_over(donor: RunFolder, images_seen: int, child: RunFolder) -> int:
     """
     kept = donor.checkpoints()
     taken = images_seen if images_seen in kept else max(kept)
-    child.write(checkpoint_name(taken), donor.read(checkpoint_name(taken)))
+    child.save_checkpoint(taken, donor.read_checkpoint(taken), keep=1, best=None)
     for part in ("generator", "samples"):
         for name in donor.names(part):
             child.write(f"{part}/{name}", donor.read(f"{part}/{name}"))

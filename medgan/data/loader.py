@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from medgan.config import Config
 from medgan.data.shards import (
     DataError,
     Manifest,
@@ -131,11 +132,11 @@ def rank_slice(global_batch: int, group: int, rank: int, world: int) -> slice:
     return slice(groups * rank // world * group, groups * (rank + 1) // world * group)
 
 
-def rank_rows(global_batch: int, group: int, rank: int, world: int, pieces: int = 1) -> list[np.ndarray]:
-    """Places in a global batch, int64, that a rank takes of each of its equal pieces; see `rank_slice`."""
-    size = global_batch // pieces
-    part = rank_slice(size, group, rank, world)
-    return [np.arange(start + part.start, start + part.stop) for start in range(0, global_batch, size)]
+def rank_rows(config: Config, rank: int, world: int) -> list[np.ndarray]:
+    """Places in a global batch, int64, that a rank takes of each of its optim.accumulation pieces; see `rank_slice`."""
+    size = config.global_batch // config.optim.accumulation
+    part = rank_slice(size, config.sample_group, rank, world)
+    return [np.arange(start + part.start, start + part.stop) for start in range(0, config.global_batch, size)]
 
 
 class Order:

@@ -148,7 +148,14 @@ def nearness(*parts: Result, data: dict[str, str], space: str) -> Result:
 def copy_threshold(data: dict[str, str]) -> float:
     """The correlation above which two films are one, from how alike films of different patients are in DATA."""
     member, held = real_films(data)
-    return copies.threshold(most_alike(look(held["pixels"]), look(member["pixels"]))[0].max(1))
+    return by_chance(held["pixels"], look(member["pixels"]))[1]
+
+
+def by_chance(held: np.ndarray, theirs: copies.Images) -> tuple[np.ndarray, float]:
+    """How alike held-out films, uint8 (N, C, R, R), are to films of other patients: of each the most alike (N,), and
+    the correlation above which two are one."""
+    likeness = most_alike(look(held), theirs)[0].max(1)
+    return likeness, copies.threshold(likeness)
 
 
 def copied(*parts: Result, data: dict[str, str]) -> Result:
@@ -158,15 +165,14 @@ def copied(*parts: Result, data: dict[str, str]) -> Result:
     """
     member, held = real_films(data)
     theirs = look(member["pixels"])
-    by_chance = most_alike(look(held["pixels"]), theirs)[0].max(1)
-    limit = copies.threshold(by_chance)
+    strangers, limit = by_chance(held["pixels"], theirs)
     likeness, rows = most_alike(look(np.concatenate([part["pixels"] for part in parts])), theirs)
     of_patients = member["patients"][rows[likeness > limit]]
     return {
         "value": int((likeness.max(1) > limit).sum()),
         "n": len(likeness),
-        "held_out": int((by_chance > limit).sum()),
-        "n_held_out": len(by_chance),
+        "held_out": int((strangers > limit).sum()),
+        "n_held_out": len(strangers),
         "nearest": float(likeness.max()),
         "threshold": limit,
         "patients": len(np.unique(of_patients)),

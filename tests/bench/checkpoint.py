@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from medgan import config as configs
-from medgan.data.loader import Batch
 from medgan.distributed import World
 from medgan.folder import RunFolder
+from medgan.plan import random_batch
 from medgan.state import TrainState, packed
 from medgan.step import train_step
 
@@ -30,8 +30,7 @@ def run(scratch: Path) -> Iterator[dict[str, Any]]:
     config = configs.load("dcgan", overrides={"precision": "float32", "global_batch": 64})
     config = configs.for_data(config, resolution=64, channels=1, classes=(), manifest_sha256="0")
     state, folder = TrainState.create(config, World()), RunFolder(str(scratch / "run"))
-    pixels = torch.randint(0, 256, (64, 1, 64, 64), dtype=torch.uint8)
-    batch = Batch(pixels, torch.zeros(64, 0), torch.arange(64).numpy())
+    batch = random_batch(config)
     beside = ThreadPoolExecutor(1)
     writing: list[Future[None]] = []
 

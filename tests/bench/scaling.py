@@ -29,7 +29,7 @@ from medgan import config as configs
 from medgan.config import Config
 from medgan.data.loader import Batch, rank_slice
 from medgan.distributed import World
-from medgan.plan import gradient_bytes
+from medgan.plan import gradient_bytes, random_batch
 from medgan.ray_train import interface_of
 from medgan.state import TrainState
 from medgan.step import train_step
@@ -65,9 +65,8 @@ def worker(rank: int, size: int, address: str, port: int, options: list[str]) ->
     for option in options:
         config = config_of(option)
         state = TrainState.create(config, world)
-        part = rank_slice(GLOBAL_BATCH, config.sample_group, rank, size)
-        pixels = torch.randint(0, 256, (GLOBAL_BATCH, 1, 64, 64), dtype=torch.uint8)[part]
-        batch = Batch(pixels, torch.zeros(len(pixels), 0), torch.arange(len(pixels)).numpy())
+        whole, part = random_batch(config), rank_slice(GLOBAL_BATCH, config.sample_group, rank, size)
+        batch = Batch(whole.pixels[part], whole.labels[part], whole.rows[part])
         train_step(state, batch)
         began = time.perf_counter()
         for _ in range(STEPS):

@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medgan import config as configs
-from medgan.data.loader import Batch
 from medgan.distributed import World
 from medgan.models import stylegan2
 from medgan.models.layers import filtered
+from medgan.plan import random_batch
 from medgan.run import precision_of
 from medgan.state import TrainState
 from medgan.step import train_step
@@ -46,14 +46,9 @@ def made(preset: str, **settings: Any) -> configs.Config:
     return configs.for_data(config, resolution=64, channels=1, classes=("a", "b"), manifest_sha256="0")
 
 
-def batch_of(config: configs.Config) -> Batch:
-    pixels = torch.randint(0, 256, (config.global_batch, 1, 64, 64), dtype=torch.uint8)
-    return Batch(pixels, torch.eye(2)[torch.arange(config.global_batch) % 2], None)  # type: ignore[arg-type]
-
-
 def step_s(state: TrainState) -> float:
     """Seconds of a step on the average of a period of lazy penalties: one that takes them, the others not."""
-    every, batch = state.config.loss.r1_interval, batch_of(state.config)
+    every, batch = state.config.loss.r1_interval, random_batch(state.config)
     found = []
     for step in (0, 1):
         state.images_seen = step * state.config.global_batch
@@ -124,7 +119,7 @@ def job(scratch: Path) -> dict[str, Any]:
         subprocess.run([sys.executable, *map(str, words)], check=True, stdout=subprocess.DEVNULL)
     rows = [row["time/images_per_s"] for row in read_rows(out / "metrics.jsonl") if "time/images_per_s" in row]
     config = made("cgan")
-    state, batch = TrainState.create(config, World()), batch_of(config)
+    state, batch = TrainState.create(config, World()), random_batch(config)
     train_step(state, batch)
     bare = []
     for _ in range(len(rows)):
@@ -144,7 +139,7 @@ def peak_mb(accumulation: int) -> float:
 
 def peak(accumulation: int) -> float:
     config = made("stylegan2-lite", global_batch=32, optim__accumulation=accumulation, loss__r1_interval=1)
-    state, batch = TrainState.create(config, World()), batch_of(config)
+    state, batch = TrainState.create(config, World()), random_batch(config)
     small = TrainState.create(config, World())  # so that libraries and workspaces are there before
     del small
     before = resident_mb()
@@ -174,7 +169,7 @@ def profile(preset: str) -> None:
     from torch.profiler import profile as record
 
     state = TrainState.create(made(preset), World())
-    batch = batch_of(state.config)
+    batch = random_batch(state.config)
     train_step(state, batch)
     with record(activities=[ProfilerActivity.CPU], with_flops=True) as seen:
         start = time.perf_counter()
