@@ -10,15 +10,13 @@ not touched.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
 from pathlib import Path
 from typing import Any
 
 from medgan.tracking import read_rows
-from tests.prove.films import ROOT, call, commit, hardware, training
+from tests.prove import ROOT, arguments, call, commit, hardware, keep, known, opened, raw
+from tests.prove.films import training
 
 RESULTS = ROOT / "results/ablation.json"
 IMAGES = 60_000
@@ -45,10 +43,10 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def row(name: str, raw: Path, work: Path) -> dict[str, Any]:
+def measured(name: str, films: Path, work: Path) -> dict[str, Any]:
     changed, preset, settings = VARIANTS[name]
     data, out = work / "data", work / name.replace(" ", "-")
-    call("jobs/prepare.py", "--source", "kermany_cxr", "--raw", raw, "--out", data, "--resolution", 32)
+    call("jobs/prepare.py", "--source", "kermany_cxr", "--raw", films, "--out", data, "--resolution", 32)
     command = training(preset, data, out, IMAGES, workers=1)
     command += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     call(*command)
@@ -65,38 +63,28 @@ def row(name: str, raw: Path, work: Path) -> dict[str, Any]:
     }
 
 
-def known() -> dict[str, dict[str, Any]]:
-    return {row["variant"]: row for row in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
-
-
 def table() -> str:
     lines = ["| changed | variant | KID | coverage | images/s |", "|---|---|---|---|---|"]
-    for r in known().values():
+    for r in known(RESULTS):
         lines.append(
             f"| {r['changed']} | {r['variant']} | {r['kid']:.3f} | {r['coverage']:.2f} | {r['images_per_s']:.0f} |"
         )
     return "\n".join(lines)
 
 
+def variant_of(row: dict[str, Any]) -> str:
+    return str(row["variant"])
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=ROOT / "runs/prove/ablation", help="folder for data and runs")
-    parser.add_argument("--only", action="append", choices=VARIANTS)
-    parser.add_argument("--table", action="store_true", help="print the results and end")
-    args = parser.parse_args()
+    args = arguments(__doc__, "ablation", VARIANTS).parse_args()
     if args.table:
         print(table())
         return
-    if not os.environ.get("MEDGAN_REAL_DATA"):
-        raise SystemExit("MEDGAN_REAL_DATA is not set: name the folder that holds kermany_cxr/")
-    work = args.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    for name in args.only or VARIANTS:
-        if args.only or name not in known():
-            found = known() | {name: row(name, Path(os.environ["MEDGAN_REAL_DATA"]) / "kermany_cxr", work)}
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps([found[key] for key in VARIANTS if key in found], indent=1) + "\n")
-            print(table(), flush=True)
+    films, work, done = raw("kermany_cxr"), opened(args.work), set(map(variant_of, known(RESULTS)))
+    for name in args.only or [name for name in VARIANTS if name not in done]:
+        keep(RESULTS, [measured(name, films, work)], variant_of, VARIANTS)
+        print(table(), flush=True)
 
 
 if __name__ == "__main__":

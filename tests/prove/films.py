@@ -13,24 +13,18 @@ continues its shorter one. Checkpoints are chosen on val, figures are of the tes
 
 from __future__ import annotations
 
-import argparse
-import fcntl
 import json
-import os
-import platform
 import shlex
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from medgan.tracking import read_rows
 from tests import classifier
+from tests.prove import ROOT, arguments, call, commit, hardware, keep, known, opened, raw
 
-ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results/films.json"
 YARDSTICK = "tutorial-dcgan"
 MODELS = (YARDSTICK, "dcgan", "cgan", "stylegan2-lite")
@@ -39,15 +33,6 @@ CELLS = [
 ]  # in the order in which they run: a model's longer training after its shorter one
 SEED = 0
 INTERVAL_KIMG = 20
-
-
-def call(*command: object) -> str:
-    """Run a script of this project; what it printed last. Raises where it fails."""
-    words = [sys.executable, *map(str, command)]
-    result = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
-    if result.returncode:
-        raise SystemExit(f"{shlex.join(words[1:])} ended with {result.returncode}:\n{result.stdout}")
-    return result.stdout.strip().splitlines()[-1]
 
 
 def training(model: str, data: Path, out: Path, images: int, workers: int = 2) -> list[str]:
@@ -87,32 +72,16 @@ def speeds(resolution: int, data: Path, work: Path, rounds: int = 2) -> dict[str
     return dict(json.loads(file.read_text()))
 
 
-def hardware() -> str:
-    info = Path("/proc/cpuinfo").read_text()
-    name = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "?")
-    flags = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in info]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{os.cpu_count()} cores {name} ({platform.machine()} {' '.join(flags)}), {memory:.0f} GiB"
-
-
-def commit() -> str:
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-
-    changed = git("status", "--porcelain", "medgan", "jobs", "tests/prove")
-    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
-
-
 def read_by_classifier(data: Path, release: Path, work: Path) -> tuple[float, float]:
     """Balanced accuracy of a classifier of real train images on real test images, and on a labelled release."""
     model = classifier.fit(str(data))
     return classifier.accuracy(model, str(data), "test"), classifier.accuracy(model, str(release), "train")
 
 
-def row(resolution: int, model: str, minutes: int, raw: Path, work: Path, workers: int) -> dict[str, Any]:
+def measured(resolution: int, model: str, minutes: int, films: Path, work: Path, workers: int) -> dict[str, Any]:
     """Train one cell, or go on with it, and measure it."""
     data, out = work / f"data-{resolution}", work / f"{resolution}-{model}"
-    call("jobs/prepare.py", "--source", "kermany_cxr", "--raw", raw, "--out", data, "--resolution", resolution)
+    call("jobs/prepare.py", "--source", "kermany_cxr", "--raw", films, "--out", data, "--resolution", resolution)
     pace = speeds(resolution, data, work)[model]
     images = round(pace * minutes * 60)
     command = training(model, data, out, images, workers)
@@ -148,26 +117,13 @@ def row(resolution: int, model: str, minutes: int, raw: Path, work: Path, worker
     return result
 
 
-def known() -> list[dict[str, Any]]:
-    return list(json.loads(RESULTS.read_text())) if RESULTS.exists() else []
-
-
-def keep(result: dict[str, Any]) -> None:
-    """Put a row in its place in results/films.json."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    with open(RESULTS.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be measuring other rows
-        rows = {(r["resolution"], r["model"], r["minutes"]): r for r in [*known(), result]}
-        RESULTS.write_text(json.dumps([rows[cell] for cell in CELLS if cell in rows], indent=1) + "\n")
-
-
 def table() -> str:
     """The results as a Markdown table."""
     lines = [
         "| pixels | model | minutes | KID | FID | coverage | class read right | images seen | images/s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for r in known():
+    for r in known(RESULTS):
         accuracy = f"{r['class_accuracy']:.0%}" if "class_accuracy" in r else ""
         lines.append(
             f"| {r['resolution']} | `{r['model']}` | {r['minutes']} | {r['kid']:.3f} | {r['fid']:.0f} | "
@@ -176,26 +132,24 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def cell_of(row: dict[str, Any]) -> tuple[int, str, int]:
+    return row["resolution"], row["model"], row["minutes"]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=ROOT / "runs/prove/films", help="folder for data and runs")
     names = [f"{resolution}:{model}:{minutes}" for resolution, model, minutes in CELLS]
-    parser.add_argument("--only", action="append", choices=names, metavar="CELL", help=f"of {', '.join(names)}")
+    parser = arguments(__doc__, "films", names)
     parser.add_argument("--workers", type=int, default=2, help="workers of the trainings (default 2)")
     parser.add_argument("--again", action="store_true", help="measure rows that results/films.json has, too")
-    parser.add_argument("--table", action="store_true", help="print the results and end")
     args = parser.parse_args()
     if args.table:
         print(table())
         return
-    if not os.environ.get("MEDGAN_REAL_DATA"):
-        raise SystemExit("MEDGAN_REAL_DATA is not set: name the folder that holds kermany_cxr/")
-    work = args.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    done = {(r["resolution"], r["model"], r["minutes"]) for r in known()}
+    films, work = raw("kermany_cxr"), opened(args.work)
+    done = set(map(cell_of, known(RESULTS)))
     for cell, name in zip(CELLS, names, strict=True):
         if name in (args.only or names) and (args.again or cell not in done):
-            keep(row(*cell, Path(os.environ["MEDGAN_REAL_DATA"]) / "kermany_cxr", work, args.workers))
+            keep(RESULTS, [measured(*cell, films, work, args.workers)], cell_of, CELLS)
             print(table(), flush=True)
 
 

@@ -10,7 +10,6 @@ of the test split; checkpoints were chosen on val.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import shutil
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from medgan.tracking import read_rows
-from tests.prove.films import ROOT, call, commit, hardware, read_by_classifier, speed, training
+from tests.prove import ROOT, arguments, call, commit, hardware, keep, known, opened
+from tests.prove.films import read_by_classifier, speed, training
 
 RESULTS = ROOT / "results/learning.json"
 MODELS = ("cgan", "stylegan2-lite", "resgan")
@@ -83,21 +83,30 @@ def few(name: str, work: Path, workers: int) -> dict[str, Any]:
     }
 
 
+def table() -> str:
+    """The results as a Markdown table: few images by their last evaluation."""
+    lines = ["| | images seen | KID | coverage | class read right | D by heart |", "|---|---|---|---|---|---|"]
+    for row in known(RESULTS):
+        last = row["curve"][-1] if "curve" in row else row
+        read = f"{row['class_accuracy']:.0%}" if "class_accuracy" in row else ""
+        heart = f"{last['overfit']:.2f}" if last.get("overfit") is not None else ""
+        figures = f"{last['kid']:.3f} | {last['coverage']:.2f}"
+        lines.append(f"| {row['name']} | {last['images_seen']:,} | {figures} | {read} | {heart} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=ROOT / "runs/prove/learning", help="folder for data and runs")
-    parser.add_argument("--only", action="append", choices=(*MODELS, *FEW))
+    parser = arguments(__doc__, "learning", (*MODELS, *FEW))
     parser.add_argument("--workers", type=int, default=2, help="workers of the trainings (default 2)")
     args = parser.parse_args()
-    work = args.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
+    if args.table:
+        print(table())
+        return
+    work = opened(args.work)
     for name in args.only or (*MODELS, *FEW):
-        row = (learnt if name in MODELS else few)(name, work, args.workers)
-        known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-        rows = {old["name"]: old for old in known} | {name: row}
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps([rows[key] for key in (*MODELS, *FEW) if key in rows], indent=1) + "\n")
-        print(json.dumps(row), flush=True)
+        made = (learnt if name in MODELS else few)(name, work, args.workers)
+        keep(RESULTS, [made], lambda row: row["name"], (*MODELS, *FEW))
+        print(table(), flush=True)
 
 
 if __name__ == "__main__":

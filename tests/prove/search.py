@@ -9,9 +9,6 @@ python -m tests.prove.search --table           # results/search.json as Markdown
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import shlex
 import subprocess
 import sys
@@ -21,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from medgan.folder import SearchFolder
-from tests.prove.films import call, commit, hardware
+from tests.prove import ROOT, arguments, call, commit, hardware, keep, known, opened, raw
 from tune.search import finalists, ranking
 
-ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results/search.json"
 TRIALS = 12
 PHANTOM = {
@@ -113,11 +109,8 @@ def pbt(work: Path) -> dict[str, Any]:
 
 def films(work: Path) -> dict[str, Any]:
     """An hour on Kermany's films at 64x64, finalists included."""
-    raw = os.environ.get("MEDGAN_REAL_DATA")
-    if not raw:
-        raise SystemExit("MEDGAN_REAL_DATA is not set: name the folder that holds kermany_cxr/")
     data = work / "films"
-    source = ("--source", "kermany_cxr", "--raw", Path(raw) / "kermany_cxr", "--out", data, "--resolution", 64)
+    source = ("--source", "kermany_cxr", "--raw", raw("kermany_cxr"), "--out", data, "--resolution", 64)
     call("jobs/prepare.py", *source)
     words = command(
         *(data, work / "kermany", TRIALS, "--finalists", "1", "--seeds", "2"),
@@ -138,17 +131,13 @@ def films(work: Path) -> dict[str, Any]:
 PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {"phantom": phantom, "pbt": pbt, "films": films}
 
 
-def known() -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
-
-
 def table() -> str:
     """The results as Markdown."""
     lines = [
         "| search | trials | minutes | images shown | KID of the best | what it shows |",
         "|---|---|---|---|---|---|",
     ]
-    for name, row in known().items():
+    for row in known(RESULTS):
         shows = {
             "phantom": lambda r: (
                 f"ASHA saw {r['share']:.0%} of the images; its winner is number {r['place']} without it"
@@ -157,29 +146,23 @@ def table() -> str:
             "films": lambda r: (
                 f"mean over {r['seeds']} fresh seeds {r['mean']:.3g} ({r['low']:.3g} to {r['high']:.3g})"
             ),
-        }[name](row)
+        }[row["name"]](row)
         images = f"{row['images']:,}" if "images" in row else ""
-        lines.append(f"| {name} | {row['trials']} | {row['minutes']:.0f} | {images} | {row['kid']:.3g} | {shows} |")
+        lines.append(
+            f"| {row['name']} | {row['trials']} | {row['minutes']:.0f} | {images} | {row['kid']:.3g} | {shows} |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=ROOT / "runs/prove/search", help="folder for data and searches")
-    parser.add_argument("--only", choices=PARTS)
-    parser.add_argument("--table", action="store_true", help="print the results and end")
-    args = parser.parse_args()
+    args = arguments(__doc__, "search", PARTS).parse_args()
     if args.table:
         print(table())
         return
-    work = args.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    for name, part in PARTS.items():
-        if args.only in (None, name):
-            rows = known() | {name: part(work)}
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps([rows[key] for key in PARTS if key in rows], indent=1) + "\n")
-            print(table(), flush=True)
+    work = opened(args.work)
+    for name in args.only or PARTS:
+        keep(RESULTS, [PARTS[name](work)], lambda row: row["name"], PARTS)
+        print(table(), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -34,6 +33,7 @@ from ..hosts import (
     undisturbed,
     until,
 )
+from . import commit, hardware
 
 EVERY_S = 60.0
 BACK_S = 20.0
@@ -117,11 +117,10 @@ def main(argv: list[str]) -> None:
         found = soak(hosts, args.minutes, args.seed)
     finally:
         hosts.down()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     found |= {
         "command": f"python -m tests.prove.soak --minutes {args.minutes:g} --seed {args.seed}",
-        "commit": commit.strip(),
-        "hardware": f"{os.cpu_count()} CPU cores, three hosts of cluster/hosts.py",
+        "commit": commit(),
+        "hardware": f"{hardware()}, three hosts of cluster/hosts.py",
     }
     args.out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))

@@ -12,16 +12,14 @@ be stopped and gone on with.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.prove.films import ROOT, call, commit
+from tests.prove import ROOT, arguments, call, commit, keep, known, opened, raw
 
 RESULTS = ROOT / "results/utility.json"
 SEED = 0
@@ -71,7 +69,7 @@ def prepared(name: str, work: Path) -> tuple[Path, Path]:
     """(DATA, RUN): the films, and a short run whose config is the recipe."""
     data, run = work / f"data-{name}", work / f"recipe-{name}"
     source = list(SOURCES[name])
-    source[3] = str(Path(os.environ["MEDGAN_REAL_DATA"]) / source[3])
+    source[3] = str(raw(source[3]))
     call("jobs/prepare.py", *source, "--out", data)
     settings = ("total_images=20000", f"seed={SEED}", "tracking.wandb=disabled")
     sets = [word for setting in settings for word in ("--set", setting)]
@@ -130,32 +128,19 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def known(results: Path) -> list[dict[str, Any]]:
-    return list(json.loads(results.read_text())) if results.exists() else []
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=ROOT / "runs/prove/utility", help="folder for data and cells")
+    parser = arguments(__doc__, "utility", ATTEMPTS)
     parser.add_argument("--results", type=Path, default=RESULTS, help="file to write")
-    parser.add_argument("--only", action="append", choices=tuple(ATTEMPTS), help="one attempt; repeatable")
     parser.add_argument("--again", action="store_true", help="also what the results have")
-    parser.add_argument("--table", action="store_true", help="print the results and end")
     args, more = parser.parse_known_args()
     if args.table:
         print(table(known(args.results)))
         return
-    if not os.environ.get("MEDGAN_REAL_DATA"):
-        raise SystemExit("MEDGAN_REAL_DATA is not set: name the folder that holds kermany_cxr/ and nih/")
-    work = args.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
+    work, done = opened(args.work), {row["attempt"] for row in known(args.results)}
     for name in args.only or ATTEMPTS:
-        if args.again or name not in {row["attempt"] for row in known(args.results)}:
-            rows = attempt(name, work, more)
-            everything = [row for row in known(args.results) if row["attempt"] != name] + rows
-            args.results.parent.mkdir(exist_ok=True)
-            args.results.write_text(json.dumps(everything, indent=1) + "\n")
-            print(table(everything), flush=True)
+        if args.again or name not in done:
+            keep(args.results, attempt(name, work, more), lambda row: row["attempt"], ATTEMPTS)
+            print(table(known(args.results)), flush=True)
 
 
 if __name__ == "__main__":
