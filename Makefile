@@ -34,7 +34,7 @@ check: setup ## ruff and mypy
 bench: setup ## speed beside what one would otherwise use, into bench.json: all, or ONLY=loader
 	$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
 
-PROOFS := learning films ablation search utility soak
+PROOFS := learning films ablation search utility privacy soak
 
 prove: setup ## long proofs, into results/: all of them (a day on 2 cores), or ONLY=films and so on
 	for name in $(or $(ONLY),$(PROOFS)); do $(BIN)/python -m tests.prove.$$name || exit 1; done

@@ -127,6 +127,12 @@ def main(argv: Sequence[str]) -> None:
     about, recipe, available, labelled = told_of(args, subject, manifest, sha256)
     changes = dict(map(configs.parse_override, args.gan_set))
     recipe = configs.load(overrides={**configs.flatten(recipe), **changes}).dump()
+    grid = grid_of(args, args.gan_images or utility.Grid.images)
+    if recipe["privacy"]["dp"]["epsilon"] and (shadows or (args.utility and grid.strict)):
+        raise Refused(
+            f"--run {subject}: a private training cannot be rehearsed on fewer patients; judge the generator itself "
+            "with --no-strict, or the recipe without its privacy with --gan-set privacy.dp.epsilon=0"
+        )
     n = min(args.n, available, manifest.rows(args.split), manifest.rows(other))
     question = Question(
         subject=about,
@@ -141,14 +147,13 @@ def main(argv: Sequence[str]) -> None:
     )
     # Privacy asks of as many samples as were wanted, with classes as frequent as in training.
     of_train = replace(question, split="train", n=min(args.n, available, manifest.rows("train")))
-    images = args.gan_images or utility.Grid.images
     wanted: dict[str, cells.Cell] = {}
     if "fidelity" in asked:
         wanted |= question.fidelity()
     if "privacy" in asked:
-        wanted |= privacy.plan(of_train, shadows, recipe, images)
+        wanted |= privacy.plan(of_train, shadows, recipe, grid.images)
     if "utility" in asked:
-        wanted |= utility.plan(question, grid_of(args, images), recipe)
+        wanted |= utility.plan(question, grid, recipe)
     if neighbours:
         wanted["neighbours"] = privacy.picture_of(of_train)
 

@@ -141,6 +141,10 @@ def main(argv: Sequence[str]) -> None:
         ("request", f"`{digest}`"),
         ("made with", f"medgan {manifest.versions['medgan']}"),
     ]
+    if sampler.epsilon is not None:
+        bound = f"epsilon {sampler.epsilon:.4g} at delta {config.privacy.dp.delta:.4g}, by patient"
+        without = "; filtering by the training images is not covered" if data else ""
+        lineage.insert(4, ("differential privacy of the generator", bound + without))
     card = release.card(manifest, lineage, source_of(run), args.licence)
     shards.remove(out, shards.PARTS)  # what was derived from real images on the way
     summary.publish(out, manifest, {"README.md": card.encode()}, notes=notes)

@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
             raise Refused(f"--data {data}: {split} has {manifest.rows(split)} images, at least {least} are needed")
 
     if args.plan:
-        plan(config, args.gigabits)
+        plan(config, manifest, args.gigabits)
         return
     out = absolute("--out", args.out)
 
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     from medgan.folder import RunFolder
     from medgan.lease import Heartbeat
     from medgan.ray_train import Workers, connect, fit
-    from medgan.run import precision_of
+    from medgan.run import settled
 
     folder = RunFolder(out)
     stored = folder.config()
@@ -106,14 +106,20 @@ def main(argv: Sequence[str]) -> None:
         rank_rows(config, 0, workers.high)
     except ValueError as error:
         raise Refused(f"--workers {workers.high}: {error}") from None
-    precision = precision_of(config.precision, gpu=unit == "GPU")
-    config = configs.validate({**config.dump(), "precision": precision})
+    config = settled(config, manifest, gpu=unit == "GPU")
     view = View(config, out)
     with Heartbeat(folder, view.line.say) as owner:
         folder.write("config.yaml", configs.to_yaml(config))
         folder.write("manifest.json", manifest.to_json())
         shape = f"{config.model.name} at {config.data.resolution}x{config.data.resolution}"
-        print(f"training {shape}, {precision}, into {out}", flush=True)
+        print(f"training {shape}, {config.precision}, into {out}", flush=True)
+        if config.private:
+            dp = config.privacy.dp
+            print(
+                f"private: at most epsilon {dp.epsilon:g} at delta {dp.delta:.1e}, noise {dp.noise:.3g}; who is drawn",
+                end=" ",
+            )
+            print("is nowhere kept, so that a run that is gone on with is not the same to the bit", flush=True)
         outcome = fit(config.dump(), data, out, workers, view.show, init, owner=owner, timeout_s=args.timeout)
     view.line.close()
     if "stopped" in outcome.events and "done" not in outcome.events:
@@ -127,12 +133,12 @@ def main(argv: Sequence[str]) -> None:
     view.summary(outcome.events["done"])
 
 
-def plan(config: configs.Config, gigabits: str) -> None:
+def plan(config: configs.Config, manifest: Any, gigabits: str) -> None:
     """Print the capacity plan."""
     import torch
 
     from medgan.plan import measured, table
-    from medgan.run import precision_of
+    from medgan.run import settled
 
     try:
         networks = [float(number) for number in gigabits.split(",")]
@@ -141,7 +147,7 @@ def plan(config: configs.Config, gigabits: str) -> None:
     except ValueError:
         raise Refused(f"--gigabits {gigabits}: give numbers such as 10,100") from None
     gpu = torch.cuda.is_available()
-    config = configs.validate({**config.dump(), "precision": precision_of(config.precision, gpu)})
+    config = settled(config, manifest, gpu)
     if not gpu:
         torch.set_num_threads(1)  # a worker takes one CPU
     measurement = measured(config, torch.device("cuda" if gpu else "cpu"))
@@ -209,7 +215,12 @@ class View:
 
     def summary(self, done: dict[str, Any]) -> None:
         best = done["best"]
-        print(f"done: {done['images_seen']:,} images, best KID {best['kid']:.4g} at {best['images_seen']:,} images")
+        which = "last" if self.config.private else "best"
+        print(f"done: {done['images_seen']:,} images, {which} KID {best['kid']:.4g} at {best['images_seen']:,} images")
+        if "epsilon" in done:
+            print(
+                f"privacy spent: epsilon {done['epsilon']:.3g} at delta {self.config.privacy.dp.delta:.1e}, by patient"
+            )
         print(f"of the time, evaluations took {done['evaluate_share']:.0%} and checkpoints {done['save_share']:.1%}")
         for name, what in (
             ("report.html", "figures, samples and curves; open it in a browser"),
@@ -224,17 +235,26 @@ class View:
 
 def settings() -> str:
     """Every dotted key with its default and its meaning; those of one model only say of which."""
-    lines = []
-    parts = {key: type(part) for key, part in configs.Config() if isinstance(part, configs.Section)}
+    lines: list[str] = []
     shared = configs.ConvModel
-    sections: list[tuple[str, type[configs.Section]]] = [("", configs.Config), ("model.", shared)]
-    sections += [(f"with model.name={model.model_fields['name'].default}: model.", model) for model in configs.MODELS]
-    sections += [(f"{key}.", part) for key, part in parts.items() if key != "model"]
-    for prefix, section in sections:
+
+    def tell(prefix: str, section: type[configs.Section]) -> None:
+        below: list[tuple[str, type[configs.Section]]] = []
         for key, info in section.model_fields.items():
             inherited = section is not shared and issubclass(section, shared) and key in shared.model_fields
-            if key not in parts and not inherited:
+            if isinstance(info.default, configs.Section):
+                below.append((f"{prefix}{key}.", type(info.default)))
+            elif not inherited:
                 lines.append(f"{prefix}{key} = {info.default}\n    {info.description}")
+        for name, part in below:
+            if name == "model.":
+                tell(name, shared)
+                for model in configs.MODELS:
+                    tell(f"with model.name={model.model_fields['name'].default}: model.", model)
+            else:
+                tell(name, part)
+
+    tell("", configs.Config)
     return "\n".join(lines)
 
 

@@ -219,6 +219,26 @@ class Optim(Section):
     """bfloat16: half the bytes between workers; weights then depend on their number, to bfloat16's rounding."""
 
 
+class Dp(Section):
+    """Differentially private training (DP-SGD, arXiv:1607.00133): what one patient can change in D, and so in G, is
+    bounded, whatever an attacker knows. Slower, and images are grainier."""
+
+    epsilon: float = Field(0.0, ge=0)
+    """The budget: training ends before it is spent. 0: training is not private; 1 is strict, 10 is lax."""
+    delta: float | None = Field(None, gt=0, lt=1)
+    """The chance at which the bound may fail. None: a tenth of one in the patients of train."""
+    noise: float | None = Field(None, gt=0)
+    """Deviation of the noise, in units of privacy.dp.clip. None: the least with which total_images stay in the
+    budget."""
+    clip: float = Field(1.0, gt=0)
+    """Longest gradient that one patient adds: norm over all of D's weights."""
+
+
+class Privacy(Section):
+    dp: Dp = Dp()
+    """DP-SGD."""
+
+
 class Checkpoint(Section):
     interval_kimg: float = Field(20.0, gt=0)
     """A checkpoint every so many thousand images."""
@@ -275,6 +295,7 @@ class Config(Section):
     augment: Augment = Augment()
     ema: Ema = Ema()
     optim: Optim = Optim()
+    privacy: Privacy = Privacy()
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()
     tracking: Tracking = Tracking()
@@ -282,6 +303,11 @@ class Config(Section):
     def dump(self) -> dict[str, Any]:
         """As plain YAML types, every field spelled out."""
         return self.model_dump(mode="json")
+
+    @property
+    def private(self) -> bool:
+        """Whether D is trained by DP-SGD."""
+        return self.privacy.dp.epsilon > 0
 
     @property
     def sample_group(self) -> int:
@@ -356,6 +382,7 @@ AXES: dict[str, tuple[str, ...]] = {
     "path length": ("none", "weighted"),
     "augment.name": get_args(Augment.model_fields["name"].annotation),
     "condition": ("none", "class"),
+    "privacy": ("none", "dp"),
 }
 
 
@@ -403,6 +430,18 @@ EXCLUDED: tuple[Exclusion, ...] = (
         )
         for name in ("wgan-gp", "rpgan")
     ),
+    *(
+        Exclusion({axis: value, "privacy": "dp"}, f"privacy.dp.epsilon: {reason}")
+        for axis, value, reason in (
+            ("model.norm_d", "batch", "BatchNorm in D mixes patients: set model.norm_d=none"),
+            ("penalty", "r1", "a penalty's gradient is not clipped by patient: set loss.r1_gamma=0"),
+            ("penalty", "r2", "a penalty's gradient is not clipped by patient: set loss.r2_gamma=0"),
+            ("penalty", "r1+r2", "a penalty's gradient is not clipped by patient: set loss.r1_gamma=0 loss.r2_gamma=0"),
+            ("penalty", "gp", "a penalty's gradient is not clipped by patient: choose loss.name of bce, lsgan, hinge"),
+            ("loss.name", "rpgan", "G's side of it looks at real images: choose loss.name of bce, lsgan, hinge"),
+            ("augment.name", "ada", "its controller looks at D's sign at real images: use diffaugment or ramp"),
+        )
+    ),
     Exclusion(
         {"model.name": "cgan", "condition": "none"},
         "model.name=cgan needs labels and DATA has none: use model.name=dcgan",
@@ -442,6 +481,7 @@ def cell_of(config: Config) -> dict[str, str]:
         "path length": "weighted" if config.loss.path_weight else "none",
         "augment.name": config.augment.name,
         "condition": "class" if config.data.classes is None or len(config.data.classes) else "none",
+        "privacy": "dp" if config.private else "none",
     }
 
 
@@ -464,6 +504,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dcgan": {"model.name": "dcgan", "model.norm_d": "none", **_R1, **_CONV},
     "cgan": {"model.name": "cgan", **_R1, **_CONV},
     "nih-cgan-7": {"model.name": "cgan", **_R1, **_CONV, "data.balance": 0.5},
+    "cgan-dp": {
+        "model.name": "cgan",
+        "model.stddev_group": 1,
+        "loss.name": "bce",
+        "privacy.dp.epsilon": 10.0,
+        **_CONV,
+        "global_batch": 128,
+    },
     "resgan": {
         "model.name": "resgan",
         "loss.name": "rpgan",
@@ -530,6 +578,8 @@ def validate(tree: Mapping[str, Any]) -> Config:
     for kind in config.augment.kinds or ():
         if kind in senseless:
             raise ConfigError(f"augment.kinds={kind}: {senseless[kind]}")
+    if config.private:
+        _check_private(config)
     model = config.model
     if isinstance(model, Conditional) and model.anneal_to_kimg:
         if model.anneal_from_kimg > model.anneal_to_kimg:
@@ -548,6 +598,23 @@ def validate(tree: Mapping[str, Any]) -> Config:
             f"model.max_width={config.model.max_width}: must be at least model.width={config.model.width}"
         )
     return config
+
+
+def _check_private(config: Config) -> None:
+    """What DP-SGD cannot carry besides what the table excludes."""
+    unfit = (
+        ("model.stddev_group", config.sample_group, 1, "minibatch stddev mixes patients"),
+        ("precision", config.precision, ("auto", "float32", "float64"), "norms in half precision would bound nothing"),
+        ("optim.accumulation", config.optim.accumulation, 1, "a lot of patients is taken whole"),
+        ("optim.clip", config.optim.clip, 0, "privacy.dp.clip is what clips D's gradients"),
+        ("data.balance", config.data.balance, 0, "patients are drawn equally often"),
+        ("compile", config.compile, False, "gradients by patient need the plain network"),
+        ("tracking.sample_ids", config.tracking.sample_ids, False, "who was drawn when must stay unknown"),
+    )
+    for key, value, wanted, reason in unfit:
+        allowed = wanted if isinstance(wanted, tuple) else (wanted,)
+        if value not in allowed:
+            raise ConfigError(f"{key}={_show(value)}: {reason} (privacy.dp.epsilon is set): set {key}={allowed[0]}")
 
 
 def for_data(
@@ -594,6 +661,9 @@ def resume(stored: Config, wanted: Config) -> Config:
     tree = wanted.dump()
     if wanted.precision == "auto":
         tree["precision"] = stored.precision
+    for key in ("delta", "noise"):
+        if tree["privacy"]["dp"][key] is None:
+            tree["privacy"]["dp"][key] = getattr(stored.privacy.dp, key)
     old, new = flatten(stored.dump()), flatten(tree)
     differing = [
         f"{key}={_show(new.get(key))} (the run has {_show(old.get(key))})"

@@ -53,7 +53,7 @@ def due(interval_kimg: float, before: int, now: int) -> bool:
 
 
 def run(config: Config, state: TrainState, batches: Iterator[Batch], hooks: Hooks) -> None:
-    """Train until total_images, or until a stop is asked for: then a checkpoint is saved first.
+    """Train until total_images or the end of a budget, or until a stop is asked for: then a checkpoint is saved first.
 
     Ranks ask each other about a stop, and whether a checkpoint is wanted, at every report and every ASK_S in between.
 
@@ -63,12 +63,12 @@ def run(config: Config, state: TrainState, batches: Iterator[Batch], hooks: Hook
     if state.images_seen == 0:
         hooks.evaluate(state)
     meter, asking = Meter(), 1
-    while state.images_seen < config.total_images:
+    while not state.done:
         before = state.images_seen
         batch = meter.wait(batches)
         meter.add(train_step(state, batch), config.global_batch, parts(config, before))
         now = state.images_seen
-        last = now >= config.total_images
+        last = state.done
         evaluating = last or due(config.evaluate.interval_kimg, before, now)
         saving = last or due(config.checkpoint.interval_kimg, before, now)
         reporting = evaluating or saving or due(config.tracking.interval_kimg, before, now)
@@ -87,6 +87,8 @@ def run(config: Config, state: TrainState, batches: Iterator[Batch], hooks: Hook
                 raise Diverged(f"a weight is not finite at {now:,} images")
             if config.augmentations:
                 row["augment/p"] = state.strength.of(config.augment, now)
+            if evaluating and state.ledger is not None:
+                row["privacy/epsilon"] = state.ledger.epsilon()
             hooks.log(now, row)
             best = state.best.get("images_seen")
             if evaluating:

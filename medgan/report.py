@@ -30,9 +30,10 @@ def run_page(folder: RunFolder) -> str:
     n = evaluated[-1]["metric/n"] if evaluated else 0
     # Figures of unlike n are not compared: what was evaluated under other settings stays out of the table.
     evaluated = [row for row in evaluated if row["metric/n"] == n]
-    best: dict[str, Any] = min(
-        [row for row in evaluated if row["images_seen"]], key=lambda row: row["metric/kid"], default={}
-    )
+    trained = [row for row in evaluated if row["images_seen"]]
+    best: dict[str, Any] = min(trained, key=lambda row: row["metric/kid"], default={})
+    if config.private and trained:  # the last is exported, whatever its figures
+        best = trained[-1]
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("report.html")
     return template.render(
         title=folder.location.rstrip("/").rpartition("/")[2],
@@ -94,7 +95,9 @@ def _curves(rows: list[dict[str, Any]], config: Config) -> list[tuple[str, go.Fi
         ("precision, recall and coverage", ("metric/precision", "metric/recall", "metric/coverage"), False),
         ("losses", ("loss/D", "loss/G"), False),
         ("logits", ("logits/real", "logits/fake"), False),
-        ("Penalties", ("penalty/r1", "penalty/r2", "penalty/gp"), False),
+        ("penalties", ("penalty/r1", "penalty/r2", "penalty/gp", "penalty/path"), False),
+        ("what D knows by heart, and how often it sees images changed", ("metric/overfit", "augment/p"), False),
+        ("privacy spent: epsilon", ("privacy/epsilon",), False),
         ("images per second", ("time/images_per_s",), False),
     )
     made = []

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from medgan import loop, report, sample
-from medgan.config import Config
+from medgan.config import Config, ConfigError, validate
 from medgan.data.loader import Batch, Order, Split, batches, open_split, rank_rows
-from medgan.data.shards import label_counts
+from medgan.data.shards import Manifest, column, label_counts
 from medgan.distributed import World
 from medgan.folder import CheckpointError, RunFolder
 from medgan.guards import Guard, overfit
@@ -71,6 +71,13 @@ def train(
     if world.device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
     state = TrainState.create(config, world)
+    lots: Iterator[Batch] | None = None
+    if config.private:
+        from medgan import private  # Opacus takes two seconds to import
+
+        patients = np.unique(column(data, "train", "patient"), return_inverse=True)[1]
+        state.ledger = private.opened(config, int(patients.max()) + 1)
+        lots = private.lots(split, patients, config, world)
     newest = world.broadcast(newest_sound(folder, on_event) if world.first else None)
     if newest is not None:
         state.load(folder.read_checkpoint(newest))
@@ -78,8 +85,11 @@ def train(
     elif init is not None:
         other = RunFolder(init)
         state.load_weights(other.read_checkpoint(max(other.checkpoints())))
+    if state.ledger is not None:
+        redone = world.broadcast(_redone(folder, state.images_seen) if world.first else 0)
+        state.ledger.charge(math.ceil(redone / config.global_batch))
     part = np.concatenate(rank_rows(config, world.rank, world.size))
-    used = Used(batches(split, order, state.images_seen, config.global_batch, part))
+    used = Used(lots or batches(split, order, state.images_seen, config.global_batch, part))
     if world.first and config.tracking.real_images:
         folder.write("samples/real.png", real_grid(config, split))
     on_event({"event": "features"})
@@ -100,6 +110,12 @@ def _lost(folder: RunFolder, images_seen: int, began: float) -> Row:
     if written is None or written < began or not rows:
         return {}
     return {"resume/lost_images": rows[-1]["images_seen"] - images_seen, "resume/lost_s": written}
+
+
+def _redone(folder: RunFolder, images_seen: int) -> int:
+    """Images that the run has told of past the state it goes on from."""
+    rows = read_rows(folder.fetch("metrics.jsonl"))
+    return max(0, rows[-1]["images_seen"] - images_seen) if rows else 0
 
 
 class Used:
@@ -289,8 +305,10 @@ class Recorder:
         kid = state.world.broadcast(row.get("metric/kid"))
         best = state.best
         assert kid is not None
-        # Figures of unlike identity are not compared: with other settings the search for the best starts anew.
-        better = not best or best["identity"] != self.evaluator.identity or kid < best["kid"]
+        # Figures of unlike identity are not compared: with other settings the search for the best starts anew. Of a
+        # private run the last is kept: to choose by a figure of real images would cost privacy that nobody counts.
+        better = state.ledger is not None or not best
+        better = better or best["identity"] != self.evaluator.identity or kid < best["kid"]
         # The untrained generator is nobody's best, nor is one whose labels do not have their full strength yet.
         if better and state.images_seen and state.config.label_strength(state.images_seen) == 1:
             state.best = {"images_seen": state.images_seen, "kid": kid, "identity": self.evaluator.identity}
@@ -336,9 +354,10 @@ class Recorder:
         """How the run ended, after `__exit__`: done, stopped, or failed where something could not be written."""
         if self.failure is not None:
             return {"event": "failed", "kind": "Storage", "reason": self.failure}
-        kind = "done" if state.images_seen >= state.config.total_images else "stopped"
+        kind = "done" if state.done else "stopped"
         share = {f"{name}_share": took / (time.perf_counter() - self.began) for name, took in self.spent.items()}
-        return {"event": kind, "images_seen": state.images_seen, "best": state.best, **share}
+        epsilon = {} if state.ledger is None else {"epsilon": state.ledger.epsilon()}
+        return {"event": kind, "images_seen": state.images_seen, "best": state.best, **share, **epsilon}
 
     def _try(self, write: Callable[..., object], *arguments: object, even_after_failure: bool = False) -> None:
         """Write something; the first failure is noted and ends the run at its next report."""
@@ -377,6 +396,8 @@ class Recorder:
         counts = label_counts(self.evaluator.train_labels, state.config.data.classes or ())
         figure = f"n = {self.evaluator.n} against {REFERENCE_SPLIT}, {self.evaluator.extractor.identity['extractor']}"
         figures = {"images_seen": state.images_seen, "figure": figure, **row}
+        if state.ledger is not None:
+            figures["privacy/epsilon"] = state.ledger.epsilon()
         for name, content in sample.export(state.ema, state.config, counts, figures, self.picture).items():
             self.folder.write(f"generator/{name}", content)
 
@@ -392,6 +413,22 @@ def compiles(device: torch.device) -> bool:
     except RuntimeError:  # what TorchDynamo raises, whatever is missing
         return False
     return True
+
+
+def settled(config: Config, manifest: Manifest, gpu: bool) -> Config:
+    """The config with what depends on the machine and on DATA filled in: the precision, and a private run's noise.
+
+    Raises ConfigError.
+    """
+    precision = precision_of(config.precision, gpu)
+    if config.private:
+        from medgan import private  # Opacus takes two seconds to import
+
+        precision = "float32" if config.precision == "auto" else precision
+        if "train" not in manifest.patients:
+            raise ConfigError("privacy.dp.epsilon: DATA does not say whose its images are")
+        config = private.settled(config, manifest.patients["train"])
+    return validate({**config.dump(), "precision": precision})
 
 
 def precision_of(wanted: str, gpu: bool, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -122,6 +122,8 @@ class Sampler:
     """Of the weights, hex."""
     images_seen: int
     """Real images shown to D before these weights."""
+    epsilon: float | None
+    """What a patient of a private training spent; None where it was not private."""
 
     @staticmethod
     def open(run: str, device: str = "cpu") -> Sampler:
@@ -142,8 +144,9 @@ class Sampler:
             raise DataError(f"--run {run}: generator/model.safetensors is damaged or of another config") from None
         generator.eval().requires_grad_(False).to(device)
         counts = tree["label_counts"] if config.conditional else {}
-        seen = int(tree.get("figures", {}).get("images_seen", 0))
-        return Sampler(generator, config, counts, hashlib.sha256(weights).hexdigest(), seen)
+        figures = tree.get("figures", {})
+        seen, epsilon = int(figures.get("images_seen", 0)), figures.get("privacy/epsilon")
+        return Sampler(generator, config, counts, hashlib.sha256(weights).hexdigest(), seen, epsilon)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -222,6 +225,19 @@ def card(config: Config, label_counts: dict[str, int], figures: dict[str, Any]) 
         lines += [
             "",
             "KID and FID: smaller is better; the others: larger is better. Real images score the last column.",
+        ]
+    dp = config.privacy.dp
+    if config.private:
+        lines += [
+            "",
+            "## Privacy",
+            "",
+            f"Trained with differential privacy (DP-SGD): epsilon {_figure(figures.get('privacy/epsilon'))} at delta "
+            f"{_figure(dp.delta)}, for each patient of the training images (add or remove one with all their images),",
+            f"by Opacus's accountant; noise {_figure(dp.noise)}, clipped at {_figure(dp.clip)}, "
+            f"{config.global_batch} patients a step on average. Training images shown counts expected ones.",
+            "Not covered: class counts, the figures of this card, the choice of settings by looking at real images,",
+            "another run whose weights this one may have begun with.",
         ]
     amount = "--per-class 100" if config.conditional else "--count 100"
     lines += [

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,10 @@ from medgan.folder import CheckpointError
 from medgan.models import build_gan
 from medgan.streams import stream_seed
 
-SCHEMA_VERSION = 2
+if TYPE_CHECKING:
+    from medgan.private import Ledger
+
+SCHEMA_VERSION = 3
 PATH_DECAY = 0.01
 """How fast the mean path length follows the lengths seen (arXiv:1912.04958, B)."""
 Snapshot = dict[str, Any]
@@ -52,16 +55,26 @@ class Player:
     """Learning rate before any schedule."""
     scaler: torch.amp.GradScaler
     """Keeps float16 gradients from vanishing; for other precisions it does nothing."""
+    keeper: Any = None
+    """Keeps gradients by sample, where training is private: an opacus.GradSampleModule."""
+    share: float = 1.0
+    """What a rank's sum over its samples is multiplied with, so that the wrapper's mean over ranks is a mean over the
+    global batch; 1 where the optimizer divides."""
 
     @staticmethod
-    def create(module: nn.Module, lr: float, config: Config, world: World) -> Player:
+    def create(module: nn.Module, lr: float, config: Config, world: World, private: bool = False) -> Player:
+        """private: gradients are clipped by sample and get noise."""
         optim = config.optim
         adam = torch.optim.Adam(module.parameters(), lr=lr, betas=(optim.beta1, optim.beta2), eps=optim.eps)
         scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "float16")
         network = Network(module, config.compile)
-        return Player(
-            module, network, world.wrap(network, optim.bucket_mb, optim.compression == "bfloat16"), adam, lr, scaler
-        )
+        if private:
+            from medgan.private import guarded  # Opacus takes two seconds to import
+
+            ddp, optimizer, keeper = guarded(module, adam, config, world)
+            return Player(module, network, ddp, optimizer, lr, scaler, keeper)
+        ddp = world.wrap(network, optim.bucket_mb, optim.compression == "bfloat16")
+        return Player(module, network, ddp, adam, lr, scaler, share=world.size / config.global_batch)
 
     @contextmanager
     def twice(self, on: bool = True) -> Iterator[None]:
@@ -72,6 +85,19 @@ class Player:
         finally:
             self.bare.twice = before
 
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """Within it gradients pass through the network and leave none in it."""
+        self.module.requires_grad_(False)
+        if self.keeper is not None:
+            self.keeper.disable_hooks()
+        try:
+            yield
+        finally:
+            self.module.requires_grad_(True)
+            if self.keeper is not None:
+                self.keeper.enable_hooks()
+
     def summing(self, last: bool) -> AbstractContextManager[None]:
         """Within it DDP sums gradients over ranks where this is the last backward before `step`."""
         if last or not isinstance(self.ddp, DistributedDataParallel):
@@ -79,8 +105,19 @@ class Player:
         return self.ddp.no_sync()
 
     def backward(self, loss: Tensor) -> None:
-        """Add a loss's gradients to those since the last `step`."""
-        self.scaler.scale(loss).backward()
+        """Add the gradients of a loss, summed over this rank's samples, to those since the last `step`."""
+        self.scaler.scale(loss * self.share).backward()
+
+    def pair(self) -> None:
+        """Gradients by sample of a private step -> by patient: the n-th and the n-th of the second half added up."""
+        for parameter in self.module.parameters():
+            real, fake = parameter.grad_sample.chunk(2)  # type: ignore[attr-defined]
+            parameter.grad_sample = real + fake  # type: ignore[attr-defined]
+
+    def nobody(self) -> None:
+        """The gradients of a private step for which no sample was drawn here."""
+        for parameter in self.module.parameters():
+            parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))  # type: ignore[attr-defined]
 
     def step(self, config: Config, images_seen: int) -> None:
         """One step of the optimizer at the learning rate of this moment, skipped where float16 overflowed."""
@@ -109,6 +146,8 @@ class TrainState:
     """What path lengths are drawn to: their running mean."""
     best: dict[str, Any] = field(default_factory=dict)
     """The best evaluation so far: images_seen, kid, and the identity of the figure."""
+    ledger: Ledger | None = None
+    """What private training has cost."""
 
     @staticmethod
     def create(config: Config, world: World) -> TrainState:
@@ -123,10 +162,21 @@ class TrainState:
             config,
             world,
             Player.create(generator, config.optim.lr_g, config, world),
-            Player.create(discriminator, config.optim.lr_d, config, world),
+            Player.create(discriminator, config.optim.lr_d, config, world, config.private),
             ema,
             strength=Strength(config.augment.p),
         )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and draws."""
+        return next(self.generator.module.parameters()).dtype
+
+    @property
+    def done(self) -> bool:
+        """Whether training has ended: all images seen, or a budget of privacy spent."""
+        spent = self.ledger is not None and self.ledger.spent
+        return spent or self.images_seen >= self.config.total_images
 
     @torch.no_grad()
     def update_ema(self) -> None:
@@ -162,6 +212,7 @@ class TrainState:
                 "scalers": [player.scaler.state_dict() for player in (self.generator, self.discriminator)],
                 "strength": asdict(self.strength),
                 "path_mean": self.path_mean,
+                "private_steps": 0 if self.ledger is None else self.ledger.steps,
             }
         )
 
@@ -183,6 +234,8 @@ class TrainState:
         self.path_mean = saved["path_mean"]
         self.images_seen = saved["images_seen"]
         self.best = saved["best"]
+        if self.ledger is not None:
+            self.ledger.steps = saved["private_steps"]
 
     def load_weights(self, content: bytes) -> None:
         """Take over the networks of another run, and start counting anew: G from its average, D as it is."""

@@ -50,11 +50,16 @@ class Piece:
     """This rank's part of one of the optim.accumulation pieces of a global batch."""
 
     rows: np.ndarray
-    """Places in the global batch, int64 (n,)."""
-    real: Tensor
-    """(n, C, R, R) in [-1, 1] before augmentation."""
+    """Places in the global batch, int64 (n,): of the generated images."""
     labels: Tensor
-    """(n, K), times their strength."""
+    """(n, K), times their strength: of the generated images."""
+    real: Tensor
+    """(m, C, R, R) in [-1, 1] before augmentation."""
+    real_labels: Tensor
+    """(m, K), times their strength."""
+    beside: np.ndarray | slice
+    """Which of the n generated images D sees beside each of the m real ones: each beside its own, m = n, but in
+    private training."""
 
 
 def train_step(state: TrainState, batch: Batch) -> Tensor:
@@ -77,17 +82,17 @@ def train_step(state: TrainState, batch: Batch) -> Tensor:
         with discriminator.summing(piece is pieces[-1]):
             seen += learn_discriminator(state, piece, fakes, having)
     discriminator.step(config, state.images_seen)
+    if state.ledger is not None:
+        state.ledger.charge(1)
 
     if learns:
-        discriminator.module.requires_grad_(False)
         generator.optimizer.zero_grad(set_to_none=True)
         for piece in pieces:
-            with generator.summing(piece is pieces[-1]):
+            with discriminator.judging(), generator.summing(piece is pieces[-1]):
                 if not whole:
                     fakes = draw(state, piece, having, learning=True)
                 seen += learn_generator(state, piece, fakes, having)
         generator.step(config, state.images_seen)
-        discriminator.module.requires_grad_(True)
 
     seen /= config.global_batch
     if config.augment.name == "ada":
@@ -101,18 +106,32 @@ def train_step(state: TrainState, batch: Batch) -> Tensor:
 def cut(state: TrainState, batch: Batch) -> list[Piece]:
     """A rank's batch as images, in as many pieces as the config says."""
     config, world = state.config, state.world
-    dtype = next(state.generator.module.parameters()).dtype
-    real = to_images(batch.pixels.to(world.device, non_blocking=True), dtype)
+    real = to_images(batch.pixels.to(world.device, non_blocking=True), state.dtype)
     real = real.contiguous(memory_format=torch.channels_last)
-    labels = batch.labels.to(world.device, dtype, non_blocking=True) * config.label_strength(state.images_seen)
+    strength = config.label_strength(state.images_seen)
+    labels = batch.labels.to(world.device, state.dtype, non_blocking=True) * strength
     rows = rank_rows(config, world.rank, world.size)
+    if batch.places is not None:
+        (whole,) = rows
+        return [Piece(whole, strength * even_labels(state, whole), real, labels, batch.places - whole[0])]
     sizes = [len(mine) for mine in rows]
-    return [Piece(*piece) for piece in zip(rows, real.split(sizes), labels.split(sizes), strict=True)]
+    pieces = zip(rows, labels.split(sizes), real.split(sizes), strict=True)
+    return [Piece(some, hot, images, hot, slice(None)) for some, hot, images in pieces]
+
+
+def even_labels(state: TrainState, rows: np.ndarray) -> Tensor:
+    """Labels of generated images that say nothing of the real ones: one class each, all equally often; (n, K)."""
+    config = state.config
+    classes, random = len(config.data.classes or ()), stream(config.seed, "labels", state.images_seen)
+    if not classes:
+        return torch.zeros(len(rows), 0, dtype=state.dtype, device=state.world.device)
+    chosen = torch.randint(0, classes, (config.global_batch,), generator=random)
+    return torch.eye(classes, dtype=state.dtype)[chosen[rows]].to(state.world.device)
 
 
 def draw(state: TrainState, piece: Piece, having: frozenset[str], learning: bool) -> tuple[Tensor, Tensor | None]:
     """Generated images (n, C, R, R), and where path lengths are due the w (n, levels, w_dim) they come from."""
-    z = drawn(state, piece, "z", z_size(state.config), normal=True)
+    z = drawn(state, piece.rows, "z", z_size(state.config), normal=True)
     network = state.generator.ddp if learning else state.generator.bare
     lengths = learning and "penalty/path" in having
     with passing(state, state.generator, twice=lengths), torch.set_grad_enabled(learning):
@@ -127,14 +146,23 @@ def learn_discriminator(
 ) -> Tensor:
     """D's gradients from one piece: the DDP wrapper of D, one backward. Returns sums of its SCALARS, float64 (9,)."""
     config, network = state.config, state.discriminator.ddp
-    loss, dtype = LOSSES[config.loss.name], piece.real.dtype
+    loss, dtype = LOSSES[config.loss.name], state.dtype
     r1, r2 = "penalty/r1" in having, "penalty/r2" in having
-    real = augmented(state, piece, piece.real, "real").detach().requires_grad_(r1)
-    fake = augmented(state, piece, fakes[0].detach(), "fake").detach().requires_grad_(r2)
-    with passing(state, state.discriminator, twice=r1):
-        real_logits = network(real, piece.labels).to(dtype)
-    with passing(state, state.discriminator, twice=r2):
-        fake_logits = network(fake, piece.labels).to(dtype)
+    real = augmented(state, piece.rows[piece.beside], piece.real, "real").detach().requires_grad_(r1)
+    fake = augmented(state, piece.rows, fakes[0].detach(), "fake")[piece.beside].detach().requires_grad_(r2)
+    labels = piece.labels[piece.beside]
+    if not len(real):  # nobody was drawn here
+        state.discriminator.nobody()
+        return torch.zeros(len(SCALARS), dtype=torch.float64, device=state.world.device)
+    if config.private:  # in one pass: with two, Opacus would take the gradients of one for those of the other
+        with passing(state, state.discriminator):
+            logits = network(torch.cat([real, fake]), torch.cat([piece.real_labels, labels])).to(dtype)
+        real_logits, fake_logits = logits.chunk(2)
+    else:
+        with passing(state, state.discriminator, twice=r1):
+            real_logits = network(real, piece.real_labels).to(dtype)
+        with passing(state, state.discriminator, twice=r2):
+            fake_logits = network(fake, labels).to(dtype)
     found = {"loss/D": loss.discriminator(real_logits, fake_logits)}
     total = found["loss/D"]
     # A penalty differentiates the rank's unscaled logits and joins the one backward.
@@ -145,11 +173,13 @@ def learn_discriminator(
         found["penalty/r2"] = squared_gradient(fake, fake_logits)
         total = total + found["penalty/r2"] * config.gradient_weight("r2", state.images_seen)
     if "penalty/gp" in having:
-        between = torch.lerp(real, fake, drawn(state, piece, "between", 1, 1, 1)).requires_grad_()
+        between = torch.lerp(real, fake, drawn(state, piece.rows, "between", 1, 1, 1)).requires_grad_()
         with passing(state, state.discriminator, twice=True):
-            found["penalty/gp"] = gradient_penalty(between, network(between, piece.labels).to(dtype))
+            found["penalty/gp"] = gradient_penalty(between, network(between, labels).to(dtype))
         total = total + found["penalty/gp"] * config.loss.gp_weight
-    state.discriminator.backward(total.sum() * (state.world.size / config.global_batch))
+    state.discriminator.backward(total.sum())
+    if config.private:
+        state.discriminator.pair()
     found |= {"logits/real": real_logits, "logits/fake": fake_logits, "logits/sign": (real_logits - loss.middle).sign()}
     return sums(found)
 
@@ -165,34 +195,36 @@ def learn_generator(
         beside = images.new_zeros(len(images))
         if loss.paired:
             with torch.no_grad():
-                beside = judge(augmented(state, piece, piece.real, "real"), labels).to(dtype)
-        found = {"loss/G": loss.generator(beside, judge(augmented(state, piece, images, "fake"), labels).to(dtype))}
+                beside = judge(augmented(state, piece.rows, piece.real, "real"), labels).to(dtype)
+        found = {
+            "loss/G": loss.generator(beside, judge(augmented(state, piece.rows, images, "fake"), labels).to(dtype))
+        }
     total = found["loss/G"]
     if w is not None:
-        direction = drawn(state, piece, "direction", *images.shape[1:], normal=True)
+        direction = drawn(state, piece.rows, "direction", *images.shape[1:], normal=True)
         found["penalty/path"] = state.path_deviation(path_lengths(images, w, direction))
         total = total + found["penalty/path"] * (config.loss.path_weight * config.loss.path_interval)
-    state.generator.backward(total.sum() * (state.world.size / config.global_batch))
+    state.generator.backward(total.sum())
     return sums(found)
 
 
-def augmented(state: TrainState, piece: Piece, images: Tensor, side: str) -> Tensor:
-    """Images as D sees them. side: real or fake, which have draws of their own."""
+def augmented(state: TrainState, rows: np.ndarray, images: Tensor, side: str) -> Tensor:
+    """Images as D sees them. rows: their places; side: real or fake, which have draws of their own."""
     config = state.config
     kinds = config.augmentations
     if not kinds:
         return images
     strength = state.strength.of(config.augment, state.images_seen)
     padding = "zeros" if config.augment.name == "diffaugment" else "reflection"
-    return augment(images, drawn(state, piece, f"augment/{side}", len(KINDS), DRAWS), strength, kinds, padding)
+    return augment(images, drawn(state, rows, f"augment/{side}", len(KINDS), DRAWS), strength, kinds, padding)
 
 
-def drawn(state: TrainState, piece: Piece, name: str, *shape: int, normal: bool = False) -> Tensor:
-    """A piece's rows of what is drawn for the global batch: uniform in [0, 1) or standard normal, on the device."""
+def drawn(state: TrainState, rows: np.ndarray, name: str, *shape: int, normal: bool = False) -> Tensor:
+    """Some places of what is drawn for the global batch: uniform in [0, 1) or standard normal, on the device."""
     config, device = state.config, state.world.device
     random, kind = stream(config.seed, name, state.images_seen), torch.randn if normal else torch.rand
-    numbers = kind(config.global_batch, *shape, generator=random, dtype=piece.real.dtype)
-    return numbers[piece.rows].to(device, non_blocking=True)
+    numbers = kind(config.global_batch, *shape, generator=random, dtype=state.dtype)
+    return numbers[rows].to(device, non_blocking=True)
 
 
 def sums(found: dict[str, Tensor]) -> Tensor:

@@ -36,6 +36,8 @@ TINY = {
     "total_images": 256,
 }
 """Overrides under which a run of both models takes seconds."""
+PRIVATE = {"epsilon": 1000.0, "noise": 1.0, "delta": 1e-5}
+"""Of privacy.dp, settled."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -67,6 +69,10 @@ def overrides_of(cell: dict[str, str]) -> dict[str, object]:
         chosen["loss.path_weight"] = 2.0
     if cell["augment.name"] != "none":
         chosen |= {"augment.name": cell["augment.name"], "augment.p": 0.5}
+    if cell["privacy"] == "dp":
+        chosen |= {f"privacy.dp.{key}": value for key, value in PRIVATE.items()} | {"model.stddev_group": 1}
+        if cell["model.name"] == "dcgan":
+            del chosen["model.stddev_group"]
     return chosen
 
 

@@ -109,8 +109,8 @@ KNOBS: tuple[Knob, ...] = (
 EVOLVING = ("optim.lr_g", "optim.lr_d", "loss.r1_gamma", "loss.r2_gamma", "augment.p", "augment.target")
 """What population based training changes while a trial trains, where the trial has it."""
 
-GIVEN = ("condition",)
-"""Axes that DATA decides."""
+GIVEN = ("condition", "privacy")
+"""Axes that DATA decides, or who asks for the search."""
 DERIVED = ("penalty", "path length")
 """Axes that are no setting but follow from weights: see `_weights`."""
 SAME_FOR_ALL = ("seed", "total_images", "precision", "evaluate.", "checkpoint.", "tracking.", "data.resolution")
@@ -152,7 +152,10 @@ class Space:
     @cached_property
     def cells(self) -> list[dict[str, str]]:
         """The allowed cells of the validity table that are left."""
-        wanted = {"condition": "class" if self.labelled else "none"}
+        wanted = {
+            "condition": "class" if self.labelled else "none",
+            "privacy": "dp" if self.fixed.get("privacy.dp.epsilon") else "none",
+        }
         return [cell for cell, reason in configs.cells() if reason is None and self._agrees(cell, wanted)]
 
     def _agrees(self, cell: Cell, wanted: Mapping[str, str]) -> bool:

@@ -22,7 +22,7 @@ from medgan.config import Config, ConfigError
 from medgan.data.shards import Manifest
 from medgan.folder import RunFolder
 from medgan.ray_train import Event, Interrupt, Outcome, Workers, fit
-from medgan.run import precision_of
+from medgan.run import settled
 from medgan.tracking import parse_rows
 
 Row = dict[str, Any]
@@ -185,7 +185,7 @@ class Trial(tune.Trainable):
             assert stored is not None
             config = configs.resume(stored, config)
         gpu = ray.cluster_resources().get("GPU", 0) > 0
-        config = configs.validate({**config.dump(), "precision": precision_of(config.precision, gpu)})
+        config = settled(config, Manifest.from_json(self.plan.manifest), gpu)
         folder.write("config.yaml", configs.to_yaml(config))
         folder.write("manifest.json", self.plan.manifest)
         if folder.exists("metrics.jsonl"):  # what was known before a restart

@@ -58,6 +58,9 @@ class Batch:
     pixels: Tensor
     labels: Tensor
     rows: np.ndarray
+    places: np.ndarray | None = None
+    """int64 (n,): the place in the batch of generated images beside which D sees each, where it is not its own: in
+    private training, where n is drawn too."""
 
 
 def cache_folder() -> Path:

@@ -1,7 +1,8 @@
 """Images per second of more workers beside fewer: DCGAN at 64x64, global batch 128, every worker one thread.
 
-All of it in one run, in turns: one and two workers of this machine, options of how gradients travel, and three workers
-on three hosts of cluster/hosts.py beside three of this machine. results/scaling.json keeps what the capacity plan's
+All of it in one run, in turns: one and two workers of this machine, two halves that do not know of each other (what the
+machine gives at most), options of how gradients travel, and three workers on three hosts of cluster/hosts.py beside
+three of this machine. results/scaling.json keeps what the capacity plan's
 formula is held against.
 """
 
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -124,10 +126,13 @@ def run(scratch: Path) -> Iterator[dict[str, Any]]:
         for number in range(ROUNDS):
             port = 29600 + 10 * number
             one, two = together(1, port, ["plain"]), together(2, port + 1, list(OPTIONS))
+            with ThreadPoolExecutor(2) as pool:  # they wait for processes
+                halves = list(pool.map(lambda port: together(1, port, ["plain"])["plain"], (port + 4, port + 5)))
             three, apart = together(3, port + 2, ["plain"]), None
             if hosts:
                 apart = together(3, port + 3, ["plain"], hosts)
-            runs.append({"one": one, "two": two, "three": three, "apart": apart})
+            strangers = {"plain": {"step_s": 1 / sum(1 / half["step_s"] for half in halves)}}
+            runs.append({"one": one, "two": two, "strangers": strangers, "three": three, "apart": apart})
 
     def speed(size: str, option: str = "plain") -> list[float]:
         return [GLOBAL_BATCH / run[size][option]["step_s"] for run in runs]
@@ -143,6 +148,7 @@ def run(scratch: Path) -> Iterator[dict[str, Any]]:
         }
 
     yield row("2workers", speed("two"), speed("one"))
+    yield row("2strangers", speed("strangers"), speed("one"))
     if hosts:
         yield row("3hosts", speed("apart"), speed("three"))
     for option in list(OPTIONS)[1:]:
