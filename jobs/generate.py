@@ -141,6 +141,10 @@ def main(argv: Sequence[str]) -> None:
         ("request", f"`{digest}`"),
         ("made with", f"medgan {manifest.versions['medgan']}"),
     ]
+    for before in sampler.begun_with:
+        lineage.insert(
+            3, ("begun with weights trained on manifest SHA-256", f"`{before}`; its images were not looked for")
+        )
     if sampler.epsilon is not None:
         bound = f"epsilon {sampler.epsilon:.4g} at delta {config.privacy.dp.delta:.4g}, by patient"
         without = "; filtering by the training images is not covered" if data else ""

@@ -50,14 +50,14 @@ def _normal(uniform: Tensor) -> Tensor:
 
 
 def _geometry(images: Tensor, of: dict[str, Tensor], p: float, padding: str) -> Tensor:
-    """Flips, whole-pixel shifts up to 1/8, scales 2^N(0, 0.2), stretches 2^N(0, 0.2), turns up to 10 degrees."""
+    """Flips of half the images, whole-pixel shifts up to 1/8, scales, stretches 2^N(0, 0.2), turns up to 10 degrees."""
     if not of.keys() & {"flip", "shift", "scale", "rotate", "stretch"}:
         return images
     count, side = len(images), images.shape[-1]
     across, down = images.new_ones(count), images.new_ones(count)
     angle, right, below = images.new_zeros(3, count)
     if "flip" in of:
-        across = 1 - 2 * _on(of["flip"], p)
+        across = 1 - 2 * _on(of["flip"], p) * (of["flip"][:, 1] < 0.5)
     if "scale" in of:
         scale = torch.exp2(0.2 * _normal(of["scale"][:, 1]) * _on(of["scale"], p))
         across, down = across * scale, down * scale

@@ -166,8 +166,9 @@ class Augment(Section):
     """What D sees of real and generated images alike, so that few images do not make it learn them by heart."""
 
     name: Literal["none", "diffaugment", "ada", "ramp"] = "none"
-    """diffaugment: always (arXiv:2006.10738), for a few hundred images; ada: each transformation with a probability
-    that follows D's overfitting (arXiv:2006.06676); ramp: with one that grows on a schedule, as rpgan wants."""
+    """diffaugment: always, in the manner of arXiv:2006.10738 with the ranges of ada, for a few hundred images; ada:
+    each transformation with a probability that follows D's overfitting (arXiv:2006.06676); ramp: with one that grows
+    on a schedule, as rpgan wants."""
     kinds: tuple[Kind, ...] | None = None
     """Which transformations. None: for diffaugment brightness, contrast, saturation, shift and cutout, for ada and
     ramp all but cutout; each of them only as far as the images are still of their kind."""

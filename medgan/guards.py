@@ -15,7 +15,8 @@ from medgan.state import TrainState
 COLLAPSED = 0.5
 """Of the highest diversity seen: what is below is alarming."""
 NARROW = 0.2
-"""Diversity that an untrained generator may have without alarm."""
+"""Of the real images' spread: what a generator may have without alarm until it has learnt for GROWN evaluations."""
+GROWN = 4
 BY_HEART = 0.5
 """D judges held-out real images at least half as it judges generated ones."""
 
@@ -24,7 +25,7 @@ class Guard:
     """Looks at every evaluation's figures and says what is alarming, each thing once until it is over."""
 
     def __init__(self) -> None:
-        self.highest = 0.0
+        self.highest, self.looks = 0.0, 0
         self.said: set[str] = set()
 
     def look(self, row: dict[str, float]) -> dict[str, str]:
@@ -32,10 +33,11 @@ class Guard:
         found = {}
         diversity, overfit = row.get("metric/diversity"), row.get("metric/overfit")
         if diversity is not None:
-            self.highest = max(self.highest, diversity)
-            if diversity < COLLAPSED * self.highest and self.highest >= NARROW:
+            self.highest, self.looks = max(self.highest, diversity), self.looks + 1
+            fell = diversity < COLLAPSED * self.highest and self.highest >= NARROW
+            if fell or (diversity < NARROW and self.looks >= GROWN):
                 found["collapse"] = (
-                    f"samples grow alike (spread {diversity:.2f} of the real ones', it was {self.highest:.2f}); "
+                    f"samples are alike (spread {diversity:.2f} of the real ones', at most it was {self.highest:.2f}); "
                     "a larger loss.r1_gamma or smaller optim.lr_d may help, the best checkpoint is kept"
                 )
         if overfit is not None and overfit > BY_HEART:

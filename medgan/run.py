@@ -261,6 +261,9 @@ class Recorder:
         self.used, self.lease = used, lease
         self.first = evaluator.world.first
         self.guard = Guard()
+        for row in read_rows(folder.fetch("metrics.jsonl")) if self.first else ():
+            if 0 < row["images_seen"] <= images_seen:
+                self.guard.look(row)
         self.tracker = _tracker(config, folder, images_seen) if self.first else NullTracker()
         self.order: Tracker = NullTracker()
         if self.first and config.tracking.sample_ids:
@@ -395,7 +398,7 @@ class Recorder:
     def _export(self, state: TrainState, row: Row) -> None:
         counts = label_counts(self.evaluator.train_labels, state.config.data.classes or ())
         figure = f"n = {self.evaluator.n} against {REFERENCE_SPLIT}, {self.evaluator.extractor.identity['extractor']}"
-        figures = {"images_seen": state.images_seen, "figure": figure, **row}
+        figures = {"images_seen": state.images_seen, "figure": figure, **row, "begun_with": state.begun_with}
         if state.ledger is not None:
             figures["privacy/epsilon"] = state.ledger.epsilon()
         for name, content in sample.export(state.ema, state.config, counts, figures, self.picture).items():

@@ -124,6 +124,8 @@ class Sampler:
     """Real images shown to D before these weights."""
     epsilon: float | None
     """What a patient of a private training spent; None where it was not private."""
+    begun_with: tuple[str, ...]
+    """SHA-256 of the manifests that the weights it began with had been trained on."""
 
     @staticmethod
     def open(run: str, device: str = "cpu") -> Sampler:
@@ -146,7 +148,8 @@ class Sampler:
         counts = tree["label_counts"] if config.conditional else {}
         figures = tree.get("figures", {})
         seen, epsilon = int(figures.get("images_seen", 0)), figures.get("privacy/epsilon")
-        return Sampler(generator, config, counts, hashlib.sha256(weights).hexdigest(), seen, epsilon)
+        before = tuple(figures.get("begun_with", ()))
+        return Sampler(generator, config, counts, hashlib.sha256(weights).hexdigest(), seen, epsilon, before)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -209,6 +212,10 @@ def card(config: Config, label_counts: dict[str, int], figures: dict[str, Any]) 
         f"| images | {data.channels} channel{'s' if data.channels != 1 else ''}, {data.resolution} pixels a side |",
         f"| real images shown while training | {figures['images_seen']:,} |",
         f"| data manifest (SHA-256) | {data.manifest_sha256} |",
+        *(
+            f"| begun with weights trained on manifest (SHA-256) | {sha256} |"
+            for sha256 in figures.get("begun_with", ())
+        ),
         "",
     ]
     if label_counts:

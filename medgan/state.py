@@ -148,6 +148,8 @@ class TrainState:
     """The best evaluation so far: images_seen, kid, and the identity of the figure."""
     ledger: Ledger | None = None
     """What private training has cost."""
+    begun_with: list[str] = field(default_factory=list)
+    """SHA-256 of the manifests that the weights it began with had been trained on, the oldest first."""
 
     @staticmethod
     def create(config: Config, world: World) -> TrainState:
@@ -212,6 +214,7 @@ class TrainState:
                 "scalers": [player.scaler.state_dict() for player in (self.generator, self.discriminator)],
                 "strength": asdict(self.strength),
                 "path_mean": self.path_mean,
+                "begun_with": self.begun_with,
                 "private_steps": 0 if self.ledger is None else self.ledger.steps,
             }
         )
@@ -234,6 +237,7 @@ class TrainState:
         self.path_mean = saved["path_mean"]
         self.images_seen = saved["images_seen"]
         self.best = saved["best"]
+        self.begun_with = saved["begun_with"]
         if self.ledger is not None:
             self.ledger.steps = saved["private_steps"]
 
@@ -243,6 +247,7 @@ class TrainState:
         self.generator.module.load_state_dict(saved["ema"])
         self.discriminator.module.load_state_dict(saved["discriminator"])
         self.ema.load_state_dict(saved["ema"])
+        self.begun_with = [*saved["begun_with"], saved["config"]["data"]["manifest_sha256"]]
 
 
 def _copied(value: Any) -> Any:

@@ -41,8 +41,8 @@ def test_without_strength_or_with_draws_above_it_nothing_changes():
 
 def test_each_transformation_does_what_it_says():
     film = images(channels=3)
-    every = draws()
-    assert torch.allclose(augment(film, every, 1.0, ["flip"]), film.flip(3), atol=1e-5)
+    assert torch.allclose(augment(film, draws(flip=(0.4,)), 1.0, ["flip"]), film.flip(3), atol=1e-5)
+    assert torch.allclose(augment(film, draws(flip=(0.6,)), 1.0, ["flip"]), film, atol=1e-5)
     right = augment(film, draws(shift=(0.99, 0.5)), 1.0, ["shift"], "zeros")
     assert torch.allclose(right[..., 2:], film[..., :-2], atol=1e-5)
     assert right[..., :2].abs().max() < 1e-5

@@ -14,6 +14,12 @@ def test_a_collapse_is_said_once_and_again_after_it_was_over():
     assert said == [set(), set(), set(), set(), {"collapse"}, set(), set(), {"collapse"}]
 
 
+def test_samples_that_never_were_unlike_are_alarming_once_the_generator_had_time_to_learn():
+    guard = Guard()
+    said = [set(guard.look({"metric/diversity": 0.15})) for _ in range(5)]
+    assert said == [set(), set(), set(), {"collapse"}, set()]
+
+
 def test_a_discriminator_that_knows_its_images_by_heart_is_said():
     guard = Guard()
     assert guard.look({"metric/overfit": 0.4}) == {}

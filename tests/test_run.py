@@ -131,6 +131,10 @@ def test_a_run_may_start_from_anothers_weights(tiny, phantoms, tmp_path):
     last = read_rows(tmp_path / "first/metrics.jsonl")[-1]["metric/kid"]
     assert figures["tuned"]["metric/kid"] == pytest.approx(last, rel=0.2)
     assert figures["tuned"]["metric/kid"] != figures["fresh"]["metric/kid"]
+    folder = train(tiny(seed=1, total_images=256), phantoms, tmp_path / "tuned")
+    sha256 = shards.read_manifest(phantoms)[1]
+    assert last_checkpoint(folder)["begun_with"] == [sha256]
+    assert f"begun with weights trained on manifest (SHA-256) | {sha256}" in folder.read("generator/README.md").decode()
 
 
 @pytest.mark.parametrize("damage", ["cut short", "a bit flipped"])
