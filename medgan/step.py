@@ -106,10 +106,10 @@ def train_step(state: TrainState, batch: Batch) -> Tensor:
 def cut(state: TrainState, batch: Batch) -> list[Piece]:
     """A rank's batch as images, in as many pieces as the config says."""
     config, world = state.config, state.world
-    real = to_images(batch.pixels.to(world.device, non_blocking=True), state.dtype)
+    real = to_images(world.put(batch.pixels), state.dtype)
     real = real.contiguous(memory_format=torch.channels_last)
     strength = config.label_strength(state.images_seen)
-    labels = batch.labels.to(world.device, state.dtype, non_blocking=True) * strength
+    labels = world.put(batch.labels).to(state.dtype) * strength
     rows = rank_rows(config, world.rank, world.size)
     if batch.places is not None:
         (whole,) = rows
@@ -126,7 +126,7 @@ def even_labels(state: TrainState, rows: np.ndarray) -> Tensor:
     if not classes:
         return torch.zeros(len(rows), 0, dtype=state.dtype, device=state.world.device)
     chosen = torch.randint(0, classes, (config.global_batch,), generator=random)
-    return torch.eye(classes, dtype=state.dtype)[chosen[rows]].to(state.world.device)
+    return state.world.put(torch.eye(classes, dtype=state.dtype)[chosen[rows]])
 
 
 def draw(state: TrainState, piece: Piece, having: frozenset[str], learning: bool) -> tuple[Tensor, Tensor | None]:
@@ -221,10 +221,10 @@ def augmented(state: TrainState, rows: np.ndarray, images: Tensor, side: str) ->
 
 def drawn(state: TrainState, rows: np.ndarray, name: str, *shape: int, normal: bool = False) -> Tensor:
     """Some places of what is drawn for the global batch: uniform in [0, 1) or standard normal, on the device."""
-    config, device = state.config, state.world.device
+    config = state.config
     random, kind = stream(config.seed, name, state.images_seen), torch.randn if normal else torch.rand
     numbers = kind(config.global_batch, *shape, generator=random, dtype=state.dtype)
-    return numbers[rows].to(device, non_blocking=True)
+    return state.world.put(numbers[rows])
 
 
 def sums(found: dict[str, Tensor]) -> Tensor:

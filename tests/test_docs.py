@@ -9,15 +9,21 @@ import pytest
 from medgan import config as configs
 from medgan.data.sources import base
 
-from .prove import films
+from .prove.__main__ import tables
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_results_table_is_what_was_measured():
-    shown = README.split("<!-- films -->\n")[1].split("<!-- /films -->")[0]
-    assert shown.strip() == films.table()
+@pytest.mark.parametrize(("proof", "shown", "measured"), list(tables()))
+def test_the_tables_of_results_are_what_was_measured(proof, shown, measured):
+    assert shown == measured, "python -m tests.prove writes them"
+
+
+def test_every_result_is_shown():
+    proofs = {path.stem for path in (ROOT / "tests/prove").glob("[a-z]*.py")} - {"tutorial", "soak"}
+    results = {path.stem for path in (ROOT / "results").glob("*.json")}
+    assert {proof for proof, _, _ in tables()} == proofs & results
 
 
 def test_every_preset_and_every_setting_that_is_named_exists():

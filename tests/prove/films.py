@@ -17,7 +17,6 @@ import json
 import shlex
 import shutil
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +85,7 @@ def measured(resolution: int, model: str, minutes: int, films: Path, work: Path,
     images = round(pace * minutes * 60)
     command = training(model, data, out, images, workers)
     print(f"{resolution} {model}: {images:,} images, {minutes} minutes at {pace:.0f} img/s", flush=True)
-    began = time.monotonic()
     call(*command)
-    wall = (time.monotonic() - began) / 60
     subject = ["--synthetic", out / "release"] if model == YARDSTICK else ["--run", out]
     figures_file = work / f"{resolution}-{model}-{minutes}.json"
     call("jobs/evaluate.py", *subject, "--data", data, "--out", figures_file)
@@ -102,7 +99,7 @@ def measured(resolution: int, model: str, minutes: int, films: Path, work: Path,
         **{"fid": figures["fid"]["value"], "fid_floor": figures["fid"]["floor"]},
         **{name: figures[name]["value"] for name in ("precision", "recall", "coverage")},
         **{"coverage_floor": figures["coverage"]["floor"]},
-        **{"images_seen": images, "images_per_s": round(pace, 1), "wall_minutes": round(wall, 1), "seed": SEED},
+        **{"images_seen": images, "images_per_s": round(pace, 1), "seed": SEED},
         **{"commit": commit(), "command": f"python {shlex.join(shown)}", "hardware": hardware()},
     }
     grid = out / ("samples.png" if model == YARDSTICK else "generator/samples.png")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +43,7 @@ def learnt(model: str, work: Path, workers: int) -> dict[str, Any]:
         kept.write_text(json.dumps(speed(model, data, work / "speed", 20_000)))
     pace = float(json.loads(kept.read_text()))
     command = training(model, data, out, round(pace * MINUTES * 60), workers)
-    began = time.monotonic()
     call(*command)
-    wall = (time.monotonic() - began) / 60
     figures_file = work / f"{model}.json"
     call("jobs/evaluate.py", "--run", out, "--data", data, "--out", figures_file)
     figures = json.loads(figures_file.read_text())["fidelity"]
@@ -61,7 +58,7 @@ def learnt(model: str, work: Path, workers: int) -> dict[str, Any]:
         **{"name": model, "minutes": MINUTES, **found, "real_class_accuracy": real},
         "reached": {name: found[name] >= wanted for name, wanted in WANTED.items()},
         **{"kid": figures["kid"]["value"], "floor": figures["kid"]["floor"], "n": figures["kid"]["n"]},
-        **{"images_seen": round(pace * MINUTES * 60), "images_per_s": round(pace, 1), "wall_minutes": round(wall, 1)},
+        **{"images_seen": round(pace * MINUTES * 60), "images_per_s": round(pace, 1)},
         **{"seed": 0, "commit": commit(), "hardware": hardware()},
         "command": shlex.join(["DATA" if w == str(data) else "RUN" if w == str(out) else w for w in command]),
     }
