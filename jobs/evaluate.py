@@ -335,6 +335,7 @@ def carry(subject: str, args: Namespace, result: dict[str, Any]) -> None:
 
 def show(result: dict[str, Any]) -> None:
     """Tables for people."""
+    from medgan.evaluation_page import SHOWN, gain_of
     from medgan.metrics.fidelity import FIGURES
 
     if "fidelity" in result:
@@ -349,9 +350,9 @@ def show(result: dict[str, Any]) -> None:
                     print(f"  {told:<42}{value['value']:>10.4g}{value['floor']:>10.4g}{few}")
     if "utility" in result:
         for row in result["utility"]["differences"]:
-            if row["score"] in ("macro_f1", "rare_sensitivity") and row["low"] is not None:
-                what = f"{row['score']}, {row['arm']}, {row['scenario']}, {row['network']}"
-                print(f"  {what:<72}{row['value']:>+8.3f} [{row['low']:+.3f}, {row['high']:+.3f}]")
+            if row["score"] in SHOWN and row["low"] is not None:
+                what = f"{row['score']}, {gain_of(row)}, {row['scenario']}, {row['network']}"
+                print(f"  {what:<84}{row['value']:>+8.3f} [{row['low']:+.3f}, {row['high']:+.3f}]")
     for name in ("utility", "privacy"):
         if name in result:
             print(result[name]["claim"]["sentence"])

@@ -13,10 +13,11 @@ from markupsafe import Markup
 from medgan.folder import RunFolder
 from medgan.metrics.classifiers import SCORES
 from medgan.metrics.fidelity import FIGURES
+from medgan.metrics.utility import BASELINE
 
 Interval = tuple[str, float, float | None, float | None]
 """(name, value, low, high)"""
-SHOWN = ("macro_f1", "rare_sensitivity")
+SHOWN = ("macro_f1", "auc", "rare_sensitivity")
 """Scores whose differences are drawn."""
 
 
@@ -80,10 +81,16 @@ def _differences(utility: dict[str, Any] | None) -> list[tuple[str, Markup]]:
 
 def _gains(utility: dict[str, Any], score: str) -> list[Interval]:
     return [
-        (f"{d['arm']}, {d['scenario']}, {d['network']}", d["value"], d["low"], d["high"])
+        (f"{gain_of(d)}, {d['scenario']}, {d['network']}", d["value"], d["low"], d["high"])
         for d in utility["differences"]
         if d["score"] == score and d["value"] is not None
     ]
+
+
+def gain_of(difference: dict[str, Any]) -> str:
+    """The arm, and what it is held against where that is another than for most."""
+    against = difference["against"]
+    return str(difference["arm"]) + ("" if against == BASELINE else f" over {against}")
 
 
 def _attacks(privacy: dict[str, Any]) -> list[Interval]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from medgan.config import Refused
 from medgan.data.loader import open_split
 from medgan.metrics import classifiers, utility
 from medgan.metrics.classifiers import SCORES, Images
@@ -45,6 +46,13 @@ def test_scores_of_several_findings_per_image_leave_out_what_is_not_there():
     assert found["balanced_accuracy"] == pytest.approx(np.mean([1, 0.5, 0.5, 1]))
     assert np.isnan(found["rare_sensitivity"])
     assert not classifiers.exclusive(labels)
+
+
+def test_of_a_single_class_what_is_recognised_is_told_and_nothing_else():
+    answers = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]])
+    found = classifiers.scores(answers, np.eye(2, dtype=np.uint8)[[0, 0, 0, 0]], 1, single=True)
+    assert found["balanced_accuracy"] == 0.75
+    assert np.isnan([found[name] for name in ("auc", "macro_f1", "rare_sensitivity")]).all()
 
 
 @pytest.mark.parametrize("network", classifiers.NETWORKS)
@@ -154,12 +162,120 @@ def test_one_draw_has_no_interval_and_says_nothing(monkeypatch):
 def test_a_verdict_follows_from_the_interval(low, high, what):
     assert utility.verdict(low, high) == what
     difference = {"arm": utility.CANDIDATE, "against": utility.BASELINE, "scenario": "5%", "network": "small-cnn"}
-    difference |= {"score": utility.CLAIM, "value": (low + high) / 2, "low": low, "high": high, "draws": 5}
-    claim = utility.claim([difference], {"strict": True})
+    difference |= {"value": (low + high) / 2, "low": low, "high": high, "draws": 5}
+    claim = utility.claim([{**difference, "score": name} for name in SCORES], {"strict": True})
     assert claim["verdict"] == what
     assert {"helps": "images help ", "harms": "harm", "does not help": "do not help"}.get(what, "cannot be told") in (
         claim["sentence"]
     )
+
+
+def differences(*scenarios, network="small-cnn"):
+    """As `compare` makes them, of which every scenario has another value."""
+    return [
+        {"arm": arm, "against": utility.BASELINE, "scenario": scenario, "network": network, "score": score}
+        | {"value": 0.1 * (index + 1), "low": 0.05, "high": 0.5, "draws": 5}
+        for arm in ("synthetic", utility.CANDIDATE)
+        for index, scenario in enumerate(scenarios)
+        for score in SCORES
+    ]
+
+
+def test_the_claim_is_of_one_scenario_and_network_however_many_were_asked():
+    full = utility.FULL.scenarios
+    asked = [*differences(*full, network="resnet18"), *differences(*full)]
+    claim = utility.claim(asked, {"strict": True})
+    assert (claim["scenario"], claim["network"]) == (utility.SCENARIO, utility.NETWORK)
+    assert claim["auc"]["value"] == claim["value"]
+    assert "With 5 % of the training patients" in claim["sentence"]
+    assert "macro F1 +0.200 [+0.050, +0.500], AUC +0.200 [+0.050, +0.500], over 5 draws of" in claim["sentence"]
+    other = utility.claim(differences("20%", "30%", network="resnet18"), {"strict": True})
+    assert (other["scenario"], other["network"]) == ("20%", "resnet18")
+
+
+def test_the_sentence_says_what_its_interval_does_not_cover():
+    def sentence(scenario, **settings):
+        return utility.claim(differences(scenario), {"strict": True, **settings})["sentence"]
+
+    assert "over 5 repeats with the same patients" in sentence("100%")
+    assert "With 5 % of the rarest class's training patients" in sentence("rare 5%")
+    for told in (sentence("5%", strict=False), sentence("5%", unlabelled=9)):
+        assert "the interval does not cover" in told
+    assert sentence("5%").endswith("over 5 draws of patients, generator trained on those patients alone.")
+
+
+LABELS = np.eye(3, dtype=np.uint8)[[0] * 60 + [1] * 30 + [2] * 10]
+
+
+def test_synthetic_images_have_the_classes_of_the_draw_or_fill_up_the_rarer_ones():
+    alike, filling = utility.pool_labels(LABELS, 2, 0, 0)
+    assert alike.sum(0).tolist() == [120, 60, 20]
+    assert alike[: len(LABELS)].sum(0).tolist() == [60, 30, 10]  # what an arm takes first is as frequent
+    assert filling.sum(0).tolist() == [0, 30, 50]
+    several = np.array([[1, 0]] * 5 + [[1, 1]] * 2 + [[0, 0]] * 90, np.uint8)
+    alike, filling = utility.pool_labels(several, 2, 0, 0)
+    assert alike.sum(0).tolist() == [14, 4]
+    assert 170 < len(filling) <= 171  # lacking: 83 and 88
+    assert filling.any(1).all()
+
+
+def test_a_release_serves_the_classes_of_the_draw_as_far_as_it_has_them():
+    random = np.random.default_rng(0)
+    there = np.eye(3, dtype=np.uint8)[[0] * 50 + [1] * 50 + [2] * 5]
+    rows = utility.release_rows(there, LABELS, random, alike=True)
+    assert there[rows].sum(0).tolist() == [30, 15, 5]
+    assert len(np.unique(rows)) == len(rows)
+    assert there[utility.release_rows(there, LABELS, random, alike=False)].sum(0).tolist() == [50, 30, 5]
+    assert len(utility.release_rows(there[:60], LABELS, random, alike=True)) == 0
+
+
+def test_every_arm_learns_from_the_images_it_is_named_for(monkeypatch, phantoms):
+    learnt = {}
+
+    def watch(images, network, seed, *, weights=None, begin=None, **_):
+        share = np.ones(len(images)) if weights is None else weights
+        learnt.setdefault("shown", []).append((len(images), (share @ images.labels / share.sum()).round(3)))
+        return torch.nn.Identity()
+
+    train = open_split(phantoms, "train")
+    monkeypatch.setattr(classifiers, "train", watch)
+    monkeypatch.setattr(classifiers, "predict", lambda model, pixels, single: np.eye(2)[np.arange(len(pixels)) % 2])
+    rows = utility.drawn_rows(train.labels, np.arange(len(train)), "20%", 0, 0)
+    kept = np.append(rows[train.labels[rows, 0] > 0], rows[train.labels[rows, 1] > 0][:10])  # uneven
+    monkeypatch.setattr(utility, "_train_rows", lambda *_: (train, kept))
+    alike, filling = utility.pool_labels(train.labels[kept], 2, 0, 0)
+    labels = np.concatenate([alike, filling])
+    pool = {"pixels": np.zeros((len(labels), *train.pixels.shape[1:]), np.uint8), "labels": labels, "alike": len(alike)}
+    common = {"data": {"location": phantoms}, "scenario": "20%", "draw": 0, "seed": 0}
+    prior = train.labels[kept].mean(0).round(3).tolist()
+    assert prior != [0.5, 0.5]
+    for arm, size, shares in (
+        (utility.BASELINE, len(kept), prior),
+        (utility.CANDIDATE, 2 * len(kept), prior),
+        ("real+classical+oversampled", len(kept), [0.5, 0.5]),
+        ("real+classical+balanced", len(kept) + len(filling), [0.5, 0.5]),
+    ):
+        learnt.clear()
+        utility.classify(pool, **common, arm=arm, network="small-cnn", classifier=0, steps=1)
+        assert learnt["shown"][0][0] == size
+        assert learnt["shown"][0][1].tolist() == pytest.approx(shares, abs=2e-3)
+    with pytest.raises(Refused, match="the release lacks a class of --data"):
+        utility.classify(
+            {**pool, "alike": 0}, **common, arm=utility.CANDIDATE, network="small-cnn", classifier=0, steps=1
+        )
+
+
+def test_filling_up_is_held_against_oversampling_too(phantoms):
+    test, seen = open_split(phantoms, "test"), []
+    for arm in (utility.BASELINE, "real+classical+oversampled", "real+classical+balanced"):
+        row = {"arm": arm, "scenario": "5%", "network": "small-cnn", "draw": 0, "seed": 0}
+        seen.append({"row": row, "answers": np.eye(2)[test.labels[:, 1]]})
+    found = utility.compare(*seen, data={"location": phantoms}, settings={"strict": True}, seed=0)["differences"]
+    assert {(d["arm"], d["against"]) for d in found} == {
+        ("real+classical+oversampled", utility.BASELINE),
+        ("real+classical+balanced", utility.BASELINE),
+        ("real+classical+balanced", "real+classical+oversampled"),
+    }
 
 
 def test_the_surest_half_keeps_each_class_s_share():

@@ -154,7 +154,8 @@ def predict(model: nn.Module, pixels: np.ndarray, *, single: bool) -> np.ndarray
 
 
 def scores(answers: np.ndarray, labels: np.ndarray, rare: int, *, single: bool) -> dict[str, float]:
-    """SCORES of probabilities (N, K) against labels (N, K); classes that labels lack, or that all have, are left out.
+    """SCORES of probabilities (N, K) against labels (N, K); classes that labels lack, or that all have, are left out,
+    but for the sensitivity of what is there. NaN: nothing is left to tell.
 
     Where an image has one class the most probable is the answer, else each class from 0.5 on.
     """
@@ -162,21 +163,27 @@ def scores(answers: np.ndarray, labels: np.ndarray, rare: int, *, single: bool) 
     said = answers == answers.max(1, keepdims=True) if single else answers >= 0.5
     known = [index for index in range(truth.shape[1]) if 0 < truth[:, index].sum() < len(truth)]
     sensitivity, f1 = [], []
-    for index in known:
+    for index in range(truth.shape[1]):
         hit = float((said[:, index] & truth[:, index]).sum())
-        sensitivity.append(hit / truth[:, index].sum())
-        if not single:  # the other answer to a yes-or-no question is a class too
+        if truth[:, index].any():
+            sensitivity.append(hit / truth[:, index].sum())
+        if not single and index in known:  # the other answer to a yes-or-no question is a class too
             sensitivity.append(float((~said & ~truth)[:, index].sum() / (~truth[:, index]).sum()))
-        f1.append(2 * hit / (said[:, index].sum() + truth[:, index].sum()))
+        if index in known:
+            f1.append(2 * hit / (said[:, index].sum() + truth[:, index].sum()))
     return {
-        "auc": float(np.mean([auc(answers[truth[:, k], k], answers[~truth[:, k], k]) for k in known])),
-        "balanced_accuracy": float(np.mean(sensitivity)),
-        "macro_f1": float(np.mean(f1)),
+        "auc": _mean([auc(answers[truth[:, k], k], answers[~truth[:, k], k]) for k in known]),
+        "balanced_accuracy": _mean(sensitivity),
+        "macro_f1": _mean(f1),
         "rare_sensitivity": rate_at(answers[truth[:, rare], rare], answers[~truth[:, rare], rare], 1 - SPECIFICITY)
         if rare in known
         else float("nan"),
         "calibration_error": _calibration(answers, truth, single),
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:

@@ -2,7 +2,9 @@
 
 An arm is what a classifier learns from. All arms have one budget of steps. Every draw of patients has a generator of
 its own (strict: trained on those patients alone), and arms are compared within a draw, so that intervals cover the
-draw of patients and the seeds of generator and classifier, and the test patients besides.
+draw of patients and the seeds of generator and classifier, and the test patients besides. Synthetic images come with
+the classes as frequent as in the draw, or they fill up its rarer classes and are held against oversampling: what even
+classes alone gain is not theirs.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from medgan.cells import Cell, Result
+from medgan.config import Refused
 from medgan.data import shards
 from medgan.data.loader import open_split, row_weights
 from medgan.metrics import classifiers, retrain
@@ -25,8 +28,8 @@ from medgan.sample import Sampler
 from medgan.streams import stream_seed
 
 HERE = "medgan.metrics.utility"
-POOL = 2.0
-"""Synthetic images that are drawn for each real one; arms take some of them."""
+POOL = 2
+"""Synthetic images that are drawn for each real one; arms take some of them. At most as many fill up rarer classes."""
 MATTERS = 0.02
 """A smaller gain than this is none."""
 RESAMPLES = 200
@@ -42,27 +45,40 @@ class Arm:
     oversampled: bool = False
     """All classes equally often."""
     synthetic: float = 0.0
-    """Generated images for each real one, all classes equally often."""
+    """Generated images for each real one, classes as frequent as among those."""
+    balanced: bool = False
+    """Generated images fill up the rarer classes."""
     confident: bool = False
     """Only the half of the generated ones whose class a classifier of the same real images is surest of."""
     pretrained: bool = False
     """Half of the budget on generated images, the other half on real ones."""
+
+    @property
+    def generated(self) -> bool:
+        return self.synthetic > 0 or self.balanced
 
 
 ARMS = {
     "real": Arm(),
     "real+classical": Arm(classical=True),
     "real+oversampled": Arm(oversampled=True),
+    "real+classical+oversampled": Arm(classical=True, oversampled=True),
     "synthetic": Arm(real=False, synthetic=2.0),
     "real+synthetic 0.5x": Arm(synthetic=0.5),
     "real+synthetic 1x": Arm(synthetic=1.0),
     "real+synthetic 2x": Arm(synthetic=2.0),
     "real+classical+synthetic": Arm(classical=True, synthetic=1.0),
     "real+classical+confident": Arm(classical=True, synthetic=1.0, confident=True),
+    "real+classical+balanced": Arm(classical=True, oversampled=True, balanced=True),
     "pretrained+classical": Arm(classical=True, synthetic=2.0, pretrained=True),
 }
 BASELINE, CANDIDATE = "real+classical", "real+classical+synthetic"
-CLAIM = "macro_f1"
+RIVALS = {"real+classical+balanced": ("real+classical+oversampled", BASELINE)}
+"""What an arm is held against where that is not BASELINE alone."""
+CLAIM, BESIDE = "macro_f1", "auc"
+"""The score of the claim, and the one that is told beside it: no threshold and no class's frequency moves it."""
+SCENARIO, NETWORK = "5%", "small-cnn"
+"""Of which the claim is; the first ones asked for where these were not."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +86,9 @@ class Grid:
     """Which cells there are: every arm, in every scenario, with every network, for every draw and seed."""
 
     arms: tuple[str, ...] = (BASELINE, CANDIDATE)
-    scenarios: tuple[str, ...] = ("5%",)
+    scenarios: tuple[str, ...] = (SCENARIO,)
     """A share of the train patients, such as 5%; or `rare 5%`: of those of the rarest class, and all others."""
-    networks: tuple[str, ...] = ("small-cnn",)
+    networks: tuple[str, ...] = (NETWORK,)
     draws: int = 5
     seeds: int = 2
     """Classifiers of each arm and draw."""
@@ -112,12 +128,13 @@ def plan(question: Question, grid: Grid, recipe: dict[str, Any]) -> dict[str, Ce
     for scenario in grid.scenarios:
         for draw in range(grid.draws):
             which = {"data": question.data, "scenario": scenario, "draw": draw, "seed": question.seed}
+            drawn = {**which, "amount": POOL}
             if grid.strict:
-                made = {**which, "config": recipe, "images": grid.images}
+                made = {**drawn, "config": recipe, "images": grid.images}
                 pool = Cell(f"generator of {scenario}, draw {draw}", f"{HERE}:strict_pool", made, before)
             else:
                 pool = Cell(
-                    f"pool of {scenario}, draw {draw}", f"{HERE}:given_pool", {**which, "subject": question.subject}
+                    f"pool of {scenario}, draw {draw}", f"{HERE}:given_pool", {**drawn, "subject": question.subject}
                 )
             for network in grid.networks:
                 for arm in grid.arms:
@@ -127,7 +144,7 @@ def plan(question: Question, grid: Grid, recipe: dict[str, Any]) -> dict[str, Ce
                                 f"{arm}, {network}, {scenario}, draw {draw}.{seed}",
                                 f"{HERE}:classify",
                                 {**which, "arm": arm, "network": network, "classifier": seed, "steps": grid.steps},
-                                (pool,) if ARMS[arm].synthetic else (),
+                                (pool,) if ARMS[arm].generated else (),
                             )
                         )
     settings: dict[str, Any] = {"strict": grid.strict, "steps": grid.steps}
@@ -166,40 +183,78 @@ def _train_rows(data: dict[str, str], scenario: str, draw: int, seed: int) -> tu
     return train, drawn_rows(train.labels, patients, scenario, draw, seed)
 
 
-def pool_labels(labels: np.ndarray, draw: int, seed: int) -> np.ndarray:
-    """Labels of POOL synthetic images for each of these, all classes equally often: uint8 (M, K)."""
-    weights = row_weights(labels, 1.0)
+def pool_labels(labels: np.ndarray, amount: int, draw: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of synthetic images for uint8 (N, K): (`amount` times these, shuffled; what the rarer classes lack of the
+    most frequent, at most as many again). Where an image may have several classes, what fills up is as real rows are.
+    """
     random = np.random.default_rng(stream_seed(seed, "utility/pool", draw))
-    return labels[random.choice(len(labels), int(POOL * len(labels)), p=weights / weights.sum())]
+    alike = np.concatenate([labels[random.permutation(len(labels))] for _ in range(amount)])
+    hot = kinds(labels)
+    lacking = np.where(hot.any(0), hot.sum(0).max() - hot.sum(0), 0)
+    share = min(1.0, amount * len(labels) / max(1, lacking.sum()))
+    rows = [
+        random.choice(np.flatnonzero(hot[:, k]), int(share * lacking[k])) for k in range(hot.shape[1]) if lacking[k]
+    ]
+    return alike, labels[random.permutation(np.concatenate([np.zeros(0, np.int64), *rows]))]
+
+
+def kinds(labels: np.ndarray) -> np.ndarray:
+    """Which classes, and having none, each image is of: bool (N, K + 1) of uint8 (N, K)."""
+    return np.concatenate([labels > 0, ~labels.any(1, keepdims=True)], 1)
+
+
+def release_rows(there: np.ndarray, wanted: np.ndarray, random: np.random.Generator, *, alike: bool) -> np.ndarray:
+    """Rows of a release, none twice, with the labels that are wanted, as far as it has them: int64 (M,).
+
+    there, wanted: uint8 (N, K). alike: where a class is short the others come as much rarer.
+    """
+    had, asked = (kinds(labels).sum(0) for labels in (there, wanted))
+    share = min(1.0, *(had[asked > 0] / asked[asked > 0])) if alike else 1.0
+    rows = [np.zeros(0, np.int64)]
+    for one, count in zip(*np.unique(wanted, axis=0, return_counts=True), strict=True):
+        rows.append(random.permutation(np.flatnonzero((there == one).all(1)))[: round(share * count)])
+    return random.permutation(np.concatenate(rows))
 
 
 def strict_pool(
-    *before: Result, data: dict[str, str], scenario: str, draw: int, seed: int, config: dict[str, Any], images: int
+    *before: Result,
+    data: dict[str, str],
+    scenario: str,
+    draw: int,
+    seed: int,
+    amount: int,
+    config: dict[str, Any],
+    images: int,
 ) -> Result:
     """Synthetic images of a generator that has seen the draw's patients and no others, and before, where there is a
-    training without labels, all images without their labels.
+    training without labels, all images without their labels. alike: the first so many have the draw's classes, the
+    others fill up the rarer ones.
     """
     train, rows = _train_rows(data, scenario, draw, seed)
     settled = retrain.recipe(config, stream_seed(seed, f"utility/{scenario}/generator", draw), images)
     begin = before[0]["checkpoint"].tobytes() if before else None
     state, spent = retrain.fit(settled, train, rows, device(), begin)
-    labels = pool_labels(train.labels[rows], draw, seed)
-    return {"pixels": retrain.draw(state.ema, settled, labels, "utility"), "labels": labels, **spent}
+    alike, filling = pool_labels(train.labels[rows], amount, draw, seed)
+    labels = np.concatenate([alike, filling])
+    pixels = retrain.draw(state.ema, settled, labels, "utility")
+    return {"pixels": pixels, "labels": labels, "alike": len(alike), **spent}
 
 
-def given_pool(*, data: dict[str, str], scenario: str, draw: int, seed: int, subject: dict[str, str]) -> Result:
-    """Synthetic images of the generator, or of the release, that is evaluated."""
+def given_pool(
+    *, data: dict[str, str], scenario: str, draw: int, seed: int, amount: int, subject: dict[str, str]
+) -> Result:
+    """As `strict_pool`, of the generator, or of the release, that is evaluated."""
     train, rows = _train_rows(data, scenario, draw, seed)
-    labels = pool_labels(train.labels[rows], draw, seed)
+    alike, filling = pool_labels(train.labels[rows], amount, draw, seed)
     if "synthetic" in subject:
         release = open_split(subject["synthetic"], "train")
-        weights = row_weights(release.labels, 1.0)
         random = np.random.default_rng(stream_seed(seed, "utility/release", draw))
-        count = min(len(labels), len(release))
-        chosen = random.choice(len(release), count, replace=False, p=weights / weights.sum())
-        return {"pixels": release.pixels[chosen], "labels": release.labels[chosen]}
-    sampler = Sampler.open(subject["run"], device())
-    return {"pixels": sampler.draw(labels, stream_seed(seed, "utility/given", draw))[0], "labels": labels}
+        first = release_rows(release.labels, alike, random, alike=True)
+        chosen = np.concatenate([first, release_rows(release.labels, filling, random, alike=False)])
+        return {"pixels": release.pixels[chosen], "labels": release.labels[chosen], "alike": len(first)}
+    sampler, labels = Sampler.open(subject["run"], device()), np.concatenate([alike, filling])
+    pixels = sampler.draw(labels, stream_seed(seed, "utility/given", draw))[0]
+    return {"pixels": pixels, "labels": labels, "alike": len(alike)}
 
 
 def classify(
@@ -222,8 +277,15 @@ def classify(
     own = stream_seed(seed, f"utility/{scenario}/{draw}/classifier", classifier)
     common: dict[str, Any] = {"single": single, "augment": what.classical, "device": device()}
     made = real.some(np.arange(0))
+    if what.generated:
+        part = slice(None, pool[0]["alike"]) if what.synthetic else slice(pool[0]["alike"], None)
+        made = Images(pool[0]["pixels"][part], pool[0]["labels"][part])
     if what.synthetic:
-        made = Images(pool[0]["pixels"], pool[0]["labels"])
+        if not len(made):
+            raise Refused(
+                f"--arms {arm}: the release lacks a class of --data; one that fills up rarer classes is judged by "
+                "--arms real+classical+oversampled,real+classical+balanced"
+            )
         wanted = min(len(made), round(what.synthetic * len(real)))
         if what.confident:
             reader = classifiers.train(real, network, own, steps=steps, **{**common, "augment": True})
@@ -257,7 +319,7 @@ def surest(images: Images, answers: np.ndarray) -> Images:
 
 
 def compare(*trained: Result, data: dict[str, str], settings: dict[str, Any], seed: int) -> Result:
-    """The section `utility` of an evaluation: every cell, differences to BASELINE, and the claim."""
+    """The section `utility` of an evaluation: every cell, differences to BASELINE and RIVALS, and the claim."""
     test = open_split(data["location"], "test")
     patients = np.unique(shards.column(data["location"], "test", "patient"), return_inverse=True)[1]
     labels = open_split(data["location"], "train").labels
@@ -271,10 +333,12 @@ def compare(*trained: Result, data: dict[str, str], settings: dict[str, Any], se
     differences = []
     for (scenario, network), arms in found.items():
         for arm in arms:
-            if arm != BASELINE and BASELINE in arms:
+            for against in RIVALS.get(arm, (BASELINE,)):
+                if arm == against or against not in arms:
+                    continue
                 random = np.random.default_rng(stream_seed(seed, "utility/test", 0))
-                gained = difference(arms[arm], arms[BASELINE], test.labels, patients, rare, random, single=single)
-                which = {"arm": arm, "against": BASELINE, "scenario": scenario, "network": network}
+                gained = difference(arms[arm], arms[against], test.labels, patients, rare, random, single=single)
+                which = {"arm": arm, "against": against, "scenario": scenario, "network": network}
                 differences += [{**which, "score": score, **values} for score, values in gained.items()]
     result = {"settings": settings, "cells": rows, "differences": differences}
     classes = shards.read_manifest(data["location"])[0].classes
@@ -341,16 +405,19 @@ def verdict(low: float | None, high: float | None) -> str:
 
 
 def claim(differences: Sequence[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
-    """What it comes to in the first scenario: the difference in CLAIM between CANDIDATE and BASELINE, as a sentence."""
-    found = next((d for d in differences if d["arm"] == CANDIDATE and d["score"] == CLAIM), None)
-    if found is None:
+    """What it comes to in SCENARIO with NETWORK: the difference in CLAIM between CANDIDATE and BASELINE, as a
+    sentence, with that in BESIDE.
+    """
+    asked = [d for d in differences if d["arm"] == CANDIDATE and d["against"] == BASELINE and d["score"] == CLAIM]
+    if not asked:
         return {"verdict": "cannot tell", "sentence": f"Not asked: the grid lacks {CANDIDATE} or {BASELINE}."}
+    found = min(asked, key=lambda d: (d["scenario"] != SCENARIO, d["network"] != NETWORK))  # the first of equal ones
+    same = {key: found[key] for key in ("arm", "against", "scenario", "network")}
+    beside = next(d for d in differences if d["score"] == BESIDE and same.items() <= d.items())
     what = verdict(found["low"], found["high"])
-    between = "" if found["low"] is None else f" [{found['low']:+.3f}, {found['high']:+.3f}]"
-    who = "trained on those patients alone" if settings["strict"] else "which had seen all training patients"
-    if settings.get("unlabelled"):
-        who = "trained on those patients after all images without labels"
-    share = found["scenario"].replace("%", " %")
+    share, rare_only = parse_scenario(found["scenario"])
+    whose = "rarest class's training patients" if rare_only else "training patients"
+    over = "draws of patients" if share < 1 else "repeats with the same patients"
     said = {
         "helps": "synthetic images help",
         "harms": "synthetic images harm",
@@ -358,7 +425,26 @@ def claim(differences: Sequence[dict[str, Any]], settings: dict[str, Any]) -> di
         "cannot tell": "it cannot be told whether synthetic images help",
     }[what]
     sentence = (
-        f"With {share} of the training patients {said} beyond classical augmentation: {SCORES[CLAIM][0]} "
-        f"{found['value']:+.3f}{between} over {found['draws']} draws of patients, generator {who}."
+        f"With {100 * share:g} % of the {whose} {said} beyond classical augmentation: {_told(found)}, {_told(beside)}, "
+        f"over {found['draws']} {over}, {_made_by(settings)}."
     )
-    return {**found, "verdict": what, "sentence": sentence}
+    return {**found, BESIDE: {key: beside[key] for key in ("value", "low", "high")}, "verdict": what} | {
+        "sentence": sentence
+    }
+
+
+def _told(found: dict[str, Any]) -> str:
+    between = "" if found["low"] is None else f" [{found['low']:+.3f}, {found['high']:+.3f}]"
+    return f"{SCORES[found['score']][0]} {found['value']:+.3f}{between}"
+
+
+def _made_by(settings: dict[str, Any]) -> str:
+    """Which generator, and what of its seed the interval does not cover."""
+    if not settings["strict"]:
+        return "one generator for all, which had seen all training patients: the interval does not cover its seed"
+    if settings.get("unlabelled"):
+        return (
+            "generator trained on those patients after one training for all on all images without labels: the interval "
+            "does not cover the seed of that one"
+        )
+    return "generator trained on those patients alone"

@@ -23,7 +23,7 @@ from tests.prove import ROOT, arguments, call, commit, keep, known, opened, raw
 
 RESULTS = ROOT / "results/utility.json"
 SEED = 0
-SHOWN = ("macro_f1", "rare_sensitivity")
+SHOWN = ("macro_f1", "auc", "rare_sensitivity")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ ATTEMPTS = {
         "kermany",
         (*AUGMENTED, "--arms", "real+classical,real+synthetic 0.5x,real+synthetic 1x,real+synthetic 2x"),
         "mixing ratios, without classical augmentation",
+    ),
+    "filled": Attempt(
+        "kermany",
+        (*AUGMENTED, "--arms", "real+classical,real+classical+oversampled,real+classical+balanced"),
+        "synthetic images fill up the rarer class, against oversampling it",
     ),
     "unlabelled": Attempt(
         "kermany",
@@ -116,14 +121,14 @@ def baseline(found: dict[str, Any], difference: dict[str, Any]) -> float:
 def table(rows: list[dict[str, Any]]) -> str:
     """The results as a Markdown table."""
     lines = [
-        "| data | attempt | patients | arm | score | without | gained | 95 % |",
-        "|---|---|---|---|---|---|---|---|",
+        "| data | attempt | patients | arm | against | score | without | gained | 95 % |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         between = "" if r["low"] is None else f"{r['low']:+.3f} to {r['high']:+.3f}"
         lines.append(
-            f"| {r['data']} | {r['attempt']} | {r['scenario']} | {r['arm']} | {r['score']} | {r['baseline']:.3f} | "
-            f"{r['value']:+.3f} | {between} |"
+            f"| {r['data']} | {r['attempt']} | {r['scenario']} | {r['arm']} | {r['against']} | {r['score']} | "
+            f"{r['baseline']:.3f} | {r['value']:+.3f} | {between} |"
         )
     return "\n".join(lines)
 
