@@ -118,13 +118,13 @@ def baseline(found: dict[str, Any], difference: dict[str, Any]) -> float:
     return float(sum(cells) / len(cells))
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(results: Path = RESULTS) -> str:
     """The results as a Markdown table."""
     lines = [
         "| data | attempt | patients | arm | against | score | without | gained | 95 % |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for r in rows:
+    for r in known(results):
         between = "" if r["low"] is None else f"{r['low']:+.3f} to {r['high']:+.3f}"
         lines.append(
             f"| {r['data']} | {r['attempt']} | {r['scenario']} | {r['arm']} | {r['against']} | {r['score']} | "
@@ -139,13 +139,13 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also what the results have")
     args, more = parser.parse_known_args()
     if args.table:
-        print(table(known(args.results)))
+        print(table(args.results))
         return
     work, done = opened(args.work), {row["attempt"] for row in known(args.results)}
     for name in args.only or ATTEMPTS:
         if args.again or name not in done:
             keep(args.results, attempt(name, work, more), lambda row: row["attempt"], ATTEMPTS)
-            print(table(known(args.results)), flush=True)
+            print(table(args.results), flush=True)
 
 
 if __name__ == "__main__":
