@@ -19,6 +19,7 @@ import pytest
 from medgan.config import Refused
 from medgan.data import shards
 from medgan.folder import RunFolder
+from medgan.private import epsilon
 from medgan.state import packed
 from medgan.tracking import read_rows
 
@@ -107,6 +108,22 @@ def key_file(tmp_path_factory):
     file = tmp_path_factory.mktemp("key") / "key"
     file.write_text("ab" * 32)
     return file
+
+
+def test_a_private_run_goes_on_with_another_number_of_workers_and_tells_what_it_spent(phantoms, tmp_path):
+    patients = shards.read_manifest(phantoms)[0].patients["train"]
+    private = {"loss.r1_gamma": 0, "model.stddev_group": 1, "privacy.dp.epsilon": 30, "privacy.dp.noise": 0.7}
+    for workers, images in ((2, 128), (1, 256)):
+        asked = settings(**private, precision="auto", total_images=images)
+        status, output = run_job(
+            "train", "--preset", "cgan", "--data", phantoms, "--out", tmp_path / "run", "--workers", workers, *asked
+        )
+        assert status == 0, output
+        assert "private: at most epsilon 30" in output
+        spent = float(re.search(r"privacy spent: epsilon ([\d.]+) at delta", output)[1])
+        steps = last_checkpoint(RunFolder(str(tmp_path / "run")))["private_steps"]
+        assert steps == images // 16
+        assert spent == pytest.approx(epsilon(0.7, 16 / patients, steps, 0.1 / patients), rel=0.01)
 
 
 def test_prepare_gives_the_same_bytes_with_one_and_two_workers_and_counts_bad_files(tmp_path, key_file, monkeypatch):
