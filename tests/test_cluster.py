@@ -1,10 +1,13 @@
 """The files in cluster/: valid by Ray's, KubeRay's and Kubernetes' schemas, of one version, closed, without secrets."""
 
+import fnmatch
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import jsonschema
@@ -180,6 +183,61 @@ def test_shellcheck_has_nothing_to_say(tmp_path):
     bad = tmp_path / "bad.sh"
     bad.write_text("#!/bin/sh\ncd $1\n")
     assert tool("shellcheck", bad).returncode == 1
+
+
+CODE = ("medgan", "tune", "jobs")
+PRIVATE = (
+    "chest_xray/train/NORMAL/IM-0001.jpeg",
+    "data/films/train/00000.parquet",
+    "searches/first/trials/000/config.yaml",
+    "release/images/0.png",
+    "runs/first/checkpoints/000000000064.pt",
+    "films.zip",
+    "patient.key",
+    "medgan/patient.key",
+)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A copy of the repository in which somebody works, and the names of what is code in it."""
+    folder = tmp_path_factory.mktemp("workplace")
+    for part in CODE:
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    code = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    beside = (".rayignore", ".gitignore", ".dockerignore", "pyproject.toml", "requirements.txt", "README.md", "LICENSE")
+    for name in beside:
+        shutil.copy(ROOT / name, folder)
+    for name in PRIVATE:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("a patient's")
+    return folder, code | {"pyproject.toml", "requirements.txt"}
+
+
+@pytest.mark.parametrize("include_gitignore", [True, False])
+def test_what_ray_uploads_with_a_job_is_the_code_and_nothing_of_a_patients(workplace, tmp_path, include_gitignore):
+    from ray._private.runtime_env.packaging import create_package
+
+    folder, code = workplace
+    create_package(str(folder), tmp_path / "package.zip", include_gitignore=include_gitignore)
+    with zipfile.ZipFile(tmp_path / "package.zip") as package:
+        assert {name for name in package.namelist() if not name.endswith("/")} == code
+    assert {"jobs/demo.yaml", "medgan/page.css", "medgan/data/sources/base.py"} <= code
+
+
+def test_the_image_holds_the_code_and_nothing_of_a_patients(workplace):
+    """.dockerignore by Docker's rule: of the patterns that match a file or a folder above it, the last decides."""
+    folder, code = workplace
+    lines = [line for line in (folder / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+
+    def copied(path):
+        above = [str(path), *map(str, path.parents)]
+        names = [*above, *(f"./{name}" for name in above)]  # so that **/ stands for no folder, too
+        matching = [line for line in lines if any(fnmatch.fnmatch(name, line.lstrip("!")) for name in names)]
+        return not matching or matching[-1].startswith("!")
+
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    assert {str(path) for path in files if copied(path)} == code | {"README.md", "LICENSE"}
 
 
 def test_hadolint_has_nothing_to_say(tmp_path):
