@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from medgan import ray_train
-from medgan.ray_train import Roll, interface_of
+from medgan.config import Refused
+from medgan.ray_train import Roll, Workers, interface_of, placed
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"
@@ -269,6 +270,50 @@ def test_the_interface_is_the_one_that_has_the_address():
     if "00000000000000000000000000000001" in Path("/proc/net/if_inet6").read_text():
         assert interface_of("::1") == "lo"
     assert interface_of("2001:db8::1") is None
+
+
+NOTHING: dict[str, float] = {}
+SPOT = {"CPU": 8.0, "GPU": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("resources", "asked", "use", "wait", "workers", "unit", "notes"),
+    [
+        # an autoscaled cluster before its first host
+        (NOTHING, Workers(4, 4), "gpu", True, "4", "GPU", ["the cluster has 0 GPUs: waiting for 4"]),
+        (NOTHING, Workers(1, 8), "gpu", True, "1-8", "GPU", ["the cluster has 0 GPUs: waiting for 1"]),
+        (NOTHING, Workers(2, 2), "cpu", True, "2", "CPU", ["the cluster has 0 CPUs: waiting for 2"]),
+        # what there is
+        (SPOT, None, "auto", False, "1", "GPU", []),
+        (SPOT, Workers(1, 8), "auto", True, "1-8", "GPU", []),
+        (SPOT, None, "cpu", False, "2", "CPU", []),
+        ({"CPU": 4.0}, None, "auto", False, "2", "CPU", []),
+        ({"CPU": 4.0}, Workers(3, 3), "auto", False, "3", "CPU", []),
+        ({"GPU": 16.0}, None, "auto", False, "4", "GPU", ["4 of 16 GPUs: global_batch=16 feeds at most 4 workers"]),
+    ],
+)
+def test_what_workers_take_is_decided_by_what_is_asked_and_there(
+    tiny, resources, asked, use, wait, workers, unit, notes
+):
+    taken, on, said = placed(resources, asked, use, wait, tiny())
+    assert (str(taken), on, said) == (workers, unit, notes)
+
+
+@pytest.mark.parametrize(
+    ("resources", "asked", "use", "wait", "words"),
+    [
+        (NOTHING, None, "auto", False, "the cluster has no CPU and no GPU yet: say which to wait for"),
+        (NOTHING, Workers(1, 8), "auto", True, "the cluster has no CPU and no GPU yet: say which to wait for"),
+        # it may add GPUs, and nobody would know that they were not used
+        ({"CPU": 8.0}, Workers(1, 8), "auto", True, "the cluster has no GPU yet: say which to wait for"),
+        (NOTHING, None, "gpu", True, "the cluster has no GPU yet: name --workers"),
+        (NOTHING, Workers(1, 8), "gpu", False, "--workers 1-8: the cluster has 0 GPUs"),
+        ({"CPU": 8.0}, Workers(9, 9), "auto", False, "--workers 9: the cluster has 8 CPUs"),
+    ],
+)
+def test_where_it_cannot_be_decided_what_workers_take_it_has_to_be_said(tiny, resources, asked, use, wait, words):
+    with pytest.raises(Refused, match=words):
+        placed(resources, asked, use, wait, tiny())
 
 
 def test_of_workers_that_wait_for_each_other_the_one_that_does_not_say_so_is_named(monkeypatch):
