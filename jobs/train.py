@@ -184,7 +184,7 @@ class View:
             cost = f"{event['resume/lost_s']:.0f} s and {event['resume/lost_images']:,.0f} images lost"
             self.line.say(f"{event['workers']} worker{'s'[: event['workers'] > 1]} now; {cost}")
         elif kind == "damaged":
-            self.line.say(f"the checkpoint at {seen:,} images is damaged, taking the one before: {event['reason']}")
+            self.line.say(f"the checkpoint at {seen:,} images is damaged and set aside: {event['reason']}")
         elif kind == "silent":
             who = ", ".join(f"worker {rank} on {host}" for rank, host in event["ranks"].items())
             self.line.say(

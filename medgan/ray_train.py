@@ -374,7 +374,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     from medgan.config import ConfigError, validate
     from medgan.data.shards import DataError
     from medgan.distributed import World
-    from medgan.folder import CheckpointError
+    from medgan.folder import CheckpointError, Stuck
     from medgan.lease import Lost
     from medgan.loop import Diverged
 
@@ -406,8 +406,8 @@ def train_worker(payload: dict[str, Any]) -> None:
         stopping = lambda: not payload["orders"].empty()
         given = [payload[name] for name in ("init", "owner", "began")]
         run.train(config, payload["data"], payload["out"], world, say, stopping, noticed, *given)
-    except (Diverged, Lost, DataError, ConfigError, CheckpointError) as error:
-        if not world.first and not isinstance(error, Diverged | Lost):
+    except (Diverged, Lost, Stuck, DataError, ConfigError, CheckpointError) as error:
+        if not world.first and not isinstance(error, Diverged | Lost | Stuck):
             raise  # it is this rank's alone: ended quietly, the others would wait for it
         say({"event": "failed", "kind": type(error).__name__, "reason": str(error)})
     except RuntimeError as error:
