@@ -29,10 +29,13 @@ def parser() -> Parser:
     parser.add_argument("--out", help="run folder to make or to go on with: a path or a URI")
     parser.add_argument("--workers", help="number of workers, or a range such as 1-3 (default: every GPU, else 2)")
     parser.add_argument(
+        "--use", choices=("auto", "gpu", "cpu"), default="auto", help="what a worker takes (auto: GPUs if any)"
+    )
+    parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
     )
     parser.add_argument("--init", metavar="RUN", help="start a new run from the weights of another one")
-    parser.add_argument("--wait", action="store_true", help="wait for an autoscaler where the cluster is too small")
+    parser.add_argument("--wait", action="store_true", help="wait for so many, as an autoscaler adds them")
     parser.add_argument(
         "--timeout", type=int, default=900, metavar="S", help="seconds to wait for a worker that does not answer"
     )
@@ -78,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
     from medgan.data.loader import rank_rows
     from medgan.folder import RunFolder
     from medgan.lease import Heartbeat
-    from medgan.ray_train import Workers, connect, fit
+    from medgan.ray_train import Workers, connect, fit, placed
     from medgan.run import settled
 
     folder = RunFolder(out)
@@ -92,16 +95,12 @@ def main(argv: Sequence[str]) -> None:
     if init is not None:
         check_init(RunFolder(init), config)
     try:
-        workers = Workers.parse(args.workers) if args.workers else None
+        asked = Workers.parse(args.workers) if args.workers else None
     except ValueError as error:
         raise Refused(str(error)) from None
     shards.verify(data, manifest)
 
-    resources = connect(args.verbose)
-    workers = workers or Workers.default(resources)
-    unit = "GPU" if resources.get("GPU") else "CPU"
-    if workers.low > resources.get(unit, 0) and not args.wait:
-        raise Refused(f"--workers {args.workers or workers.low}: the cluster has {resources.get(unit, 0):.0f} {unit}s")
+    workers, unit, notes = placed(connect(args.verbose), asked, args.use, args.wait, config)
     try:
         rank_rows(config, 0, workers.high)
     except ValueError as error:
@@ -112,7 +111,7 @@ def main(argv: Sequence[str]) -> None:
         folder.write("config.yaml", configs.to_yaml(config))
         folder.write("manifest.json", manifest.to_json())
         shape = f"{config.model.name} at {config.data.resolution}x{config.data.resolution}"
-        print(f"training {shape}, {config.precision}, into {out}", flush=True)
+        print("\n".join([*notes, f"training {shape}, {config.precision}, into {out}"]), flush=True)
         if config.private:
             dp = config.privacy.dp
             print(
@@ -120,7 +119,8 @@ def main(argv: Sequence[str]) -> None:
                 end=" ",
             )
             print("is nowhere kept, so that a run that is gone on with is not the same to the bit", flush=True)
-        outcome = fit(config.dump(), data, out, workers, view.show, init, owner=owner, timeout_s=args.timeout)
+        given = {"owner": owner, "timeout_s": args.timeout, "gpu": unit == "GPU"}
+        outcome = fit(config.dump(), data, out, workers, view.show, init, **given)
     view.line.close()
     if "stopped" in outcome.events and "done" not in outcome.events:
         raise Stopped(f"stopped at {outcome.events['stopped']['images_seen']:,} images; {again()}")
@@ -184,7 +184,7 @@ class View:
             cost = f"{event['resume/lost_s']:.0f} s and {event['resume/lost_images']:,.0f} images lost"
             self.line.say(f"{event['workers']} worker{'s'[: event['workers'] > 1]} now; {cost}")
         elif kind == "damaged":
-            self.line.say(f"the checkpoint at {seen:,} images is damaged, taking the one before: {event['reason']}")
+            self.line.say(f"the checkpoint at {seen:,} images is damaged and set aside: {event['reason']}")
         elif kind == "silent":
             who = ", ".join(f"worker {rank} on {host}" for rank, host in event["ranks"].items())
             self.line.say(

@@ -315,6 +315,11 @@ class Config(Section):
         """Samples that must stay on one rank because D looks at them together."""
         return self.model.stddev_group if isinstance(self.model, Conditional) else 1
 
+    @property
+    def most_workers(self) -> int:
+        """More would have no samples: each takes at least one group of every piece of a global batch."""
+        return self.global_batch // self.optim.accumulation // self.sample_group
+
     def label_strength(self, images_seen: int) -> float:
         """What labels are multiplied with: from 0 to 1 between model.anneal_from_kimg and model.anneal_to_kimg."""
         model = self.model

@@ -21,6 +21,14 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be opened. One line."""
 
 
+class OtherSchema(CheckpointError):
+    """A sound checkpoint, written by another version of medgan."""
+
+
+class Stuck(RuntimeError):
+    """A run has checkpoints and can go on from none of them. Raised on every rank. One line: why, and what to do."""
+
+
 class Folder:
     """A folder at a path or a URI, and what lies in it by name."""
 
@@ -113,6 +121,10 @@ class RunFolder(Folder):
         name = f"{path}/{checkpoint_name(images_seen)}"
         fs.move(name, f"{name}.damaged")
         self.delete(checksum_name(images_seen))
+
+    def aside(self) -> list[str]:
+        """Names of the checkpoints that were set aside."""
+        return [f"checkpoints/{name}" for name in self.names("checkpoints") if name.endswith(".damaged")]
 
     # -- what grows in the work folder -----------------------------------------------------------------------------
 

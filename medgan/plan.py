@@ -90,7 +90,7 @@ def measured(config: Config, device: torch.device, steps: int = 8) -> Plan:
         config.global_batch,
         statistics.fmean(took[2:]),
         gradient_bytes(config),
-        config.global_batch // config.optim.accumulation // config.sample_group,
+        config.most_workers,
     )
 
 
@@ -105,7 +105,10 @@ def table(plan: Plan, total_images: int, workers: Iterable[int], gigabits: Itera
         bandwidth = gigabit * 1e9 / 8
         for count in workers:
             if count > plan.most_workers:
-                lines.append(f"{gigabit:>7g} Gb/s {count:>8} {f'global_batch feeds at most {plan.most_workers}':>31}")
+                lines.append(
+                    f"{gigabit:>7g} Gb/s {count:>8}   global_batch feeds at most {plan.most_workers}: "
+                    f"global_batch={count * plan.global_batch // plan.most_workers} would feed {count}"
+                )
                 continue
             speed = plan.images_per_s(count, bandwidth)
             share = plan.traffic_s(count, bandwidth) * speed / plan.global_batch

@@ -25,7 +25,7 @@ import ray
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from medgan.config import Refused
+from medgan.config import Config, Refused
 from medgan.folder import RunFolder
 
 Event = dict[str, Any]
@@ -106,11 +106,37 @@ class Workers:
             raise ValueError(f"--workers {text}: must be at least 1, and a range must not fall")
         return workers
 
-    @staticmethod
-    def default(resources: dict[str, float]) -> Workers:
-        """Every GPU of the cluster, or min(2, CPUs) where there is none."""
-        count = int(resources.get("GPU", 0)) or max(1, min(2, int(resources.get("CPU", 0))))
-        return Workers(count, count)
+    def __str__(self) -> str:
+        return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
+
+
+def placed(
+    resources: dict[str, float], asked: Workers | None, use: str, wait: bool, config: Config
+) -> tuple[Workers, str, list[str]]:
+    """(how many workers, on a GPU or a CPU each, what a person should know of it) from what the cluster has now.
+
+    asked: None for every GPU, or for two CPUs. use: auto (GPUs where there are any), gpu or cpu. Ray does not tell what
+    an autoscaler could add, so where a run is to `wait` for it, or nothing is there yet, it has to be said.
+    Raises Refused.
+    """
+    have = {unit: int(resources.get(unit, 0)) for unit in ("GPU", "CPU")}
+    if use == "auto" and not have["GPU"] and (wait or not have["CPU"]):
+        there = "no GPU yet" if have["CPU"] else "no CPU and no GPU yet"
+        raise Refused(f"the cluster has {there}: say which to wait for, such as --use gpu --workers 1-8 --wait")
+    unit = ("GPU" if have["GPU"] else "CPU") if use == "auto" else use.upper()
+    count, most, notes = have[unit], config.most_workers, []
+    if asked is None:
+        if not count:
+            raise Refused(f"the cluster has no {unit}{' yet' if wait else ''}: name --workers, and --wait if more come")
+        number = count if unit == "GPU" else min(2, count)
+        if number > most:
+            notes.append(f"{most} of {number} {unit}s: global_batch={config.global_batch} feeds at most {most} workers")
+        asked = Workers(min(number, most), min(number, most))
+    if asked.low > count:
+        if not wait:
+            raise Refused(f"--workers {asked}: the cluster has {count} {unit}s")
+        notes.append(f"the cluster has {count} {unit}s: waiting for {asked.low}")
+    return asked, unit, notes
 
 
 @dataclass
@@ -132,18 +158,20 @@ def fit(
     owner: str | None = None,
     timeout_s: int = TIMEOUT_S,
     interrupt: Interrupt | None = None,
+    gpu: bool | None = None,
 ) -> Outcome:
     """Train on the connected cluster until done; on_event is called here, in the driver, with what the workers say.
 
     config: a validated config as plain types. A worker or host that dies is replaced, and the run goes on from the
     newest checkpoint in `out`, up to max_failures times without a new one. owner: whoever holds the run's lease.
     timeout_s: how long the workers wait for one that does not answer. interrupt: what asks the run to stop; Ctrl-C
-    and SIGTERM if none is given. Workers(0, 0) trains in this process.
+    and SIGTERM if none is given. Workers(0, 0) trains in this process. gpu: whether a worker takes a GPU, also one that
+    an autoscaler has to add; where None, whether the cluster has any.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    gpu = ray.cluster_resources().get("GPU", 0) > 0
+    gpu = ray.cluster_resources().get("GPU", 0) > 0 if gpu is None else gpu
     outcome = Outcome()
     # On this host: whatever host dies, the driver and the workers that are left can still talk.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -346,7 +374,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     from medgan.config import ConfigError, validate
     from medgan.data.shards import DataError
     from medgan.distributed import World
-    from medgan.folder import CheckpointError
+    from medgan.folder import CheckpointError, Stuck
     from medgan.lease import Lost
     from medgan.loop import Diverged
 
@@ -378,8 +406,8 @@ def train_worker(payload: dict[str, Any]) -> None:
         stopping = lambda: not payload["orders"].empty()
         given = [payload[name] for name in ("init", "owner", "began")]
         run.train(config, payload["data"], payload["out"], world, say, stopping, noticed, *given)
-    except (Diverged, Lost, DataError, ConfigError, CheckpointError) as error:
-        if not world.first and not isinstance(error, Diverged | Lost):
+    except (Diverged, Lost, Stuck, DataError, ConfigError, CheckpointError) as error:
+        if not world.first and not isinstance(error, Diverged | Lost | Stuck):
             raise  # it is this rank's alone: ended quietly, the others would wait for it
         say({"event": "failed", "kind": type(error).__name__, "reason": str(error)})
     except RuntimeError as error:

@@ -19,7 +19,7 @@ from medgan.config import Config, ConfigError, validate
 from medgan.data.loader import Batch, Order, Split, batches, open_split, rank_rows
 from medgan.data.shards import Manifest, column, label_counts
 from medgan.distributed import World
-from medgan.folder import CheckpointError, RunFolder
+from medgan.folder import CheckpointError, OtherSchema, RunFolder, Stuck
 from medgan.guards import Guard, overfit
 from medgan.lease import Lease, Lost
 from medgan.metrics.features import EXTRACTORS, choose_rows, my_part, real_features
@@ -56,7 +56,8 @@ def train(
     A new run starts from the weights of the run `init`, if one is named: a path or a URI.
     owner: the command that holds the run's lease; rank 0 takes it over from that command's earlier workers, and every
     save asks for it. began: when the command started, by time.time(), for what a restart of its workers cost.
-    Raises loop.Diverged where a value is no longer finite, lease.Lost where another command took the run over.
+    Raises loop.Diverged where a value is no longer finite, lease.Lost where another command took the run over,
+    folder.Stuck where there are checkpoints and none to go on from.
     """
     folder = RunFolder(out)
     lease = Lease(folder, owner) if owner is not None and world.first else None
@@ -79,6 +80,8 @@ def train(
         state.ledger = private.opened(config, int(patients.max()) + 1)
         lots = private.lots(split, patients, config, world)
     newest = world.broadcast(newest_sound(folder, on_event) if world.first else None)
+    if isinstance(newest, Stuck):
+        raise newest
     if newest is not None:
         state.load(folder.read_checkpoint(newest))
         on_event({"event": "resumed", "images_seen": newest})
@@ -161,16 +164,26 @@ def real_grid(config: Config, split: Split) -> bytes:
     return encode_png(grid(tiles.reshape(-1, *split.pixels.shape[1:]), columns))
 
 
-def newest_sound(folder: RunFolder, on_event: Callable[[Event], None]) -> int | None:
-    """images_seen of the newest checkpoint that opens; damaged ones are set aside, and it is said."""
+def newest_sound(folder: RunFolder, on_event: Callable[[Event], None]) -> int | Stuck | None:
+    """images_seen of the newest checkpoint that opens; damaged ones are set aside, and it is said.
+
+    None where there never was one. Where there are and the run cannot go on from any, why, for every rank to raise.
+    """
     for images_seen in reversed(folder.checkpoints()):
         try:
             open_checkpoint(folder.read_checkpoint(images_seen))
+        except OtherSchema as error:
+            where = f"{folder.location}: the checkpoint at {images_seen:,} images"
+            return Stuck(f"{where}: {error}; go on with the medgan that wrote it, or name another --out")
         except CheckpointError as error:
             folder.set_aside(images_seen)
             on_event({"event": "damaged", "images_seen": images_seen, "reason": str(error)})
         else:
             return images_seen
+    aside = folder.aside()
+    if aside:
+        what = f"{folder.location}: no checkpoint opens; set aside: {', '.join(aside)}"
+        return Stuck(f"{what}; put a sound copy in place, or delete them to begin anew")
     return None
 
 
@@ -241,7 +254,8 @@ class Recorder:
     """The loop's hooks: rank 0 writes rows, grids, checkpoints, the generator and the page.
 
     Checkpoints are written by a thread beside training. A storage that fails, or a lease that is lost, is noted; the
-    run then stops at its next report, on every rank, with the last good checkpoint in place.
+    run then stops at its next report, on every rank, with the last good checkpoint in place. Whoever lost the lease
+    writes nothing more: what lies in the folder is the successor's.
     """
 
     def __init__(
@@ -275,6 +289,7 @@ class Recorder:
         self.writing: Future[None] | None = None
         self.failure: str | None = None
         """Why nothing more can be written."""
+        self.lost = False
         self.spent = {"save": 0.0, "evaluate": 0.0}
         """Seconds that training stood still for each."""
         self.began = time.perf_counter()
@@ -349,14 +364,16 @@ class Recorder:
         """Whatever ended the loop, the checkpoint that is being written gets there and the trackers are closed."""
         self.settle()
         self.beside.shutdown()
-        for close in (lambda: self.tracker.close(failed=kind is not None), self.order.close, self._publish, self._page):
-            if self.first:
+        if self.first:
+            self._try(self._hold, even_after_failure=True)
+            failed = self.lost or kind is not None
+            for close in (lambda: self.tracker.close(failed), self.order.close, self._publish, self._page):
                 self._try(close, even_after_failure=True)
 
     def outcome(self, state: TrainState) -> Event:
         """How the run ended, after `__exit__`: done, stopped, or failed where something could not be written."""
         if self.failure is not None:
-            return {"event": "failed", "kind": "Storage", "reason": self.failure}
+            return {"event": "failed", "kind": "Lost" if self.lost else "Storage", "reason": self.failure}
         kind = "done" if state.done else "stopped"
         share = {f"{name}_share": took / (time.perf_counter() - self.began) for name, took in self.spent.items()}
         epsilon = {} if state.ledger is None else {"epsilon": state.ledger.epsilon()}
@@ -368,15 +385,19 @@ class Recorder:
             try:
                 write(*arguments)
             except Lost as error:
-                self.failure = self.failure or str(error)
+                self.lost, self.failure = True, self.failure or str(error)
             except OSError as error:
                 why = error.strerror or str(error)
                 self.failure = self.failure or f"{self.folder.location} cannot be written: {why}"
 
-    def _write(self, config: Config, snapshot: Snapshot, lines: list[Any]) -> None:
-        """One checkpoint, in a thread of its own. The rows it used come first: a checkpoint without them had a gap."""
+    def _hold(self) -> None:
+        """Raises Lost where the run is somebody else's by now."""
         if self.lease is not None:
             self.lease.check()
+
+    def _write(self, config: Config, snapshot: Snapshot, lines: list[Any]) -> None:
+        """One checkpoint, in a thread of its own. The rows it used come first: a checkpoint without them had a gap."""
+        self._hold()
         for line in lines:
             self.order.log(line.pop("images_seen"), line)
         images_seen = snapshot["images_seen"]
@@ -386,11 +407,13 @@ class Recorder:
         self.on_event({"event": "saved", "images_seen": images_seen})
 
     def _publish(self) -> None:
+        self._hold()
         self.folder.publish("metrics.jsonl", "wandb", ORDER)
 
     def _picture(self, state: TrainState) -> None:
         tiles = sample.grid_samples(state.ema, state.config, state.config.label_strength(state.images_seen))
         png = encode_png(grid(tiles.numpy(), state.config.tracking.grid_columns))
+        self._hold()
         self.folder.write(f"samples/{round(state.images_seen / 1000):06d}.png", png)
         self.picture = png
         self.tracker.picture(state.images_seen, "samples", png)
@@ -401,10 +424,13 @@ class Recorder:
         figures = {"images_seen": state.images_seen, "figure": figure, **row, "begun_with": state.begun_with}
         if state.ledger is not None:
             figures["privacy/epsilon"] = state.ledger.epsilon()
-        for name, content in sample.export(state.ema, state.config, counts, figures, self.picture).items():
+        exported = sample.export(state.ema, state.config, counts, figures, self.picture)
+        self._hold()
+        for name, content in exported.items():
             self.folder.write(f"generator/{name}", content)
 
     def _page(self) -> None:
+        self._hold()
         self.folder.publish("metrics.jsonl")
         self.folder.write("report.html", report.run_page(self.folder))
 

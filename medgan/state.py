@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from medgan.augment import Strength
 from medgan.config import Config, Ema
 from medgan.distributed import World
-from medgan.folder import CheckpointError
+from medgan.folder import CheckpointError, OtherSchema
 from medgan.models import build_gan
 from medgan.streams import stream_seed
 
@@ -266,14 +266,14 @@ def packed(snapshot: Snapshot) -> bytes:
 
 
 def open_checkpoint(content: bytes) -> dict[str, Any]:
-    """On the CPU, the dict that `TrainState.save` wrote. Raises CheckpointError."""
+    """On the CPU, the dict that `TrainState.save` wrote. Raises CheckpointError, OtherSchema where it is sound."""
     try:
         saved: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         version = saved["schema_version"]
     except Exception as error:
         raise CheckpointError(f"not a checkpoint that can be opened ({type(error).__name__})") from None
     if version != SCHEMA_VERSION:
-        raise CheckpointError(f"checkpoint schema {version}, this medgan reads {SCHEMA_VERSION}")
+        raise OtherSchema(f"checkpoint schema {version}, this medgan reads {SCHEMA_VERSION}")
     return saved
 
 

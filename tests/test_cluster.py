@@ -1,10 +1,13 @@
 """The files in cluster/: valid by Ray's, KubeRay's and Kubernetes' schemas, of one version, closed, without secrets."""
 
+import fnmatch
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import jsonschema
@@ -13,7 +16,8 @@ import pytest
 import yaml
 
 from medgan import ray_train
-from medgan.ray_train import Roll, interface_of
+from medgan.config import Refused
+from medgan.ray_train import Roll, Workers, interface_of, placed
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"
@@ -182,6 +186,61 @@ def test_shellcheck_has_nothing_to_say(tmp_path):
     assert tool("shellcheck", bad).returncode == 1
 
 
+CODE = ("medgan", "tune", "jobs")
+PRIVATE = (
+    "chest_xray/train/NORMAL/IM-0001.jpeg",
+    "data/films/train/00000.parquet",
+    "searches/first/trials/000/config.yaml",
+    "release/images/0.png",
+    "runs/first/checkpoints/000000000064.pt",
+    "films.zip",
+    "patient.key",
+    "medgan/patient.key",
+)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A copy of the repository in which somebody works, and the names of what is code in it."""
+    folder = tmp_path_factory.mktemp("workplace")
+    for part in CODE:
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    code = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    beside = (".rayignore", ".gitignore", ".dockerignore", "pyproject.toml", "requirements.txt", "README.md", "LICENSE")
+    for name in beside:
+        shutil.copy(ROOT / name, folder)
+    for name in PRIVATE:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("a patient's")
+    return folder, code | {"pyproject.toml", "requirements.txt"}
+
+
+@pytest.mark.parametrize("include_gitignore", [True, False])
+def test_what_ray_uploads_with_a_job_is_the_code_and_nothing_of_a_patients(workplace, tmp_path, include_gitignore):
+    from ray._private.runtime_env.packaging import create_package
+
+    folder, code = workplace
+    create_package(str(folder), tmp_path / "package.zip", include_gitignore=include_gitignore)
+    with zipfile.ZipFile(tmp_path / "package.zip") as package:
+        assert {name for name in package.namelist() if not name.endswith("/")} == code
+    assert {"jobs/demo.yaml", "medgan/page.css", "medgan/data/sources/base.py"} <= code
+
+
+def test_the_image_holds_the_code_and_nothing_of_a_patients(workplace):
+    """.dockerignore by Docker's rule: of the patterns that match a file or a folder above it, the last decides."""
+    folder, code = workplace
+    lines = [line for line in (folder / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+
+    def copied(path):
+        above = [str(path), *map(str, path.parents)]
+        names = [*above, *(f"./{name}" for name in above)]  # so that **/ stands for no folder, too
+        matching = [line for line in lines if any(fnmatch.fnmatch(name, line.lstrip("!")) for name in names)]
+        return not matching or matching[-1].startswith("!")
+
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    assert {str(path) for path in files if copied(path)} == code | {"README.md", "LICENSE"}
+
+
 def test_hadolint_has_nothing_to_say(tmp_path):
     checked = tool("hadolint", "cluster/Dockerfile")
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -211,6 +270,50 @@ def test_the_interface_is_the_one_that_has_the_address():
     if "00000000000000000000000000000001" in Path("/proc/net/if_inet6").read_text():
         assert interface_of("::1") == "lo"
     assert interface_of("2001:db8::1") is None
+
+
+NOTHING: dict[str, float] = {}
+SPOT = {"CPU": 8.0, "GPU": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("resources", "asked", "use", "wait", "workers", "unit", "notes"),
+    [
+        # an autoscaled cluster before its first host
+        (NOTHING, Workers(4, 4), "gpu", True, "4", "GPU", ["the cluster has 0 GPUs: waiting for 4"]),
+        (NOTHING, Workers(1, 8), "gpu", True, "1-8", "GPU", ["the cluster has 0 GPUs: waiting for 1"]),
+        (NOTHING, Workers(2, 2), "cpu", True, "2", "CPU", ["the cluster has 0 CPUs: waiting for 2"]),
+        # what there is
+        (SPOT, None, "auto", False, "1", "GPU", []),
+        (SPOT, Workers(1, 8), "auto", True, "1-8", "GPU", []),
+        (SPOT, None, "cpu", False, "2", "CPU", []),
+        ({"CPU": 4.0}, None, "auto", False, "2", "CPU", []),
+        ({"CPU": 4.0}, Workers(3, 3), "auto", False, "3", "CPU", []),
+        ({"GPU": 16.0}, None, "auto", False, "4", "GPU", ["4 of 16 GPUs: global_batch=16 feeds at most 4 workers"]),
+    ],
+)
+def test_what_workers_take_is_decided_by_what_is_asked_and_there(
+    tiny, resources, asked, use, wait, workers, unit, notes
+):
+    taken, on, said = placed(resources, asked, use, wait, tiny())
+    assert (str(taken), on, said) == (workers, unit, notes)
+
+
+@pytest.mark.parametrize(
+    ("resources", "asked", "use", "wait", "words"),
+    [
+        (NOTHING, None, "auto", False, "the cluster has no CPU and no GPU yet: say which to wait for"),
+        (NOTHING, Workers(1, 8), "auto", True, "the cluster has no CPU and no GPU yet: say which to wait for"),
+        # it may add GPUs, and nobody would know that they were not used
+        ({"CPU": 8.0}, Workers(1, 8), "auto", True, "the cluster has no GPU yet: say which to wait for"),
+        (NOTHING, None, "gpu", True, "the cluster has no GPU yet: name --workers"),
+        (NOTHING, Workers(1, 8), "gpu", False, "--workers 1-8: the cluster has 0 GPUs"),
+        ({"CPU": 8.0}, Workers(9, 9), "auto", False, "--workers 9: the cluster has 8 CPUs"),
+    ],
+)
+def test_where_it_cannot_be_decided_what_workers_take_it_has_to_be_said(tiny, resources, asked, use, wait, words):
+    with pytest.raises(Refused, match=words):
+        placed(resources, asked, use, wait, tiny())
 
 
 def test_of_workers_that_wait_for_each_other_the_one_that_does_not_say_so_is_named(monkeypatch):

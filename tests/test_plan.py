@@ -49,7 +49,8 @@ def test_a_step_is_measured_and_the_table_names_what_is_too_many(tiny):
     lines = table(plan, 10_000, (1, 8, 64), [10])
     assert "MB of gradients a step" in lines[0]
     assert [line.split()[2] for line in lines[2:4]] == ["1", "8"]
-    assert "global_batch feeds at most 4" in lines[3]
+    assert "global_batch feeds at most 4: global_batch=32 would feed 8" in lines[3]
+    assert tiny(global_batch=32).most_workers == 8
     assert lines[-1].startswith("     10 Gb/s: gradients travel for longer than is computed")
 
 

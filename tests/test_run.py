@@ -13,10 +13,11 @@ from PIL import Image
 
 from medgan import config as configs
 from medgan import run
+from medgan import state as states
 from medgan.data import shards
 from medgan.data.loader import Batch, Order, open_split
 from medgan.distributed import World
-from medgan.folder import CheckpointError, RunFolder
+from medgan.folder import CheckpointError, RunFolder, Stuck
 from medgan.lease import Lease, Lost
 from medgan.loop import Diverged, due
 from medgan.state import TrainState, ema_decay, open_checkpoint
@@ -157,6 +158,32 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_taken(da
     assert_same_bits(a["generator"], b["generator"])
 
 
+def test_checkpoints_of_another_medgan_are_refused_and_nothing_is_touched(tiny, phantoms, tmp_path, monkeypatch):
+    train(tiny(total_images=128), phantoms, tmp_path / "run")
+    files = {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()}
+    monkeypatch.setattr(states, "SCHEMA_VERSION", states.SCHEMA_VERSION + 1)
+    with pytest.raises(Stuck, match="at 128 images: checkpoint schema 3, this medgan reads 4; go on with the medgan"):
+        train(tiny(total_images=128), phantoms, tmp_path / "run")
+    assert {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()} == files
+
+
+def test_a_run_whose_every_checkpoint_is_damaged_does_not_begin_anew(tiny, phantoms, tmp_path):
+    folder = train(tiny(total_images=128), phantoms, tmp_path / "run")
+    rows, names = folder.read("metrics.jsonl"), sorted((tmp_path / "run/checkpoints").glob("*.pt"))
+    whole = {path: path.read_bytes() for path in names}
+    for path in names:
+        path.write_bytes(b"PK")
+    for _ in range(2):  # and is not forgotten by the next command
+        with pytest.raises(Stuck, match=r"no checkpoint opens; set aside: checkpoints/000000000064.pt.damaged, .*128"):
+            train(tiny(), phantoms, tmp_path / "run")
+    assert folder.read("metrics.jsonl") == rows
+    for path in names:
+        path.write_bytes(whole[path])
+    events = []
+    train(tiny(), phantoms, tmp_path / "run", events.append)
+    assert {"event": "resumed", "images_seen": 128} in events
+
+
 def test_checksums_are_those_of_sha256sum_and_go_with_their_checkpoints(tiny, phantoms, tmp_path):
     train(tiny(checkpoint__keep=1), phantoms, tmp_path / "run")
     names = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
@@ -193,21 +220,28 @@ def test_a_storage_that_fills_ends_the_run_with_one_line_and_the_last_good_check
         assert events[-1]["event"] == "done"
 
 
-def test_a_run_whose_lease_is_lost_saves_nothing_more(tiny, phantoms, tmp_path):
-    folder, events = RunFolder(str(tmp_path / "run")), []
+@pytest.mark.parametrize("root", ["", "file://"])
+def test_a_run_whose_lease_is_lost_saves_nothing_more(root, tiny, phantoms, tmp_path):
+    folder, events = RunFolder(f"{root}{tmp_path}/run"), []
+    theirs = ("metrics.jsonl", "order.jsonl", "report.html", "generator/README.md", "samples/000000.png")
 
     def overtake(event):
         events.append(event)
         if event["event"] == "saved" and event["images_seen"] == 128:
             folder.write(".lease/first.beat", "ended")
             assert Lease(folder, "second").renew()
+            for name in theirs:
+                folder.write(name, "the successor's")
 
     assert Lease(folder, "other").renew()
     with pytest.raises(Lost, match="another command took the run over"):
         train(tiny(), phantoms, folder.location, owner="first")
     folder.delete(".lease")
-    train(tiny(total_images=2560), phantoms, folder.location, overtake, owner="first")
-    assert events[-1]["event"] == "failed"
+    config = tiny(total_images=2560, tracking__sample_ids=True)
+    train(config, phantoms, folder.location, overtake, owner="first")
+    assert (events[-1]["event"], events[-1]["kind"]) == ("failed", "Lost")
+    assert [folder.read(name) for name in theirs] == [b"the successor's"] * len(theirs)
+    assert folder.names("samples") == ["000000.png"]
     assert "took the run over" in events[-1]["reason"]
     assert folder.checkpoints()[-1] == 128
 
