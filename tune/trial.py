@@ -6,6 +6,7 @@ whose whole search did, goes on from its newest checkpoint; Tune's own checkpoin
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import secrets
 import threading
@@ -21,6 +22,7 @@ from medgan import lease
 from medgan.config import Config, ConfigError
 from medgan.data.shards import Manifest
 from medgan.folder import RunFolder
+from medgan.lease import Lease
 from medgan.ray_train import Event, Interrupt, Outcome, Workers, fit
 from medgan.run import settled
 from medgan.tracking import parse_rows
@@ -90,6 +92,7 @@ class Training(threading.Thread):
     def __init__(self, config: Config, location: str, plan: Plan, flag: Any) -> None:
         super().__init__(daemon=True)
         self.config, self.location, self.plan = config, location, plan
+        self.owner = seized(RunFolder(location))
         self.wish = Wish(flag)
         self.events: queue.Queue[Event | None] = queue.Queue()
         self.outcome = Outcome(error="the trial's process ended early")
@@ -105,13 +108,26 @@ class Training(threading.Thread):
                 workers,
                 self.events.put,
                 max_failures=1,
-                owner=secrets.token_hex(8),
+                owner=self.owner,
                 interrupt=self.wish,
             )
         except Exception as error:  # told by the trial
             self.outcome = Outcome(error=f"{type(error).__name__}: {error}")
-        RunFolder(self.location).delete(lease.FOLDER)
+        with contextlib.suppress(OSError):  # what is left of it the next owner takes away
+            Lease(RunFolder(self.location), self.owner).end()
         self.events.put(None)
+
+
+def seized(folder: RunFolder) -> str:
+    """Become the holder of a run whoever holds it, and return the owner.
+
+    The search holds a lease of its own, so that a process that still writes this run is one that was given up: its next
+    save, and its workers' next start, see that the run is another's.
+    """
+    owner = secrets.token_hex(8)
+    while not Lease(folder, owner).renew():
+        folder.delete(lease.FOLDER)
+    return owner
 
 
 class Trial(tune.Trainable):
@@ -177,8 +193,6 @@ class Trial(tune.Trainable):
 
     def _start(self) -> None:
         folder = RunFolder(self.place(self.generation))
-        # The search holds its own lease, so that a process that still writes this run is one that was given up.
-        folder.delete(lease.FOLDER)
         config = self.plan.config(self.settings)
         if folder.exists("config.yaml"):
             stored = folder.config()
