@@ -149,12 +149,13 @@ def _prepare(data: str, n: int, extractor: str) -> None:
 
 
 class Ledger(tune.Callback):
-    """Every trial's record, written whenever it changes. `on_change` is called with it, in Tune's thread."""
+    """Every trial's record, written whenever it changes. `on_change` is called with it, or a line, in Tune's thread."""
 
-    def __init__(self, folder: SearchFolder, on_change: Callable[[Record], None]) -> None:
+    def __init__(self, folder: SearchFolder, on_change: Callable[[Any], None]) -> None:
         self.folder, self.on_change = folder, on_change
         self.records: dict[str, Record] = {record["name"]: record for record in folder.trials()}
         self.began: dict[str, float] = {}
+        self.warned = False
 
     def add(self, record: Record) -> None:
         self.records[record["name"]] = record
@@ -176,6 +177,9 @@ class Ledger(tune.Callback):
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         record = self._of(trial)
         record |= {name: result[name] for name in SHOWN if name in result}
+        if "wandb" in result and not self.warned:
+            self.warned = True
+            self.on_change(f"trial {record['name']}, maybe others too: {result['wandb']}")
         now = time.time()
         record["seconds"] = record.get("seconds", 0.0) + now - self.began.get(record["name"], now)
         self.began[record["name"]] = now

@@ -45,7 +45,7 @@ class Plan:
 
     def config(self, settings: dict[str, Any]) -> Config:
         """The config that jobs/train.py would make of such settings and this DATA."""
-        named = {"tracking.group": self.out.rstrip("/").rpartition("/")[2], **settings}
+        named = {"tracking.group": self.out.rstrip("/").rpartition("/")[2], "tracking.wait_s": 5.0, **settings}
         return configs.for_data(configs.load(overrides=named), **Manifest.from_json(self.manifest).facts(self.sha256))
 
 
@@ -89,9 +89,9 @@ class Wish(Interrupt):
 class Training(threading.Thread):
     """`fit` beside the trial's own thread, so that Tune can be answered while it trains. `events` ends with None."""
 
-    def __init__(self, config: Config, location: str, plan: Plan, flag: Any) -> None:
+    def __init__(self, config: Config, location: str, plan: Plan, flag: Any, until: int | None = None) -> None:
         super().__init__(daemon=True)
-        self.config, self.location, self.plan = config, location, plan
+        self.config, self.location, self.plan, self.until = config, location, plan, until
         self.owner = seized(RunFolder(location))
         self.wish = Wish(flag)
         self.events: queue.Queue[Event | None] = queue.Queue()
@@ -110,6 +110,7 @@ class Training(threading.Thread):
                 max_failures=1,
                 owner=self.owner,
                 interrupt=self.wish,
+                until=self.until,
             )
         except Exception as error:  # told by the trial
             self.outcome = Outcome(error=f"{type(error).__name__}: {error}")
@@ -166,6 +167,8 @@ class Trial(tune.Trainable):
                     return self.row
             elif event["event"] == "progress":
                 self.row["images_per_s"] = event["time/images_per_s"]
+            elif event["event"] == "wandb":
+                self.row["wandb"] = event["text"]
         return self._ended(self.training)
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
@@ -206,10 +209,10 @@ class Trial(tune.Trainable):
             for row in parse_rows(folder.read("metrics.jsonl").decode()):
                 if "metric/kid" in row and row["images_seen"]:
                     self._note(row)
+        until = None
         if self.plan.segment:
             until = (max(folder.checkpoints(), default=0) // self.plan.segment + 1) * self.plan.segment
-            config = configs.validate({**config.dump(), "total_images": min(until, config.total_images)})
-        self.training = Training(config, folder.location, self.plan, self.flag)
+        self.training = Training(config, folder.location, self.plan, self.flag, until)
         self.training.start()
 
     def _note(self, event: Event) -> None:
