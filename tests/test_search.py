@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from medgan import config as configs
 from medgan.config import Refused
@@ -21,7 +22,7 @@ from medgan.ray_train import Outcome
 from tune import schedulers, search
 from tune.algorithms import Draws, trial_name
 from tune.spaces import Range, Space, space
-from tune.trial import Plan, Training, reason_of, seized, take_over
+from tune.trial import Plan, Training, Wish, reason_of, seized, take_over
 
 SPACE = space(True, ["model.name=dcgan,cgan", "global_batch=16"])
 
@@ -340,6 +341,34 @@ def test_trials_are_packed_and_never_more_than_there_is_room_for():
 )
 def test_the_reason_of_a_failure_is_told_in_few_words(error, reason):
     assert reason_of(error).startswith(reason)
+
+
+class Gone:
+    """A flag whose host died, as Ray tells of it."""
+
+    read = SimpleNamespace(remote=lambda: None)
+
+
+@pytest.mark.parametrize("error", [RayActorError(), GetTimeoutError()])
+def test_a_trial_trains_on_where_the_flag_does_not_answer(error, monkeypatch):
+    def get(reference, timeout):
+        raise error
+
+    monkeypatch.setattr("ray.get", get)
+    wish = Wish(Gone())
+    assert not wish.asked
+    wish.asked = True
+    assert wish.asked
+
+
+def test_the_same_command_goes_on_with_what_lost_its_worker_and_leaves_other_failures(tmp_path):
+    folder = SearchFolder(str(tmp_path))
+    for name, reason in (("000", reason_of("ActorDiedError: node died")), ("001", "loss/D is nan")):
+        record = search.new_record(name, "trial", {}, 256)
+        folder.write_trial(record | {"status": "failed", "reason": reason, "images_seen": 64})
+    lost, diverged = search.Ledger(folder, print).of_kind("trial")
+    assert (lost["status"], lost["reason"], lost["images_seen"]) == ("interrupted", "", 64)
+    assert diverged["status"] == "failed"
 
 
 def test_a_child_gets_the_donors_weights_figures_and_generator(tmp_path):

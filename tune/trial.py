@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from medgan import config as configs
 from medgan import lease
@@ -73,8 +74,10 @@ class Wish(Interrupt):
     @property
     def asked(self) -> bool:
         if not self.own and time.monotonic() - self.looked > 1:
+            # The flag lies beside the driver: where that is gone, Ray ends the trial.
+            with contextlib.suppress(RayActorError, GetTimeoutError):
+                self.own = ray.get(self.flag.read.remote(), timeout=5)
             self.looked = time.monotonic()
-            self.own = ray.get(self.flag.read.remote())
         return self.own
 
     @asked.setter
@@ -271,11 +274,14 @@ OUT_OF_MEMORY = ("out of memory", "outofmemory", "can't allocate memory", "canno
 LOST = ("actordied", "actor died", "node died", "workercrashed", "worker died", "nodediederror", "unavailable")
 
 
+LOST_WORKER = "lost its worker: the same command goes on with it"
+
+
 def reason_of(error: str) -> str:
     """What Ray or torch said, in a few words."""
     low = error.lower()
     if any(words in low for words in OUT_OF_MEMORY):
         return "out of memory: a smaller model.width or global_batch needs less"
     if any(words in low for words in LOST):
-        return "lost its worker"
+        return LOST_WORKER
     return error if len(error) <= 200 else error[:197] + "..."
