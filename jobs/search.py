@@ -98,6 +98,7 @@ def main(argv: Sequence[str]) -> None:
         seed=args.search_seed,
     )
     space = spaces.Space(space.labelled, space.narrowed, request.fixed, space.only)
+    spaces.check_batches(space, data, manifest.rows("train"), request.workers)
     folder = SearchFolder(out)
     wanted: dict[str, Any] = {"search": request.identity, "data": data, "manifest_sha256": sha256}
     stored = folder.settings()

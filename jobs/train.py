@@ -194,6 +194,8 @@ class View:
             self.line.say("compile: torch.compile finds no compiler here (a C++ one, Triton on GPUs); running eager")
         elif kind == "alarm":
             self.line.say(f"at {seen:,} images: {event['text']}")
+        elif kind == "wandb":
+            self.line.say(event["text"])
         elif kind == "noticed":
             self.line.say("a host will be taken away: a checkpoint is saved")
         elif kind == "stopping":

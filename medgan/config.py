@@ -265,6 +265,9 @@ class Tracking(Section):
     """W&B project."""
     group: str | None = None
     """W&B group. A search gives its trials its own name."""
+    wait_s: float = Field(20.0, ge=0)
+    """How long the end of a run waits for W&B to take the rest; a search waits for 5 s. What it does not take stays in
+    RUN/wandb."""
     tags: tuple[str, ...] = ()
     """W&B tags besides the model's and the loss's names."""
     grid_columns: int = Field(8, ge=1, le=64)

@@ -159,14 +159,15 @@ def fit(
     timeout_s: int = TIMEOUT_S,
     interrupt: Interrupt | None = None,
     gpu: bool | None = None,
+    until: int | None = None,
 ) -> Outcome:
     """Train on the connected cluster until done; on_event is called here, in the driver, with what the workers say.
 
     config: a validated config as plain types. A worker or host that dies is replaced, and the run goes on from the
     newest checkpoint in `out`, up to max_failures times without a new one. owner: whoever holds the run's lease.
     timeout_s: how long the workers wait for one that does not answer. interrupt: what asks the run to stop; Ctrl-C
-    and SIGTERM if none is given. Workers(0, 0) trains in this process. gpu: whether a worker takes a GPU, also one that
-    an autoscaler has to add; where None, whether the cluster has any.
+    and SIGTERM if none is given. until: images after which it ends this time. Workers(0, 0) trains in this process.
+    gpu: whether a worker takes a GPU, also one that an autoscaler has to add; where None, whether the cluster has any.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -179,7 +180,7 @@ def fit(
     # Ray keeps notes of its own about a run; all that matters is in `out`, so they are thrown away.
     notes = f"{out}/.ray"
     payload = {"config": config, "data": data, "out": out, "queue": queue, "orders": orders, "init": init}
-    payload |= {"owner": owner, "began": time.time(), "timeout_s": timeout_s}
+    payload |= {"owner": owner, "began": time.time(), "timeout_s": timeout_s, "until": until}
     fixed = workers.low == workers.high
     if not fixed:  # Ray's minute: so long it would wait for the place of a host that has just died
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
@@ -404,7 +405,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     try:
         config = validate(payload["config"])
         stopping = lambda: not payload["orders"].empty()
-        given = [payload[name] for name in ("init", "owner", "began")]
+        given = [payload[name] for name in ("init", "owner", "began", "until")]
         run.train(config, payload["data"], payload["out"], world, say, stopping, noticed, *given)
     except (Diverged, Lost, Stuck, DataError, ConfigError, CheckpointError) as error:
         if not world.first and not isinstance(error, Diverged | Lost | Stuck):

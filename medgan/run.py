@@ -47,8 +47,9 @@ def train(
     init: str | None = None,
     owner: str | None = None,
     began: float = math.inf,
+    until: int | None = None,
 ) -> None:
-    """Train one rank from the newest checkpoint in `out` to total_images.
+    """Train one rank from the newest checkpoint in `out` to total_images, or only `until` so many are seen.
 
     Every rank of the world calls it. on_event is called at rank 0 with what a person should see: a dict with the key
     `event`. Where `stopping` says so at rank 0, the run saves a checkpoint within seconds and ends; where `noticed`
@@ -88,6 +89,7 @@ def train(
     elif init is not None:
         other = RunFolder(init)
         state.load_weights(other.read_checkpoint(max(other.checkpoints())))
+    state.until = until
     if state.ledger is not None:
         redone = world.broadcast(_redone(folder, state.images_seen) if world.first else 0)
         state.ledger.charge(math.ceil(redone / config.global_batch))
@@ -98,7 +100,8 @@ def train(
     on_event({"event": "features"})
     evaluator = Evaluator(config, split, val, order, world)
     lost = _lost(folder, state.images_seen, began) if world.first else {}
-    with Recorder(config, folder, evaluator, used, lease, state.images_seen, on_event, stopping, noticed) as recorder:
+    asked = (on_event, stopping, noticed, until)
+    with Recorder(config, folder, evaluator, used, lease, state.images_seen, *asked) as recorder:
         if lost:
             recorder.restarted(state, lost)
         loop.run(config, state, used, recorder)
@@ -187,14 +190,17 @@ def newest_sound(folder: RunFolder, on_event: Callable[[Event], None]) -> int | 
     return None
 
 
-def _tracker(config: Config, folder: RunFolder, images_seen: int) -> Tracker:
+def _tracker(
+    config: Config, folder: RunFolder, images_seen: int, on_event: Callable[[Event], None], until: int | None
+) -> Tracker:
     jsonl = JsonlTracker(folder.fetch("metrics.jsonl"), images_seen)
     if config.tracking.wandb == "disabled":
         return jsonl
     name = folder.location.rstrip("/").rpartition("/")[2]
     # One id per run folder and data, so that a resumed run is the same W&B run.
     run_id = f"{config.data.manifest_sha256[:8] if config.data.manifest_sha256 else 'run'}-{folder.digest[:12]}"
-    return Several(jsonl, WandbTracker(config, folder, run_id, name))
+    tell = lambda text: on_event({"event": "wandb", "text": text})
+    return Several(jsonl, WandbTracker(config, folder, run_id, name, tell, until))
 
 
 class Evaluator:
@@ -269,6 +275,7 @@ class Recorder:
         on_event: Callable[[Event], None],
         stopping: Callable[[], bool],
         noticed: Callable[[], bool],
+        until: int | None = None,
     ) -> None:
         """images_seen: of the state that the run goes on from; what was written past it is cut."""
         self.folder, self.evaluator, self.on_event = folder, evaluator, on_event
@@ -278,7 +285,7 @@ class Recorder:
         for row in read_rows(folder.fetch("metrics.jsonl")) if self.first else ():
             if 0 < row["images_seen"] <= images_seen:
                 self.guard.look(row)
-        self.tracker = _tracker(config, folder, images_seen) if self.first else NullTracker()
+        self.tracker = _tracker(config, folder, images_seen, on_event, until) if self.first else NullTracker()
         self.order: Tracker = NullTracker()
         if self.first and config.tracking.sample_ids:
             self.order = JsonlTracker(folder.fetch(ORDER), images_seen - 1)

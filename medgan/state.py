@@ -150,6 +150,8 @@ class TrainState:
     """What private training has cost."""
     begun_with: list[str] = field(default_factory=list)
     """SHA-256 of the manifests that the weights it began with had been trained on, the oldest first."""
+    until: int | None = None
+    """Where training ends this time, if before total_images."""
 
     @staticmethod
     def create(config: Config, world: World) -> TrainState:
@@ -176,9 +178,9 @@ class TrainState:
 
     @property
     def done(self) -> bool:
-        """Whether training has ended: all images seen, or a budget of privacy spent."""
+        """Whether training has ended: all images seen, or as many as this time, or a budget of privacy spent."""
         spent = self.ledger is not None and self.ledger.spent
-        return spent or self.images_seen >= self.config.total_images
+        return spent or self.images_seen >= min(self.config.total_images, self.until or self.config.total_images)
 
     @torch.no_grad()
     def update_ema(self) -> None:

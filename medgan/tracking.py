@@ -8,6 +8,8 @@ import netrc
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -76,14 +78,43 @@ class WandbTracker:
 
     The step is images_seen, so that a resumed run goes on where it was. Nothing leaves but figures, the config,
     generated images, the manifest (counts and checksums) and, at the end, the best generator: no code, no console, no
-    host statistics, no real image.
+    host statistics, no real image. W&B stops no training: where it fails, `tell` is told why, once, and it is left out
+    from then on.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, run_id: str, name: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        run_id: str,
+        name: str,
+        tell: Callable[[str], None],
+        until: int | None = None,
+    ) -> None:
+        """until: where this part of the run ends, if another one follows: nothing is waited for there."""
+        folder.work.mkdir(parents=True, exist_ok=True)
+        self.config, self.folder, self.tell, self.until = config, folder, tell, until
+        self.seen, self.well = 0, True
+        self.courier: Courier | None = None
+        with self._harmless():
+            self._open(run_id, name)
+
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # W&B's own kinds, and whatever a process of its that died leads to
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            self.well = False
+            self.tell(
+                f"W&B failed ({why}) and is left out until the run is gone on with; metrics.jsonl has every figure"
+            )
+
+    def _open(self, run_id: str, name: str) -> None:
         import wandb
 
-        folder.work.mkdir(parents=True, exist_ok=True)
-        self.wandb, self.config, self.folder, self.seen = wandb, config, folder, 0
+        config, folder = self.config, self.folder
+        self.wandb = wandb
         self.run = wandb.init(
             project=config.tracking.project,
             group=config.tracking.group,
@@ -116,84 +147,108 @@ class WandbTracker:
                 file.write(folder.read("manifest.json"))
             # What run.use_artifact does where it is online; offline it refuses although the record is the same.
             self.run._log_artifact(data, is_user_created=True, use_after_commit=True)
-        online = config.tracking.wandb == "auto" and has_wandb_key()
-        self.courier = Courier(Path(self.run.dir).parent, run_id) if online else None
+        if config.tracking.wandb == "auto" and has_wandb_key():
+            self.courier = Courier(Path(self.run.dir).parent, run_id, config.tracking.wait_s)
 
     def log(self, images_seen: int, row: Row) -> None:
         self.seen = images_seen
-        self.run.log({"images_seen": images_seen, **row}, step=images_seen)
+        if self.well:
+            with self._harmless():
+                self.run.log({"images_seen": images_seen, **row}, step=images_seen)
 
     def picture(self, images_seen: int, name: str, png: bytes) -> None:
         """The grid, and, where its rows are classes, each row by its class."""
+        if not self.well:
+            return
         image = Image.open(io.BytesIO(png))
         pictures: dict[str, Image.Image] = {name: image}
         classes = (self.config.data.classes or ()) if self.config.conditional else ()
         height = image.height // max(1, len(classes))
         for index, label in enumerate(classes):
             pictures[f"{name}/{label}"] = image.crop((0, index * height, image.width, (index + 1) * height))
-        logged = {key: self.wandb.Image(picture) for key, picture in pictures.items()}
-        self.run.log({"images_seen": images_seen, **logged}, step=images_seen)
+        with self._harmless():
+            logged = {key: self.wandb.Image(picture) for key, picture in pictures.items()}
+            self.run.log({"images_seen": images_seen, **logged}, step=images_seen)
 
     def alert(self, title: str, text: str) -> None:
-        self.run.alert(f"{self.run.name}: {title}", text)
+        if self.well:
+            with self._harmless():
+                self.run.alert(f"{self.run.name}: {title}", text)
 
     def close(self, failed: bool = False) -> None:
         error = sys.exc_info()[1]
+        goes_on = not failed and self.until is not None and self.until <= self.seen < self.config.total_images
         if failed:
             self.alert("stopped", f"{type(error).__name__}: {error}" if error else "the run failed")
         elif self.seen >= self.config.total_images:
             self.alert("finished", f"{self.config.total_images:,} images")
+        if self.well:
+            with self._harmless():
+                if not failed and not goes_on:
+                    self._log_generator()
+                self.run.finish(exit_code=int(failed))
+        if self.courier is not None:
+            sent = self.courier.close(wait=self.well and not goes_on)
+            if not sent and not goes_on:
+                self.tell(f"W&B did not take everything; to send it later: wandb sync {self.courier.run}")
+
+    def _log_generator(self) -> None:
         names = self.folder.names("generator")
-        if names and not failed:
+        if names:
             generator = self.wandb.Artifact(f"generator-{self.run.id}", "model", metadata=self.config.dump())
             for name in names:
                 with generator.new_file(name, "wb") as file:
                     file.write(self.folder.read(f"generator/{name}"))
             self.run.log_artifact(generator, aliases=["best"])
-        self.run.finish(exit_code=int(failed))
-        if self.courier is not None:
-            self.courier.close()
 
 
 class Courier:
     """`wandb sync` of a run while it grows, in a process of its own: whatever the server does, training never waits.
 
-    The API key reaches it through the environment, as W&B itself takes it. The process ends with its parent: a shell
-    holds the other end of a pipe and ends it when that closes.
+    Folders of the run that a crash or a silent server left unsent go first. The API key reaches it through the
+    environment, as W&B itself takes it. The process ends with its parent: a shell holds the other end of a pipe and
+    ends it when that closes.
     """
 
-    SCRIPT = 'exec 3<&0; "$@" </dev/null & job=$!; (cat <&3 >/dev/null; kill $job 2>/dev/null) & wait $job'
+    SCRIPT = """
+exec 3<&0
+tool=$1 id=$2 run=$3; shift 3
+send() { "$tool" beta sync --yes --id "$id" "$@" </dev/null & job=$!; wait $job; }
+(trap 'kill $job 2>/dev/null; exit 1' TERM; [ $# = 0 ] || send "$@"; send --live --no-skip-synced "$run") & all=$!
+(cat <&3 >/dev/null; kill $all 2>/dev/null) & wait $all
+"""
 
     def __init__(self, run: Path, run_id: str, patience_s: float = 20.0) -> None:
         """run: the offline run's folder; patience_s: how long `close` waits for what is left to be sent."""
         self.run, self.patience_s = run, patience_s
         tool = str(Path(sys.executable).parent / "wandb")
-        command = [tool, "beta", "sync", "--live", "--yes", "--no-skip-synced", "--id", run_id, str(run)]
+        earlier = [path for path in sorted(run.parent.glob(f"offline-run-*-{run_id}")) if path < run]
+        unsent = [str(path) for path in earlier if not list(path.glob("*.synced"))]
         environment = {**os.environ, "WANDB_SILENT": "true", "WANDB_DIR": str(run.parent.parent)}  # its logs, too
         environment.pop("WANDB_MODE", None)
         with open(run / "courier.log", "wb") as log:
             self.process = subprocess.Popen(
-                ["sh", "-c", self.SCRIPT, "sh", *command],
+                ["sh", "-c", self.SCRIPT, "sh", tool, run_id, str(run), *unsent],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
             )
 
-    def close(self) -> None:
-        """Wait for the rest, but not for long; what is not sent stays in RUN/wandb."""
+    def close(self, wait: bool = True) -> bool:
+        """Wait for the rest, but not for long; what is not sent stays in RUN/wandb. Whether all was sent."""
         try:
-            sent = self.process.wait(self.patience_s) == 0
+            sent = self.process.wait(self.patience_s if wait else 0) == 0
         except subprocess.TimeoutExpired:
             sent = False
         assert self.process.stdin is not None
         self.process.stdin.close()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        if not sent:
-            print(f"W&B did not take everything; to send it later: wandb sync {self.run}", file=sys.stderr)
+        if wait:
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        return sent
 
 
 class Several:

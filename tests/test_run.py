@@ -331,6 +331,15 @@ def test_a_run_may_be_a_uri(tiny, phantoms, tmp_path):
     assert seen[-1] == 256
 
 
+def test_a_run_that_ends_early_this_time_keeps_its_length(tiny, phantoms, tmp_path):
+    events, config = [], tiny(total_images=128)
+    folder = train(config, phantoms, tmp_path / "run", events.append, until=64)
+    assert (events[-1]["event"], events[-1]["images_seen"]) == ("done", 64)
+    assert last_checkpoint(folder)["config"] == config.dump()
+    train(config, phantoms, tmp_path / "run", events.append, until=192)
+    assert (events[-1]["event"], events[-1]["images_seen"]) == ("done", 128)
+
+
 def test_a_checkpoint_opens_without_running_code_and_damage_is_said(tiny):
     state = TrainState.create(tiny(), World())
     content = state.save()

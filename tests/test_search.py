@@ -12,14 +12,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from medgan import config as configs
 from medgan.config import Refused
 from medgan.folder import RunFolder, SearchFolder
+from medgan.lease import Lease, Lost
+from medgan.ray_train import Outcome
 from tune import schedulers, search
 from tune.algorithms import Draws, trial_name
 from tune.spaces import Range, Space, space
-from tune.trial import reason_of, take_over
+from tune.trial import Plan, Training, Wish, reason_of, seized, take_over
 
 SPACE = space(True, ["model.name=dcgan,cgan", "global_batch=16"])
 
@@ -340,6 +343,34 @@ def test_the_reason_of_a_failure_is_told_in_few_words(error, reason):
     assert reason_of(error).startswith(reason)
 
 
+class Gone:
+    """A flag whose host died, as Ray tells of it."""
+
+    read = SimpleNamespace(remote=lambda: None)
+
+
+@pytest.mark.parametrize("error", [RayActorError(), GetTimeoutError()])
+def test_a_trial_trains_on_where_the_flag_does_not_answer(error, monkeypatch):
+    def get(reference, timeout):
+        raise error
+
+    monkeypatch.setattr("ray.get", get)
+    wish = Wish(Gone())
+    assert not wish.asked
+    wish.asked = True
+    assert wish.asked
+
+
+def test_the_same_command_goes_on_with_what_lost_its_worker_and_leaves_other_failures(tmp_path):
+    folder = SearchFolder(str(tmp_path))
+    for name, reason in (("000", reason_of("ActorDiedError: node died")), ("001", "loss/D is nan")):
+        record = search.new_record(name, "trial", {}, 256)
+        folder.write_trial(record | {"status": "failed", "reason": reason, "images_seen": 64})
+    lost, diverged = search.Ledger(folder, print).of_kind("trial")
+    assert (lost["status"], lost["reason"], lost["images_seen"]) == ("interrupted", "", 64)
+    assert diverged["status"] == "failed"
+
+
 def test_a_child_gets_the_donors_weights_figures_and_generator(tmp_path):
     donor, child = RunFolder(str(tmp_path / "a")), RunFolder(str(tmp_path / "b"))
     for seen in (100, 200):
@@ -351,6 +382,29 @@ def test_a_child_gets_the_donors_weights_figures_and_generator(tmp_path):
     assert child.read("checkpoints/000000000100.pt") == b"weights 100"
     assert child.read("generator/model.safetensors") == b"g"
     assert take_over(donor, 50, RunFolder(str(tmp_path / "c"))) == 200  # dropped by the donor: its newest
+
+
+def test_a_trial_that_was_given_up_cannot_take_the_lease_of_the_one_after_it(tmp_path, tiny, monkeypatch):
+    folder, plan = RunFolder(str(tmp_path / "run")), Plan("", "", "{}", "", 1)
+    after: list[Lease] = []
+
+    def fit(config, data, out, workers, on_event, *, owner, **more):
+        worker = Lease(folder, owner)
+        assert worker.renew()
+        after.append(Lease(folder, seized(folder)))  # the search has given this trial up and begun it again
+        assert after[-1].renew()
+        with pytest.raises(Lost, match="took the run over"):
+            worker.check()
+        assert not worker.renew()
+        return Outcome()
+
+    monkeypatch.setattr("tune.trial.fit", fit)
+    given_up = Training(tiny(), folder.location, plan, None)
+    given_up.run()
+    assert given_up.outcome == Outcome()
+    after[0].check()
+    after[0].end()
+    assert folder.names(".lease") == []
 
 
 def test_the_whole_space_is_the_default():

@@ -83,7 +83,7 @@ def test_narrowing_keeps_to_what_is_named(tmp_path):
         assert settings["model.name"] in ("cgan", "stylegan2-lite")
         assert settings["loss.name"] in ("hinge", "rpgan")
         assert 1e-3 <= settings["optim.lr_g"] <= 2e-3
-        assert settings["ema.half_life_kimg"] in (1, 2)
+        assert 1 <= settings["ema.half_life_kimg"] <= 2
         assert (settings["model.z_dim"], settings["seed"]) == (32, 3)
         space.config(settings)
 
@@ -112,6 +112,8 @@ def test_what_is_fixed_decides_what_may_stand_beside_it(fixed, cells):
         (True, ["evaluate.n=16,32"], "cannot be compared"),
         (True, ["optim.lr_g=2..1"], "optim.lr_g=2..1"),
         (True, ["optim.lr_g=0..1:log"], "scale is log"),
+        (True, ["model.width=8..16.5"], "model.width=8..16.5: it is a whole number"),
+        (True, ["model.noise=0..1"], "model.noise=0..1: it is no number"),
         (True, ["optim.lr_g=-1,1e-3"], "optim.lr_g=-1"),
         (True, ["model.name=cgan", "model.norm_d=batch"], "the D of cgan has no normalisation"),
         (True, ["model.name=cgan", "model.blocks=1,2"], "none of cgan has it"),
@@ -145,6 +147,32 @@ def test_ranges_are_drawn_on_their_scale():
     assert np.mean(linear) == pytest.approx(5, abs=0.2)
     assert {Range(1, 3, "linear").draw(random) for _ in range(200)} == {1, 2, 3}
     assert {Choice((1, 2)).draw(random) for _ in range(50)} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    "narrowing", ["augment.p=0..1", "model.width=8.0..64.0", "model.width=8..64", "ema.ramp_up=1..9"]
+)
+def test_a_range_is_whole_where_the_setting_is_whatever_its_ends_look_like(narrowing):
+    key = narrowing.partition("=")[0]
+    domain = spaces.space(True, [narrowing]).narrowed[key]
+    drawn = {domain.draw(np.random.default_rng(seed)) for seed in range(50)}
+    assert {type(value) for value in (*drawn, domain.clip(0.7))} == {int if key == "model.width" else float}
+    assert len(drawn) > 10
+
+
+def test_global_batches_that_cannot_be_made_are_refused_and_what_to_say_is_told():
+    spaces.check_batches(WHOLE, "DATA", 64, 4)
+    with pytest.raises(
+        Refused, match="has 4 groups of 4: too few for 8 workers; leave it out: --space global_batch=32,64"
+    ):
+        spaces.check_batches(WHOLE, "DATA", 64, 8)
+    with pytest.raises(
+        Refused, match="--data DATA: train has 40 images, .*=64; leave it out: --space global_batch=16,32"
+    ):
+        spaces.check_batches(WHOLE, "DATA", 40, 1)
+    with pytest.raises(Refused, match=r"too few for 8 workers$"):
+        spaces.check_batches(spaces.space(True, ["model.name=cgan"], {"global_batch": 16}), "DATA", 64, 8)
+    spaces.check_batches(spaces.space(True, ["model.name=dcgan"], {"global_batch": 16}), "DATA", 64, 8)
 
 
 def test_the_spaces_yaml_may_not_hold_what_cannot_be_read(tmp_path):

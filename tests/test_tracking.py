@@ -47,7 +47,7 @@ def run(tmp_path, monkeypatch):
 
 def write(config, folder, rows, failed=False, alarm=None):
     """Rows and a grid of two classes, as a run writes them."""
-    tracker = Several(NullTracker(), WandbTracker(config, folder, "abc", "demo"))
+    tracker = Several(NullTracker(), WandbTracker(config, folder, "abc", "demo", print))
     for images_seen, row in rows:
         tracker.log(images_seen, row)
     if alarm:
@@ -85,18 +85,20 @@ def test_wandb_writes_an_offline_run_with_figures_pictures_config_and_names(tiny
     assert '"step_metric": "images_seen"' in text or '"step_metric_index"' in text
 
 
-def test_a_run_in_two_folders_becomes_one_on_the_server_with_its_artifacts_and_alerts(tiny, run, monkeypatch):
+def test_a_run_in_three_folders_becomes_one_on_the_server_with_its_artifacts_and_alerts(tiny, run, monkeypatch):
+    write(tiny(total_images=256, tracking__wandb="auto"), run, [(0, {"metric/kid": 4.0})])  # nobody sends this one
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
+    time.sleep(1.1 - time.time() % 1)  # W&B names folders by the second
     with serve() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         config = tiny(total_images=256, tracking__wandb="auto")
-        write(config, run, [(0, {"metric/kid": 3.0}), (64, {"metric/kid": 2.0, "metric/coverage": 0.8})])
+        write(config, run, [(32, {"metric/kid": 3.0}), (64, {"metric/kid": 2.0, "metric/coverage": 0.8})])
         write(config, run, [(128, {"metric/kid": 1.0, "metric/coverage": 0.1}), (256, {"metric/kid": 1.5})])
-    assert len(offline_folders(run)) == 2
+    assert len(offline_folders(run)) == 3
     assert list(server.history) == ["abc"]
-    assert [row["images_seen"] for row in server.history["abc"]] == [0, 64, 128, 256]
-    assert [row["metric/kid"] for row in server.history["abc"]] == [3, 2, 1, 1.5]
+    assert [row["images_seen"] for row in server.history["abc"]] == [0, 32, 64, 128, 256]
+    assert [row["metric/kid"] for row in server.history["abc"]] == [4, 3, 2, 1, 1.5]
     assert server.summary["abc"]["metric/kid"]["min"] == 1
     assert server.done["abc"] == 0
     used = {call["artifactID"] for call in server.of("UseArtifact")}
@@ -125,15 +127,15 @@ HEAVY = [pytest.param(fault, marks=pytest.mark.heavy) for fault in ("dies", "is 
 
 
 @pytest.mark.parametrize("fault", ["refuses", "hangs", *HEAVY])
-def test_a_server_that_is_ill_neither_stops_nor_slows_a_run_and_nothing_is_lost(fault, tiny, run, monkeypatch, capsys):
+def test_a_server_that_is_ill_neither_stops_nor_slows_a_run_and_nothing_is_lost(fault, tiny, run, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
+    told = []
     with serve(fault) as server:
         monkeypatch.setenv(
             "WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}" if fault == "is not there" else server.url
         )
-        tracker = WandbTracker(tiny(tracking__wandb="auto"), run, "abc", "demo")
-        tracker.courier.patience_s = 3
+        tracker = WandbTracker(tiny(tracking__wandb="auto", tracking__wait_s=3), run, "abc", "demo", told.append)
         slowest = 0.0
         for step in range(60):
             began = time.monotonic()
@@ -145,9 +147,8 @@ def test_a_server_that_is_ill_neither_stops_nor_slows_a_run_and_nothing_is_lost(
         tracker.close()
         assert time.monotonic() - began < 15
         assert tracker.courier.process.poll() is not None
-    told = capsys.readouterr().err
-    assert "to send it later: wandb sync" in told
     (folder,) = offline_folders(run)
+    assert told == [f"W&B did not take everything; to send it later: wandb sync {folder}"]
     assert sum(record["type"] == "history" for record in inspected(folder)) == 60
     with serve() as server:
         sync = [str(Path(sys.executable).parent / "wandb"), "sync", "--yes", str(folder)]
@@ -156,12 +157,61 @@ def test_a_server_that_is_ill_neither_stops_nor_slows_a_run_and_nothing_is_lost(
     assert [row["images_seen"] for row in server.history["abc"]] == list(range(60))
 
 
+class Broken:
+    """A W&B run whose process is gone."""
+
+    name = id = "abc"
+
+    def __getattr__(self, name):
+        def call(*_, **__):
+            raise ConnectionResetError("Connection lost")
+
+        return call
+
+
+def test_a_wandb_that_fails_is_left_out_and_says_so_once(tiny, run, monkeypatch):
+    told = []
+    tracker = WandbTracker(tiny(tracking__wandb="offline"), run, "abc", "demo", told.append)
+    real, tracker.run = tracker.run, Broken()
+    for step in range(3):
+        tracker.log(step, {"loss/D": 1.0})
+    tracker.alert("collapse", "samples grow alike")
+    tracker.picture(3, "samples", encode_png(np.zeros((1, 8, 12), np.uint8)))
+    tracker.close()
+    (line,) = told
+    assert line.startswith("W&B failed (ConnectionResetError: Connection lost) and is left out")
+    real.finish()
+    monkeypatch.setattr("wandb.init", Broken().init)
+    WandbTracker(tiny(tracking__wandb="offline"), run, "abc", "demo", told.append).close(failed=True)
+    assert told == [line, line]
+
+
+def test_where_a_part_of_a_run_ends_nobody_is_told_or_waited_for(tiny, run, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    told = []
+    with serve("hangs") as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        config = tiny(total_images=256, tracking__wandb="auto")
+        tracker = WandbTracker(config, run, "abc", "demo", told.append, until=128)
+        tracker.log(128, {"loss/D": 1.0})
+        began = time.monotonic()
+        tracker.close()
+        assert time.monotonic() - began < 2
+        tracker.courier.process.wait(20)
+    assert told == []
+    text = json.dumps(inspected(offline_folders(run)[0]))
+    assert "loss/D" in text
+    assert "generator-abc" not in text
+    assert "finished" not in text
+
+
 def test_the_api_key_is_in_no_file_and_in_no_process_list(tiny, run, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     with serve() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        tracker = WandbTracker(tiny(tracking__wandb="auto"), run, "abc", "demo")
+        tracker = WandbTracker(tiny(tracking__wandb="auto"), run, "abc", "demo", print)
         tracker.log(0, {"metric/kid": 1.0})
         titles = []
         for _ in range(20):

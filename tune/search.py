@@ -26,6 +26,7 @@ import ray
 from ray import tune
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from scipy import stats
 
 from medgan import config as configs
@@ -37,7 +38,7 @@ from medgan.search_page import search_page
 from tune import schedulers
 from tune.algorithms import UNFINISHED, Draws, distribution, trial_name
 from tune.spaces import Choice, Domain, Space
-from tune.trial import Flag, Plan, Trial, reason_of
+from tune.trial import LOST_WORKER, Flag, Plan, Trial, reason_of
 
 Record = dict[str, Any]
 SHOWN = ("kid", "kid_at", "kid_now", "fid", "precision", "recall", "coverage", "floor", "images_seen", "images_per_s")
@@ -119,8 +120,6 @@ def bundle(resources: Mapping[str, float], workers: int) -> PlacementGroupFactor
 
 def prepare_nodes(data: str, n: int, extractor: str, gpu: bool) -> None:
     """Fill the data cache and measure the real images, once on every node, before trials start beside each other."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     tasks = []
     for node in ray.nodes():
         unit = "GPU" if gpu else "CPU"
@@ -149,12 +148,16 @@ def _prepare(data: str, n: int, extractor: str) -> None:
 
 
 class Ledger(tune.Callback):
-    """Every trial's record, written whenever it changes. `on_change` is called with it, in Tune's thread."""
+    """Every trial's record, written whenever it changes. `on_change` is called with it, or a line, in Tune's thread."""
 
-    def __init__(self, folder: SearchFolder, on_change: Callable[[Record], None]) -> None:
+    def __init__(self, folder: SearchFolder, on_change: Callable[[Any], None]) -> None:
         self.folder, self.on_change = folder, on_change
         self.records: dict[str, Record] = {record["name"]: record for record in folder.trials()}
+        for record in self.records.values():
+            if record["reason"] == LOST_WORKER:  # what was lost was no fault of the trial's
+                record |= {"status": "interrupted", "reason": ""}
         self.began: dict[str, float] = {}
+        self.warned = False
 
     def add(self, record: Record) -> None:
         self.records[record["name"]] = record
@@ -176,6 +179,9 @@ class Ledger(tune.Callback):
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         record = self._of(trial)
         record |= {name: result[name] for name in SHOWN if name in result}
+        if "wandb" in result and not self.warned:
+            self.warned = True
+            self.on_change(f"trial {record['name']}, maybe others too: {result['wandb']}")
         now = time.time()
         record["seconds"] = record.get("seconds", 0.0) + now - self.began.get(record["name"], now)
         self.began[record["name"]] = now
@@ -309,7 +315,9 @@ class Search:
         config = configs.load(overrides={k: v for k, v in request.fixed.items() if k.startswith("evaluate.")})
         self.tell("reading the data and measuring the real images, once on every host ...")
         prepare_nodes(request.data, config.evaluate.n, config.evaluate.extractor, self.resources.get("GPU", 0) > 0)
-        self.flag = Flag.remote()  # type: ignore[attr-defined]
+        # On this host, as `fit` has its queues: whatever host dies, the trials that are left can still ask.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.flag = Flag.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         with self.interrupt:
             self._phase(self._population if request.algorithm == "pbt" else self._trials)
             if not self.interrupt.asked and request.finalists and request.algorithm != "pbt":

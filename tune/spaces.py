@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import yaml
@@ -40,7 +40,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Range:
-    """A number from low to high, evenly spread on its scale: log or linear; whole numbers where both ends are."""
+    """A number from low to high, evenly spread on its scale: log or linear; whole numbers where both ends are int."""
 
     low: float
     high: float
@@ -54,13 +54,14 @@ class Range:
         low, high = (math.log(v) if self.scale == "log" else v for v in (self.low, self.high))
         value = random.uniform(low, high)
         value = math.exp(value) if self.scale == "log" else value
-        return int(min(self.high, round(value))) if self.whole else self.clip(value)
+        return self.clip(value)
 
     def admits(self, value: float) -> bool:
         return self.low <= value <= self.high
 
     def clip(self, value: float) -> float:
-        return float(min(max(value, self.low), self.high))
+        value = min(max(value, self.low), self.high)
+        return round(value) if self.whole else float(value)
 
 
 Domain = Choice | Range
@@ -257,7 +258,8 @@ def space(labelled: bool, narrowings: Sequence[str] = (), fixed: Mapping[str, Va
 
     A narrowing is `key=a,b,c` (choices), `key=1e-4..1e-2` (a range, on a log scale where both ends are above 0;
     `:linear` or `:log` says which), or the name of a YAML file that maps keys to a value, a list, or
-    {low, high, scale}. Raises Refused, naming key, value and what is allowed.
+    {low, high, scale}. A range has whole numbers where the setting is one. Raises Refused, naming key, value and
+    what is allowed.
     """
     narrowed: dict[str, Domain] = {}
     for text in narrowings:
@@ -286,6 +288,27 @@ def space(labelled: bool, narrowings: Sequence[str] = (), fixed: Mapping[str, Va
         if key in made.fixed:
             raise Refused(f"--space {key}: --set {key}={made.fixed[key]} fixes it; leave one of them out")
     return made
+
+
+def check_batches(space: Space, data: str, rows: int, workers: int) -> None:
+    """Refuse a space that may draw a global batch of more images than train has, or of too few for so many workers."""
+    from medgan.data.loader import rank_rows  # torch takes seconds to import
+
+    random = np.random.default_rng(0)
+    fits, reasons = set(), dict[int, str]()
+    for _ in range(500):
+        config = space.config(space.random(random))
+        fits.add(config.global_batch)
+        if config.global_batch > rows:
+            reasons[config.global_batch] = f"--data {data}: train has {rows} images, too few for global_batch="
+            reasons[config.global_batch] += str(config.global_batch)
+        try:
+            rank_rows(config, 0, workers)
+        except ValueError as error:
+            reasons[config.global_batch] = f"--workers-per-trial {workers}: {error}"
+    left = ",".join(map(str, sorted(fits - reasons.keys())))
+    for reason in reasons.values():
+        raise Refused(reason + (f"; leave it out: --space global_batch={left}" if left else ""))
 
 
 def describe(space: Space) -> str:
@@ -320,7 +343,25 @@ def _checked(key: str, domain: Domain) -> Domain:
         wrong = [value for value in domain.values if value not in AXES[key]] if isinstance(domain, Choice) else [key]
         if wrong:
             raise Refused(f"--space {key}={wrong[0]}: choose from {', '.join(AXES[key])}")
+    if isinstance(domain, Range):
+        kind = _kind(key)
+        if kind is None:
+            raise Refused(
+                f"--space {key}={domain.low}..{domain.high}: it is no number; name the values, as in {key}=A,B"
+            )
+        if (kind(domain.low), kind(domain.high)) != (domain.low, domain.high):
+            raise Refused(f"--space {key}={domain.low}..{domain.high}: it is a whole number, and so must both ends be")
+        return Range(kind(domain.low), kind(domain.high), domain.scale)
     return domain
+
+
+def _kind(key: str) -> type[int] | type[float] | None:
+    """int or float, as a setting is; None where it is no number."""
+    kinds: list[Any] = [configs.Config]
+    for part in key.split("."):
+        fields = [kind.model_fields[part].annotation for kind in kinds if part in getattr(kind, "model_fields", {})]
+        kinds = [kind for annotation in fields for kind in get_args(annotation) or (annotation,)]
+    return int if int in kinds else float if float in kinds else None
 
 
 def _parse(key: str, text: str) -> Domain:

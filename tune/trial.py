@@ -6,6 +6,7 @@ whose whole search did, goes on from its newest checkpoint; Tune's own checkpoin
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import secrets
 import threading
@@ -15,12 +16,14 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from medgan import config as configs
 from medgan import lease
 from medgan.config import Config, ConfigError
 from medgan.data.shards import Manifest
 from medgan.folder import RunFolder
+from medgan.lease import Lease
 from medgan.ray_train import Event, Interrupt, Outcome, Workers, fit
 from medgan.run import settled
 from medgan.tracking import parse_rows
@@ -43,7 +46,7 @@ class Plan:
 
     def config(self, settings: dict[str, Any]) -> Config:
         """The config that jobs/train.py would make of such settings and this DATA."""
-        named = {"tracking.group": self.out.rstrip("/").rpartition("/")[2], **settings}
+        named = {"tracking.group": self.out.rstrip("/").rpartition("/")[2], "tracking.wait_s": 5.0, **settings}
         return configs.for_data(configs.load(overrides=named), **Manifest.from_json(self.manifest).facts(self.sha256))
 
 
@@ -71,8 +74,10 @@ class Wish(Interrupt):
     @property
     def asked(self) -> bool:
         if not self.own and time.monotonic() - self.looked > 1:
+            # The flag lies beside the driver: where that is gone, Ray ends the trial.
+            with contextlib.suppress(RayActorError, GetTimeoutError):
+                self.own = ray.get(self.flag.read.remote(), timeout=5)
             self.looked = time.monotonic()
-            self.own = ray.get(self.flag.read.remote())
         return self.own
 
     @asked.setter
@@ -87,9 +92,10 @@ class Wish(Interrupt):
 class Training(threading.Thread):
     """`fit` beside the trial's own thread, so that Tune can be answered while it trains. `events` ends with None."""
 
-    def __init__(self, config: Config, location: str, plan: Plan, flag: Any) -> None:
+    def __init__(self, config: Config, location: str, plan: Plan, flag: Any, until: int | None = None) -> None:
         super().__init__(daemon=True)
-        self.config, self.location, self.plan = config, location, plan
+        self.config, self.location, self.plan, self.until = config, location, plan, until
+        self.owner = seized(RunFolder(location))
         self.wish = Wish(flag)
         self.events: queue.Queue[Event | None] = queue.Queue()
         self.outcome = Outcome(error="the trial's process ended early")
@@ -105,13 +111,27 @@ class Training(threading.Thread):
                 workers,
                 self.events.put,
                 max_failures=1,
-                owner=secrets.token_hex(8),
+                owner=self.owner,
                 interrupt=self.wish,
+                until=self.until,
             )
         except Exception as error:  # told by the trial
             self.outcome = Outcome(error=f"{type(error).__name__}: {error}")
-        RunFolder(self.location).delete(lease.FOLDER)
+        with contextlib.suppress(OSError):  # what is left of it the next owner takes away
+            Lease(RunFolder(self.location), self.owner).end()
         self.events.put(None)
+
+
+def seized(folder: RunFolder) -> str:
+    """Become the holder of a run whoever holds it, and return the owner.
+
+    The search holds a lease of its own, so that a process that still writes this run is one that was given up: its next
+    save, and its workers' next start, see that the run is another's.
+    """
+    owner = secrets.token_hex(8)
+    while not Lease(folder, owner).renew():
+        folder.delete(lease.FOLDER)
+    return owner
 
 
 class Trial(tune.Trainable):
@@ -150,6 +170,8 @@ class Trial(tune.Trainable):
                     return self.row
             elif event["event"] == "progress":
                 self.row["images_per_s"] = event["time/images_per_s"]
+            elif event["event"] == "wandb":
+                self.row["wandb"] = event["text"]
         return self._ended(self.training)
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
@@ -177,8 +199,6 @@ class Trial(tune.Trainable):
 
     def _start(self) -> None:
         folder = RunFolder(self.place(self.generation))
-        # The search holds its own lease, so that a process that still writes this run is one that was given up.
-        folder.delete(lease.FOLDER)
         config = self.plan.config(self.settings)
         if folder.exists("config.yaml"):
             stored = folder.config()
@@ -192,10 +212,10 @@ class Trial(tune.Trainable):
             for row in parse_rows(folder.read("metrics.jsonl").decode()):
                 if "metric/kid" in row and row["images_seen"]:
                     self._note(row)
+        until = None
         if self.plan.segment:
             until = (max(folder.checkpoints(), default=0) // self.plan.segment + 1) * self.plan.segment
-            config = configs.validate({**config.dump(), "total_images": min(until, config.total_images)})
-        self.training = Training(config, folder.location, self.plan, self.flag)
+        self.training = Training(config, folder.location, self.plan, self.flag, until)
         self.training.start()
 
     def _note(self, event: Event) -> None:
@@ -254,11 +274,14 @@ OUT_OF_MEMORY = ("out of memory", "outofmemory", "can't allocate memory", "canno
 LOST = ("actordied", "actor died", "node died", "workercrashed", "worker died", "nodediederror", "unavailable")
 
 
+LOST_WORKER = "lost its worker: the same command goes on with it"
+
+
 def reason_of(error: str) -> str:
     """What Ray or torch said, in a few words."""
     low = error.lower()
     if any(words in low for words in OUT_OF_MEMORY):
         return "out of memory: a smaller model.width or global_batch needs less"
     if any(words in low for words in LOST):
-        return "lost its worker"
+        return LOST_WORKER
     return error if len(error) <= 200 else error[:197] + "..."
