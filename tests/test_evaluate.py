@@ -141,8 +141,12 @@ def test_neighbours_are_shown_only_on_request_and_never_inside_a_release(trained
     asked(trained, phantoms, *quick, "--neighbours", tmp_path / "near.png")
     with Image.open(tmp_path / "near.png") as picture:
         assert picture.size == (6 * 34 + 2, 8 * 34 + 2)
-    with pytest.raises(Refused, match="do not belong in a release"):
+    with pytest.raises(Refused, match="do not belong in what is handed over"):
         evaluate.main(["--synthetic", "/x", "--data", phantoms, "--neighbours", "/x/near.png"])
+    with pytest.raises(Refused, match="do not belong in what is handed over"):
+        evaluate.main(["--run", "/x", "--data", phantoms, "--neighbours", "/x/generator/near.png"])
+    with pytest.raises(Refused, match="name a place outside /x/generator"):
+        evaluate.main(["--run", "/x", "--data", phantoms, "--out", "/x/generator/e.json"])
 
 
 def test_a_figure_does_not_depend_on_how_the_samples_were_parted(trained, phantoms, tmp_path, monkeypatch):

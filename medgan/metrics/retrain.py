@@ -24,7 +24,6 @@ from medgan.models import z_size
 from medgan.state import TrainState
 from medgan.streams import stream, stream_seed
 
-
 SCHEDULES = (
     ("model", "anneal_from_kimg"),
     ("model", "anneal_to_kimg"),
