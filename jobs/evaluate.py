@@ -26,6 +26,8 @@ from medgan.data import shards
 from medgan.terminal import Parser, Progress, absolute, command, duration
 
 MOST = 2000
+LEAST = 16
+"""Images of a side, below which there are no figures."""
 QUESTIONS = ("fidelity", "utility", "privacy")
 EXTRACTORS = ("efficientnet-lite0", "inception", "xrv", "radiomics")
 GRID = {
@@ -91,8 +93,7 @@ def main(argv: Sequence[str]) -> None:
     subject = absolute("--run" if args.run else "--synthetic", args.run or args.synthetic)
     data = absolute("--data", args.data)
     out = absolute("--out", args.out) if args.out else f"{subject}/evaluation.json"
-    if args.n < 16:
-        raise Refused(f"--n {args.n}: must be at least 16")
+    enough({"--n": args.n}, True)
     for name in ("draws", "seeds", "gan_images", "steps"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise Refused(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
@@ -102,8 +103,11 @@ def main(argv: Sequence[str]) -> None:
     if args.strict and args.synthetic:
         raise Refused("--strict: a finished release cannot be drawn again for fewer patients; name its --run")
     neighbours = absolute("--neighbours", args.neighbours) if args.neighbours else None
-    if neighbours and args.synthetic and neighbours.startswith(f"{subject}/"):
-        raise Refused(f"--neighbours {args.neighbours}: shows real images, which do not belong in a release")
+    shared = subject if args.synthetic else f"{subject}/generator"
+    if neighbours and neighbours.startswith(f"{shared}/"):
+        raise Refused(f"--neighbours {args.neighbours}: shows real images, which do not belong in what is handed over")
+    if args.run and out.startswith(f"{shared}/"):
+        raise Refused(f"--out {args.out}: what is kept beside it comes from real images; name a place outside {shared}")
     manifest, sha256 = shards.read_manifest(data)
     if manifest.synthetic:
         raise Refused(f"--data {data}: holds synthetic images; name the folder with the real ones")
@@ -133,7 +137,8 @@ def main(argv: Sequence[str]) -> None:
             f"--run {subject}: a private training cannot be rehearsed on fewer patients; judge the generator itself "
             "with --no-strict, or the recipe without its privacy with --gan-set privacy.dp.epsilon=0"
         )
-    n = min(args.n, available, manifest.rows(args.split), manifest.rows(other))
+    sides = {"--split " + args.split: manifest.rows(args.split), f"the {other} split": manifest.rows(other)}
+    n = enough({"--n": args.n, f"--synthetic {subject}": available, **sides}, "fidelity" in asked)
     question = Question(
         subject=about,
         data={"location": data, "sha256": sha256},
@@ -146,7 +151,8 @@ def main(argv: Sequence[str]) -> None:
         weights=weights,
     )
     # Privacy asks of as many samples as were wanted, with classes as frequent as in training.
-    of_train = replace(question, split="train", n=min(args.n, available, manifest.rows("train")))
+    sides = {"--n": args.n, f"--synthetic {subject}": available, "the train split": manifest.rows("train")}
+    of_train = replace(question, split="train", n=enough(sides, "privacy" in asked or bool(neighbours)))
     wanted: dict[str, cells.Cell] = {}
     if "fidelity" in asked:
         wanted |= question.fidelity()
@@ -158,9 +164,9 @@ def main(argv: Sequence[str]) -> None:
         wanted["neighbours"] = privacy.picture_of(of_train)
 
     # A release must not hold what is derived from real images: its cells are kept beside it.
-    folder = f"{subject}.cells" if args.synthetic else f"{out.removesuffix('.json')}.cells"
-    compute(list(wanted.values()), folder, args)
-    found = {name: cell.load(folder) for name, cell in wanted.items()}
+    folder_of_cells = f"{subject}.cells" if args.synthetic else f"{out.removesuffix('.json')}.cells"
+    compute(list(wanted.values()), folder_of_cells, args)
+    found = {name: cell.load(folder_of_cells) for name, cell in wanted.items()}
     if neighbours:
         place, _, name = neighbours.rpartition("/")
         shards.write_file(place, name, found.pop("neighbours")["png"].tobytes())
@@ -174,8 +180,28 @@ def main(argv: Sequence[str]) -> None:
     carry(subject, args, result)
     show(result)
     print(f"written: {out}")
+    print(f"kept: {folder_of_cells} (comes from real images: do not pass it on)")
     if neighbours:
         print(f"samples beside real training images (do not pass it on): {neighbours}")
+
+
+def enough(sides: dict[str, int], needed: bool) -> int:
+    """The fewest images that any side has. Raises Refused where that is too few to be asked."""
+    name = min(sides, key=lambda side: sides[side])
+    if needed and sides[name] < LEAST:
+        raise Refused(f"{name}: {sides[name]} images are too few to compare; there must be at least {LEAST}")
+    return sides[name]
+
+
+def same_data(args: Namespace, subject: str, trained_on: str | None, sha256: str) -> None:
+    """Raises Refused where a question is about who was trained on, and --data is not what was."""
+    given = args.utility and not (args.run if args.strict is None else args.strict)
+    if trained_on is not None and trained_on != sha256 and (args.privacy or given):
+        flag, question = "--run" if args.run else "--synthetic", "--privacy" if args.privacy else "--utility"
+        raise Refused(
+            f"{question}: {flag} {subject} was trained on other data than --data {args.data} (manifest SHA-256 "
+            f"{trained_on}); name that, or ask for --fidelity alone"
+        )
 
 
 def told_of(
@@ -199,6 +225,7 @@ def told_of(
             raise Refused(f"--run {subject}: draws {ours}, --data has {theirs}")
         if args.utility and not sampler.classes:
             raise Refused(f"--utility: the generator of {subject} is unconditional, its images have no class")
+        same_data(args, subject, sampler.config.data.manifest_sha256, sha256)
         about = {"run": subject, "sha256": sampler.sha256}
         return about, sampler.config.dump(), sys.maxsize, bool(sampler.classes)
     release, digest = shards.read_manifest(subject, "--synthetic")
@@ -208,6 +235,7 @@ def told_of(
         raise Refused(f"--synthetic {subject}: images of shape {release.shape}, --data has {manifest.shape}")
     if args.utility and release.classes != manifest.classes:
         raise Refused(f"--utility: the classes of {subject} are not those of --data")
+    same_data(args, subject, release.trained_on, sha256)
     about = {"synthetic": subject, "sha256": digest}
     preset = configs.load(PRESET if manifest.classes else "dcgan", overrides={"precision": precision_of("auto", False)})
     config = configs.for_data(
@@ -294,6 +322,7 @@ def assemble(settings: dict[str, Any], n: int, found: dict[str, Any], before: di
         measured = found["fidelity"]
         result["settings"] |= identity(measured["identity"], n, settings["split"])
         result["fidelity"] = section = measured["figures"]
+        section["class_shift"] = measured.get("shift", 0.0)
         faithful = dict(found.get("faithful", {}))
         for name, figure in faithful.pop("classes", {}).items():
             section["classes"].setdefault(name, {})["class_accuracy"] = figure
@@ -336,7 +365,7 @@ def carry(subject: str, args: Namespace, result: dict[str, Any]) -> None:
 def show(result: dict[str, Any]) -> None:
     """Tables for people."""
     from medgan.evaluation_page import SHOWN, gain_of
-    from medgan.metrics.fidelity import FIGURES
+    from medgan.metrics.fidelity import FIGURES, shifted, told_figure
 
     if "fidelity" in result:
         figures = result["fidelity"]
@@ -344,10 +373,12 @@ def show(result: dict[str, Any]) -> None:
         print(f"{where:<44}{'samples':>10}{'real':>10}")
         for group, values in (("", figures), *figures["classes"].items()):
             for name, (title, _) in FIGURES.items():
-                if name in values:
+                if told_figure(values, name):
                     told, value = f"{title}, {group}" if group else title, values[name]
                     few = f"  (n {value['n']})" if group else ""
                     print(f"  {told:<42}{value['value']:>10.4g}{value['floor']:>10.4g}{few}")
+        if warning := shifted(figures):
+            print(warning)
     if "utility" in result:
         for row in result["utility"]["differences"]:
             if row["score"] in SHOWN and row["low"] is not None:

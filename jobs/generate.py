@@ -129,6 +129,7 @@ def main(argv: Sequence[str]) -> None:
         request=digest,
         versions=shards.versions(),
         mirror=bool(config.data.mirror),
+        trained_on=config.data.manifest_sha256,
     )
     notes = told_of(dropped, data is not None, args.confidence)
     lineage = [

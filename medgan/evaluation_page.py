@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from medgan.folder import RunFolder
 from medgan.metrics.classifiers import SCORES
-from medgan.metrics.fidelity import FIGURES
+from medgan.metrics.fidelity import FIGURES, shifted, told_figure
 from medgan.metrics.utility import BASELINE
 
 Interval = tuple[str, float, float | None, float | None]
@@ -37,6 +37,7 @@ def render(result: dict[str, Any]) -> Markup:
         template.render(
             settings=result["settings"],
             figures=_figures(result.get("fidelity")),
+            shifted=shifted(result.get("fidelity", {})),
             utility=result.get("utility"),
             arms=_arms(result.get("utility")),
             scores=SCORES,
@@ -55,7 +56,7 @@ def _figures(fidelity: dict[str, Any] | None) -> list[dict[str, Any]]:
         {"name": f"{title}, {group}" if group else title, "meaning": "" if group else meaning, **values[name]}
         for name, (title, meaning) in FIGURES.items()
         for group, values in groups
-        if name in values
+        if told_figure(values, name)
     ]
 
 

@@ -22,7 +22,7 @@ from medgan.data import shards
 from medgan.data.loader import open_split
 from medgan.data.shards import Manifest
 from medgan.metrics import evidence, privacy
-from medgan.metrics.fidelity import FIGURES
+from medgan.metrics.fidelity import FIGURES, shifted, told_figure
 from medgan.metrics.retrain import device
 from medgan.pixels import encode_png
 from medgan.sample import Sampler
@@ -247,14 +247,14 @@ def with_evaluation(text: str, result: dict[str, Any] | None) -> str:
             ]
             figures = result["fidelity"]
             for name, (title, meaning) in FIGURES.items():
-                if name in figures:
+                if told_figure(figures, name):
                     lines.append(
                         f"| {title} | {figures[name]['value']:.4g} | {figures[name]['floor']:.4g} | {meaning} |"
                     )
             for group, values in figures["classes"].items():
-                if "kid" in values:
+                if told_figure(values, "kid"):
                     lines.append(f"| KID, {group} | {values['kid']['value']:.4g} | {values['kid']['floor']:.4g} | |")
-            lines.append("")
+            lines += ["", *([shifted(figures), ""] if shifted(figures) else [])]
         if "utility" in result:
             lines += [f"**Useful?** {result['utility']['claim']['sentence']}", ""]
         if "privacy" in result:

@@ -127,6 +127,13 @@ def test_schedules_of_a_recipe_fit_into_a_shorter_training(tiny):
     short = retrain.recipe(config.dump(), seed=5, images=10_000)
     assert (short.total_images, short.seed) == (10_000, 5)
     assert (short.model.anneal_from_kimg, short.model.anneal_to_kimg) == (2, 5)
+    ends = {"optim.warmup_kimg": 5, "optim.decay_kimg": 90, "loss.gamma_kimg": 70, "augment.kimg": 60}
+    settings = {key.replace(".", "__"): value for key, value in ends.items()}
+    for name, of_augment in (("ramp", 6), ("ada", 60)):  # ADA's is a speed
+        whole = tiny(total_images=100_000, augment__name=name, **settings)
+        short = retrain.recipe(whole.dump(), seed=5, images=10_000)
+        assert (short.optim.warmup_kimg, short.optim.decay_kimg, short.loss.gamma_kimg) == (0.5, 9, 7)
+        assert short.augment.kimg == of_augment
 
 
 def test_neighbours_are_shown_only_on_request_and_never_inside_a_release(trained, phantoms, tmp_path):
@@ -134,8 +141,12 @@ def test_neighbours_are_shown_only_on_request_and_never_inside_a_release(trained
     asked(trained, phantoms, *quick, "--neighbours", tmp_path / "near.png")
     with Image.open(tmp_path / "near.png") as picture:
         assert picture.size == (6 * 34 + 2, 8 * 34 + 2)
-    with pytest.raises(Refused, match="do not belong in a release"):
+    with pytest.raises(Refused, match="do not belong in what is handed over"):
         evaluate.main(["--synthetic", "/x", "--data", phantoms, "--neighbours", "/x/near.png"])
+    with pytest.raises(Refused, match="do not belong in what is handed over"):
+        evaluate.main(["--run", "/x", "--data", phantoms, "--neighbours", "/x/generator/near.png"])
+    with pytest.raises(Refused, match="name a place outside /x/generator"):
+        evaluate.main(["--run", "/x", "--data", phantoms, "--out", "/x/generator/e.json"])
 
 
 def test_a_figure_does_not_depend_on_how_the_samples_were_parted(trained, phantoms, tmp_path, monkeypatch):

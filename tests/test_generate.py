@@ -189,6 +189,53 @@ def test_a_release_can_be_what_a_data_set_lacks(trained, phantoms, tmp_path):
     assert [counts[name] + drawn[name] for name in counts] == [max(counts.values())] * 2
 
 
+def test_a_release_of_one_class_is_evaluated_by_what_it_has(trained, phantoms, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(generate, "amounts_of", lambda args, classes: [20, 0])
+    out = made(trained, tmp_path / "out", "--balance-to", phantoms)
+    asked = ["--synthetic", str(out), "--data", phantoms, "--workers", "0", "--extractor", "radiomics"]
+    evaluate.main([*asked, "--n", "20", "--fidelity"])
+    found = json.loads((out / "evaluation.json").read_text())["fidelity"]
+    assert 0 <= found["class_accuracy"]["value"] <= 1
+    assert found["class_accuracy"]["floor"] == found["classes"]["NORMAL"]["class_accuracy"]["floor"]
+    assert 0.3 < found["class_shift"] < 0.7
+    warning = "Figures over all classes also measure the mix"
+    assert warning in capsys.readouterr().out
+    assert warning in (out / "README.md").read_text()
+    found["kid"]["value"] = found["class_accuracy"]["floor"] = None  # what cannot be measured is left out
+    settings = {"n": 20, "extractor": "radiomics", "split": "test", "manifest_sha256": "ab"}
+    card = release.with_evaluation("", {"settings": settings, "fidelity": found})
+    evaluate.show({"settings": settings, "fidelity": found})
+    assert "class read right" not in card
+    assert "| FID |" in card
+    with pytest.raises(Refused, match="--n: 12 images are too few"):
+        evaluate.main([*asked, "--n", "12"])
+
+
+def test_a_release_too_small_to_judge_is_refused_in_one_line(trained, phantoms, tmp_path):
+    out = made(trained, tmp_path / "out", "--count", 9)
+    for question in ("--fidelity", "--privacy"):
+        with pytest.raises(Refused, match=f"--synthetic {out}: 9 images are too few to compare"):
+            evaluate.main(["--synthetic", str(out), "--data", phantoms, "--workers", "0", question])
+
+
+def test_privacy_is_asked_of_the_data_that_was_trained_on(trained, phantoms, tmp_path):
+    from .conftest import write_phantoms
+
+    other = str(write_phantoms(tmp_path / "other", count=80))
+    out = made(trained, tmp_path / "out", "--count", 20)
+    assert shards.read_manifest(out)[0].trained_on == shards.read_manifest(phantoms)[1]
+    assert "trained_on" not in (Path(phantoms) / "manifest.json").read_text()
+    for subject in (("--run", trained), ("--synthetic", str(out))):
+        for question in (("--privacy",), ("--utility", "--no-strict")):
+            with pytest.raises(Refused, match=f"{question[0]}: {subject[0]} .* was trained on other data"):
+                evaluate.main([*subject, "--data", other, *question])
+        quick = ("--n", "16", "--extractor", "radiomics", "--workers", "0")
+        small = ("--split", "train") if subject[0] == "--run" else ("--split", "val")
+        asked = [*subject, "--data", other, "--fidelity", *quick, *small, "--out", str(tmp_path / "e.json")]
+        with pytest.raises(Refused, match="images are too few"):  # no complaint of the data
+            evaluate.main(asked)
+
+
 @pytest.mark.parametrize(
     ("more", "line"),
     [

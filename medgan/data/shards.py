@@ -88,6 +88,8 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     mirror: bool = False
     """Whether a mirrored image is still one of its kind; what a source does not know is no."""
+    trained_on: str | None = None
+    """Of a release: SHA-256 of the manifest that its generator was trained on."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -102,7 +104,10 @@ class Manifest:
         return sum(shard.rows for shard in self.splits.get(split, []))
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        tree = asdict(self)
+        if self.trained_on is None:
+            del tree["trained_on"]  # so that folders of real images stay what they are
+        return json.dumps(tree, indent=1, sort_keys=True) + "\n"
 
     @staticmethod
     def from_json(text: str) -> Manifest:

@@ -110,18 +110,23 @@ def real(*, data: dict[str, str], split: str, n: int, extractor: str, weights: s
 
 
 def figures(real: Result, control: Result, *fakes: Result, classes: list[str]) -> Result:
-    """{figures: see fidelity.beside_floor, identity}. Does not depend on how the samples were parted."""
+    """{figures: see fidelity.beside_floor, identity, shift: the share of samples that would have to be of another class
+    for the real images' frequencies}. Does not depend on how the samples were parted."""
     sets = [real, control, {key: np.concatenate([fake[key] for fake in fakes]) for key in ("features", "labels")}]
     features = [torch.from_numpy(one["features"]) for one in sets]
     if real["identity"].get("scaled"):
         features = list(fidelity.scaled(*features))
     labels = [torch.from_numpy(one["labels"]) for one in sets]
     found = fidelity.beside_floor(features[0], features[2], features[1], [labels[0], labels[2], labels[1]], classes)
-    return {"figures": found, "identity": real["identity"]}
+    shares = [one.float().mean(0) / one.float().mean(0).sum().clamp(min=1e-9) for one in labels]
+    known = labels[0].shape == labels[2].shape and labels[0].shape[1] > 0
+    shift = float((shares[0] - shares[2]).abs().sum() / 2) if known else 0.0
+    return {"figures": found, "identity": real["identity"], "shift": shift}
 
 
 def faithful(reader: Result, *parts: Result, data: dict[str, str], split: str) -> Result:
-    """How well a classifier of real train images reads the samples' classes; the floor is how well it reads real ones.
+    """How well a classifier of real train images reads the samples' classes; the floor is how well it reads real ones
+    of those classes.
 
     {value, floor: balanced accuracy; n; classes: {class: {value, floor}}: share of it that is recognised}
     """
@@ -130,8 +135,11 @@ def faithful(reader: Result, *parts: Result, data: dict[str, str], split: str) -
         return {}
     train, real = (open_split(data["location"], name) for name in ("train", split))
     single = reader["single"]
-    answers = [read_by(reader, one.pixels) for one in (fake, real)]
-    truths = [one.labels for one in (fake, real)]
+    asked = np.flatnonzero(real.labels[:, fake.labels.any(0)].any(1)) if single else np.arange(len(real))
+    if not len(asked):
+        return {}
+    answers = [read_by(reader, fake.pixels), read_by(reader, real.pixels[asked])]
+    truths = [fake.labels, real.labels[asked]]
     rare = int(train.labels.sum(0).argmin())
     overall = [
         classifiers.scores(said, truth, rare, single=single)["balanced_accuracy"]

@@ -28,8 +28,26 @@ FIGURES = {
     "class_accuracy": ("class read right", "balanced accuracy with which a classifier of real images reads samples"),
 }
 """Every figure: its name for people, and what it means."""
+SHIFT = 0.05
+"""Share of images that would have to be of another class, from which on figures over all classes are of the mix too."""
 LEAST = 16
 """Images of a class, on each side, below which it gets no figure of its own."""
+
+
+def told_figure(values: dict[str, Any], name: str) -> bool:
+    """Whether there is such a figure beside its floor; what could not be measured is None."""
+    return name in values and values[name]["value"] is not None and values[name]["floor"] is not None
+
+
+def shifted(section: dict[str, Any]) -> str:
+    """A warning where the samples' classes are mixed otherwise than those of the real images; else empty."""
+    share = section.get("class_shift") or 0.0
+    if share < SHIFT:
+        return ""
+    return (
+        f"Figures over all classes also measure the mix: {share:.0%} of these images would have to be of another class "
+        "for the real images' frequencies. Go by the figures of each class."
+    )
 
 
 def kid(real: Tensor, fake: Tensor) -> dict[str, float]:

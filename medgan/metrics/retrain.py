@@ -24,6 +24,16 @@ from medgan.models import z_size
 from medgan.state import TrainState
 from medgan.streams import stream, stream_seed
 
+SCHEDULES = (
+    ("model", "anneal_from_kimg"),
+    ("model", "anneal_to_kimg"),
+    ("optim", "warmup_kimg"),
+    ("optim", "decay_kimg"),
+    ("loss", "gamma_kimg"),
+    ("augment", "kimg"),
+)
+"""Settings that say when something begins or ends; the ramp's `augment.kimg` is one, ADA's is a speed."""
+
 
 class Quiet:
     """The loop's hooks of a training that nobody watches: the end counts, no evaluation chooses among checkpoints."""
@@ -47,12 +57,11 @@ class Quiet:
 def recipe(config: Mapping[str, Any], seed: int, images: int) -> Config:
     """A run's settled config, as plain types, for so many images, with schedules that fit into them."""
     tree = {**config, "seed": seed, "total_images": images}
-    longer = config["total_images"]
-    model = dict(tree["model"])
-    for key in ("anneal_from_kimg", "anneal_to_kimg"):
-        if model.get(key):
-            model[key] = model[key] * images / longer
-    return validate({**tree, "model": model})
+    for section, key in SCHEDULES:
+        part = tree[section]
+        if part.get(key) and (section != "augment" or part["name"] == "ramp"):
+            tree[section] = {**part, key: part[key] * images / config["total_images"]}
+    return validate(tree)
 
 
 def fit(
