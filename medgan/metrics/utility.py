@@ -94,8 +94,8 @@ class Grid:
     """Classifiers of each arm and draw."""
     strict: bool = True
     """The generator is trained on the draw's patients alone; otherwise the given one, which has seen them all."""
-    images: int = 60_000
-    """Real images shown to D in each strict training."""
+    images: int = 20_000
+    """Real images shown to D in each strict training: some 90 times all of a twentieth of Kermany's films."""
     unlabelled: int = 0
     """Strict trainings begin with one on so many of all train images, without their labels: for where images are many
     and labels few. Classifiers of real images cannot use them."""
