@@ -328,7 +328,10 @@ def test_of_workers_that_wait_for_each_other_the_one_that_does_not_say_so_is_nam
         assert roll.call(event("joined", rank, "a")) == []
     for rank in (2, 0, 1):  # a later group, of fewer
         assert roll.call(event("joined", rank)) == []
-    assert roll.call({"event": "progress"}) == [{"event": "progress"}]
+    for said in ("progress", "failed"):
+        assert roll.call(event(said, 0)) == [event(said, 0)]
+        assert roll.call(event(said, 0, "a")) == []  # cut off, and still talking
+    assert roll.call(event("joined", 3, "a")) == []
     roll.call(event("waited", 3, "a"))  # a straggler of the group before
     assert roll.missing() == []
     roll.call(event("waited", 0))
