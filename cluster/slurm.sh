@@ -2,10 +2,14 @@
 # A training as a Slurm job: Ray starts on every node of the job, trains, and ends with it.
 #   ray get-auth-token --generate     # once, into ~/.ray/auth_token, which all nodes see
 #   sbatch cluster/slurm.sh --preset stylegan2-lite-gpu --data /shared/data/films --out /shared/runs/first
-# Two minutes before its time is up, or when it is preempted, the job saves a checkpoint and queues again to go on.
+# Two minutes before its time is up the job saves a checkpoint and queues again to go on. When it is preempted it does
+# so only where slurm.conf has PreemptParameters=send_user_signal, and a GraceTime: ask who runs the cluster. Without,
+# a job that is queued again goes on from its newest checkpoint.
 #SBATCH --job-name=medgan
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
+# Whole nodes: Ray takes a node's memory and ports for its own.
+#SBATCH --exclusive
 #SBATCH --cpus-per-task=8
 #SBATCH --gpus-per-node=1
 #SBATCH --time=12:00:00
@@ -31,21 +35,30 @@ head=${nodes[0]}
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --all-ip-addresses | awk '{print $1}')
 port=$((20000 + SLURM_JOB_ID % 10000)) # so that two jobs on one node do not meet
 export RAY_TMPDIR="${TMPDIR:-/tmp}/ray-$SLURM_JOB_ID" MEDGAN_CACHE="${MEDGAN_CACHE:-${TMPDIR:-/tmp}/medgan-cache}"
+# srun no longer takes it over from sbatch; without, each step has one CPU.
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+# Python from a file server may take minutes to start on the last node (Ray's own setting: 30 s).
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
-# Ray stops with the first signal it gets: only the driver is told. Queueing again ends what is left of Ray.
+# Ray stops with the first signal it gets: only this job's driver is told. Queueing again ends what is left of Ray.
+# shellcheck disable=SC2016 # both are for the shell on the head
+{
+    note='mkdir -p "$RAY_TMPDIR" && echo $$ >"$RAY_TMPDIR/driver" && exec python jobs/train.py "$@"'
+    tell='kill "$0" "$(cat "$RAY_TMPDIR/driver")" 2>/dev/null'
+}
 driver() {
-    srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" "$@" -u "$USER" -f '^python jobs/train.py'
+    srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" sh -c "$tell" "$1"
 }
 stop() {
     trap '' TERM
-    driver pkill -TERM || true
-    while driver pgrep >/dev/null; do sleep 2; done
+    driver -TERM || true
+    while driver -0; do sleep 2; done
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
 }
 trap stop TERM
 
 srun ray symmetric-run --address "$address:$port" --min-nodes "${#nodes[@]}" --dashboard-host 127.0.0.1 \
-    --disable-usage-stats -- python jobs/train.py "$@" &
+    --num-cpus "$SLURM_CPUS_PER_TASK" --disable-usage-stats -- sh -c "$note" sh "$@" &
 step=$!
 wait "$step"

@@ -122,15 +122,25 @@ def main(argv: Sequence[str]) -> None:
         given = {"owner": owner, "timeout_s": args.timeout, "gpu": unit == "GPU"}
         outcome = fit(config.dump(), data, out, workers, view.show, init, **given)
     view.line.close()
-    if "stopped" in outcome.events and "done" not in outcome.events:
+    if "done" in outcome.events:
+        view.summary(outcome.events["done"])
+    elif "stopped" in outcome.events:
         raise Stopped(f"stopped at {outcome.events['stopped']['images_seen']:,} images; {again()}")
-    if "failed" in outcome.events:
-        last = max(folder.checkpoints(), default=None)
-        kept = f"the last good checkpoint is at {last:,} images" if last is not None else "there is no checkpoint yet"
-        raise Failed(f"training stopped: {outcome.events['failed']['reason']}; {kept}")
-    if "done" not in outcome.events:
+    elif "failed" in outcome.events:
+        failed = outcome.events["failed"]
+        left = "" if failed["kind"] == "Stuck" else f"; {kept(folder)}"
+        raise Failed(f"training stopped: {failed['reason']}{left}")
+    else:
         raise Failed(f"training stopped: {outcome.error or 'the workers ended early'}; {again()}")
-    view.summary(outcome.events["done"])
+
+
+def kept(folder: Any) -> str:
+    """What there is to go on from, of a run that failed: perhaps because its storage did."""
+    try:
+        last = max(folder.checkpoints(), default=None)
+    except OSError as error:
+        return f"its checkpoints cannot be listed: {error.strerror or error}"
+    return f"the last good checkpoint is at {last:,} images" if last is not None else "there is no checkpoint yet"
 
 
 def plan(config: configs.Config, manifest: Any, gigabits: str) -> None:
@@ -190,6 +200,8 @@ class View:
             self.line.say(
                 f"{who or 'the network between the workers'} did not answer for {event['timeout_s']} s; starting anew"
             )
+        elif kind == "storage":
+            self.line.say(event["reason"])
         elif kind == "eager":
             self.line.say("compile: torch.compile finds no compiler here (a C++ one, Triton on GPUs); running eager")
         elif kind == "alarm":

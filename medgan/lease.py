@@ -140,7 +140,10 @@ class Heartbeat:
     def __exit__(self, *_: object) -> None:
         self.over.set()
         self.thread.join()
-        self.lease.end()
+        try:
+            self.lease.end()
+        except OSError as error:  # how the command ended matters more
+            self.say(f"the lease of {self.lease.folder.location} cannot be given up: {error.strerror or error}")
 
     def _run(self) -> None:
         while not self.over.wait(BEAT_S):

@@ -36,6 +36,8 @@ PATIENCE_S = 5.0
 RESIZE_S = 30.0
 """How often a run with a range of workers looks for hosts that joined."""
 SIOCGIFADDR = 0x8915  # linux/sockios.h
+GROUP = "MEDGAN_GROUP"
+"""In the environment of workers: which of the groups that Ray starts one after the other they are of."""
 
 
 def connect(verbose: bool = False) -> dict[str, float]:
@@ -212,11 +214,16 @@ def fit(
     def again() -> bool:
         """Start once more where workers died too often for Ray, but got further than the last time."""
         nonlocal training, saved
-        before, saved = saved, max(folder.checkpoints(), default=0)
-        if outcome.events.keys() & {"done", "stopped", "failed"} or told or training.error is None or saved <= before:
+        if outcome.events.keys() & {"done", "stopped", "failed"} or told or training.error is None:
             return False
-        training = start()
-        return True
+        try:
+            before, saved = saved, max(folder.checkpoints(), default=0)
+        except OSError as error:
+            training.error += f"; {out} cannot be read: {error.strerror or error}"
+            return False
+        if saved > before:
+            training = start()
+        return saved > before
 
     with interrupt:
         while (event := _next(queue)) or training.is_alive() or again():
@@ -227,8 +234,13 @@ def fit(
             for shown in roll.call(event) if event else roll.missing():
                 outcome.events[shown["event"]] = shown
                 on_event(shown)
-    folder.delete(".ray")
+            if outcome.events.get("failed", {}).get("group") in roll.over:
+                del outcome.events["failed"]  # others went on
     outcome.error = training.error
+    try:
+        folder.delete(".ray")
+    except OSError as error:  # how the run ended matters more
+        on_event({"event": "storage", "reason": f"{notes} cannot be removed: {error.strerror or error}"})
     return outcome
 
 
@@ -243,26 +255,31 @@ def _next(queue: Queue) -> Event | None:
 class Roll:
     """Which workers there are and which of them waited in vain, so that the silent one can be named.
 
-    Workers that wait for one in a collective all give up at about the same time, and say so; it does not.
+    Workers that wait for one in a collective all give up at about the same time, and say so; it does not. Once workers
+    of a new group have joined, what those before still say no longer counts: they may have been cut off for long.
     """
 
     def __init__(self) -> None:
         self.group = ""
+        self.over: set[str] = set()
+        """Groups that were given up."""
         self.joined: dict[int, str] = {}
         self.waited: set[int] = set()
         self.since = 0.0
 
     def call(self, event: Event) -> list[Event]:
-        """Take an event; those of the roll itself are kept back."""
+        """Take an event; those of the roll itself, and of groups that were given up, are kept back."""
+        if event["group"] in self.over:
+            return []
         if event["event"] == "joined":
             if event["group"] != self.group:
+                self.over.add(self.group)
                 self.group, self.joined, self.waited = event["group"], {}, set()
             self.joined[event["rank"]] = event["host"]
         elif event["event"] == "waited":
-            if event["group"] == self.group:
-                self.since = self.since if self.waited else time.monotonic()
-                self.waited.add(event["rank"])
-                self.timeout_s = event["timeout_s"]
+            self.since = self.since if self.waited else time.monotonic()
+            self.waited.add(event["rank"])
+            self.timeout_s = event["timeout_s"]
         else:
             return [event]
         return []
@@ -326,7 +343,7 @@ def torch_config(gpu: bool, timeout_s: int) -> Any:
 
     class OwnInterface(parent):
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            worker_group.execute(use_own_interface)
+            worker_group.execute(prepared, uuid.uuid4().hex)
             super().on_start(worker_group, backend_config)
 
         def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
@@ -340,8 +357,9 @@ def torch_config(gpu: bool, timeout_s: int) -> Any:
     return Config(backend="nccl" if gpu else "gloo", timeout_s=timeout_s)
 
 
-def use_own_interface() -> None:
-    """Tell gloo and NCCL the interface, on a worker; what the user has set stays."""
+def prepared(group: str) -> None:
+    """On a worker: note its group, and tell gloo and NCCL the interface; what the user has set stays."""
+    os.environ[GROUP] = group
     name = interface_of(ray.util.get_node_ip_address())
     if name is not None:
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
@@ -383,10 +401,10 @@ def train_worker(payload: dict[str, Any]) -> None:
     world = World.current(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # object collectives use the current device
-    queue = payload["queue"]
+    queue, group = payload["queue"], {"rank": world.rank, "group": os.environ.get(GROUP, "")}
 
     def tell(event: Event) -> None:
-        queue.actor.put.remote({"time": time.time(), "workers": world.size, **event}, None)
+        queue.actor.put.remote({"time": time.time(), "workers": world.size, **group, **event}, None)
 
     def say(event: Event) -> None:
         if world.first:
@@ -400,8 +418,7 @@ def train_worker(payload: dict[str, Any]) -> None:
         before, notice = notice, ray.train.get_preemption_info()
         return notice is not None and notice != before
 
-    group = {"rank": world.rank, "group": f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"}
-    tell({"event": "joined", **group, "host": ray.util.get_node_ip_address()})
+    tell({"event": "joined", "host": ray.util.get_node_ip_address()})
     try:
         config = validate(payload["config"])
         stopping = lambda: not payload["orders"].empty()
@@ -413,6 +430,6 @@ def train_worker(payload: dict[str, Any]) -> None:
         say({"event": "failed", "kind": type(error).__name__, "reason": str(error)})
     except RuntimeError as error:
         if re.search("timed? ?out", str(error), re.IGNORECASE):
-            tell({"event": "waited", **group, "timeout_s": payload["timeout_s"]})
+            tell({"event": "waited", "timeout_s": payload["timeout_s"]})
             time.sleep(PATIENCE_S)
         raise

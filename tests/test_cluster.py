@@ -1,6 +1,7 @@
 """The files in cluster/: valid by Ray's, KubeRay's and Kubernetes' schemas, of one version, closed, without secrets."""
 
 import fnmatch
+import getpass
 import json
 import os
 import re
@@ -18,6 +19,8 @@ import yaml
 from medgan import ray_train
 from medgan.config import Refused
 from medgan.ray_train import Roll, Workers, interface_of, placed
+
+from .hosts import until
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"
@@ -163,6 +166,58 @@ def test_versions_are_those_of_the_requirements_everywhere():
         assert config["file_mounts"]["/home/ray/requirements.txt"] == "requirements.txt"
         assert any("-r /home/ray/requirements.txt" in command for command in config["setup_commands"])
     assert "-r /home/ray/medgan/requirements.txt" in texts[CLUSTER / "Dockerfile"]
+
+
+SRUN = """#!/bin/bash
+echo "$SRUN_CPUS_PER_TASK $*" >>"$0.log"
+while [[ $1 == --* ]]; do shift; done
+case $1 in
+hostname) echo 192.0.2.7 ;;
+ray) while [ "$1" != -- ]; do shift; done && "${@:2}" ;;
+*) "$@" ;;
+esac
+"""
+PYTHON = """#!/bin/bash
+trap 'echo saved; exit 130' TERM
+echo "driver $*"
+while :; do sleep 0.1; done
+"""
+SCONTROL = """#!/bin/bash
+if [ "$1" = requeue ]; then echo "queued $2"; else echo node1; fi
+"""
+
+
+def test_the_slurm_script_ends_the_driver_of_its_own_job_and_no_other(tmp_path):
+    """Slurm is stood in for, and so is the driver."""
+    (tmp_path / "cluster").mkdir()
+    shutil.copy(CLUSTER / "ray.env", tmp_path / "cluster")
+    (tmp_path / "token").write_text("token")
+    for name, text in {"srun": SRUN, "python": PYTHON, "scontrol": SCONTROL}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        **{"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path), "SLURM_SUBMIT_DIR": str(tmp_path)},
+        **{"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "node1", "SLURM_CPUS_PER_TASK": "8", "USER": getpass.getuser()},
+        "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
+    }
+    other = subprocess.Popen(["python jobs/train.py", "30"], executable=shutil.which("sleep"))
+    with open(tmp_path / "said", "w") as said:
+        batch = subprocess.Popen([CLUSTER / "slurm.sh", "--preset", "cgan"], env=environment, stdout=said, stderr=said)
+    lines = lambda: (tmp_path / "said").read_text().splitlines()
+    try:
+        until(lambda: lines() or batch.poll() is not None, 20, "the driver to start")
+        assert lines() == ["driver jobs/train.py --preset cgan"]
+        batch.terminate()
+        assert batch.wait(20) == 0
+        assert lines()[1:] == ["saved", "queued 42"]
+        assert other.poll() is None
+        assert "8 ray symmetric-run --address 192.0.2.7:20042" in (tmp_path / "srun.log").read_text()
+        assert "--num-cpus 8" in (tmp_path / "srun.log").read_text()
+    finally:
+        other.kill()
+        other.wait()
+        batch.kill()
+        batch.wait()
 
 
 def tool(name, *arguments):
@@ -328,7 +383,10 @@ def test_of_workers_that_wait_for_each_other_the_one_that_does_not_say_so_is_nam
         assert roll.call(event("joined", rank, "a")) == []
     for rank in (2, 0, 1):  # a later group, of fewer
         assert roll.call(event("joined", rank)) == []
-    assert roll.call({"event": "progress"}) == [{"event": "progress"}]
+    for said in ("progress", "failed"):
+        assert roll.call(event(said, 0)) == [event(said, 0)]
+        assert roll.call(event(said, 0, "a")) == []  # cut off, and still talking
+    assert roll.call(event("joined", 3, "a")) == []
     roll.call(event("waited", 3, "a"))  # a straggler of the group before
     assert roll.missing() == []
     roll.call(event("waited", 0))

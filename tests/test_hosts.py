@@ -324,7 +324,8 @@ def test_the_slurm_script_trains_on_three_nodes_and_saves_and_queues_again_befor
         environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
             **{"PATH": f"{shims}:{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
-            **{"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "host[1-3]", "SLURM_SUBMIT_DIR": str(ROOT), "USER": "root"},
+            **{"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "host[1-3]", "SLURM_SUBMIT_DIR": str(ROOT)},
+            **{"SLURM_CPUS_PER_TASK": "1"},
             **{"RAY_AUTH_TOKEN_PATH": str(bare.token), "TMPDIR": str(bare.folder / "local")},
         }
         train = ["--preset", "cgan", "--data", data, "--out", out, "--workers", "3", *settings]

@@ -7,9 +7,14 @@ import pytest
 import ray.train.torch
 
 from medgan import ray_train
+from medgan.folder import RunFolder
+from medgan.lease import Lease
 from medgan.ray_train import Outcome, Workers
+from medgan.terminal import command
 
 from .test_refusals import job
+
+ENDED = {"images_seen": 32, "best": {"kid": 1.0, "images_seen": 32}, "evaluate_share": 0.0, "save_share": 0.0}
 
 
 class Stand:
@@ -48,7 +53,7 @@ def fit(out, **options):
 
 @pytest.mark.parametrize("gpu", [None, False, True])
 def test_workers_are_asked_for_on_gpus_that_are_not_there_yet(monkeypatch, tmp_path, gpu):
-    stand = Stand(monkeypatch, lambda say: say({"event": "done"}))
+    stand = Stand(monkeypatch, lambda say: say(told("done", "")))
     fit(tmp_path / "run", gpu=gpu)
     assert [options["scaling_config"].use_gpu for options in stand.trainers] == [gpu is True]
 
@@ -58,12 +63,79 @@ def test_the_job_asks_for_what_it_is_told_and_says_what_it_waits_for(monkeypatch
 
     def stand_in(config, data, out, workers, on_event, init, **options):
         asked.update(options, workers=workers, precision=config["precision"])
-        best = {"kid": 1.0, "images_seen": 32}
-        return Outcome({"done": {"images_seen": 32, "best": best, "evaluate_share": 0.0, "save_share": 0.0}})
+        return Outcome({"done": ENDED})
 
     monkeypatch.setattr(ray_train, "connect", lambda verbose: {})
     monkeypatch.setattr(ray_train, "fit", stand_in)
-    command = ["--preset", "cgan", "--data", phantoms, "--out", str(tmp_path / "run"), "--use", "gpu"]
-    job("train")([*command, "--workers", "1-8", "--wait"])
+    flags = ["--preset", "cgan", "--data", phantoms, "--out", str(tmp_path / "run"), "--use", "gpu"]
+    job("train")([*flags, "--workers", "1-8", "--wait"])
     assert (asked["gpu"], asked["workers"], asked["precision"]) == (True, Workers(1, 8), "bfloat16")
     assert "the cluster has 0 GPUs: waiting for 1\ntraining cgan" in capsys.readouterr().out
+
+
+def told(event, group, **more):
+    return {"event": event, "group": group, "rank": 0, "host": "10.0.0.1", **more}
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_workers_that_were_given_up_say_of_their_end_does_not_count(monkeypatch, tmp_path, late):
+    lost = told("failed", "a", kind="Lost", reason="later workers took the run over")
+
+    def script(say):
+        events = [told("joined", "a"), told("joined", "b"), told("done", "b")]
+        events.insert(2 if late else 1, lost)
+        for event in events:
+            say(event)
+
+    Stand(monkeypatch, script)
+    outcome, shown = fit(tmp_path / "run")
+    assert set(outcome.events) == {"done"}
+    assert (lost in shown) is not late
+
+
+def broken(*arguments):
+    raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize("reason", ["RUN cannot be written: No space left on device", None])
+def test_a_storage_that_fails_does_not_hide_why_the_run_ended(monkeypatch, tmp_path, reason):
+    def script(say):
+        monkeypatch.setattr(RunFolder, "checkpoints", broken)
+        monkeypatch.setattr(RunFolder, "delete", broken)
+        if reason is None:
+            raise RuntimeError("a worker died")
+        say(told("failed", "", kind="Storage", reason=reason))
+
+    Stand(monkeypatch, script)
+    outcome, shown = fit(tmp_path / "run")
+    assert outcome.events.get("failed", {}).get("reason") == reason
+    unread = f"a worker died; {tmp_path}/run cannot be read: Input/output error"
+    assert outcome.error == (None if reason else unread)
+    assert shown[-1]["reason"] == f"{tmp_path}/run/.ray cannot be removed: Input/output error"
+
+
+FAILED = {"kind": "Storage", "reason": "RUN cannot be written: No space left on device"}
+
+
+def ends(monkeypatch, phantoms, out, events):
+    """The exit code of jobs/train.py whose workers told these events, on a storage that has failed since."""
+
+    def stand_in(*arguments, **options):
+        monkeypatch.setattr(RunFolder, "checkpoints", broken)
+        monkeypatch.setattr(Lease, "end", broken)
+        return Outcome(events)
+
+    monkeypatch.setattr(ray_train, "connect", lambda verbose: {"CPU": 2.0})
+    monkeypatch.setattr(ray_train, "fit", stand_in)
+    return command(job("train"), ["--preset", "cgan", "--data", phantoms, "--out", str(out)])
+
+
+def test_the_job_says_why_it_failed_on_a_storage_that_no_longer_answers(monkeypatch, phantoms, tmp_path, capsys):
+    assert ends(monkeypatch, phantoms, tmp_path / "run", {"failed": FAILED}) == 1
+    said = capsys.readouterr()
+    assert f"training stopped: {FAILED['reason']}; its checkpoints cannot be listed: Input/output error" in said.err
+    assert "cannot be given up: Input/output error" in said.out
+
+
+def test_a_run_that_is_done_has_not_failed(monkeypatch, phantoms, tmp_path):
+    assert ends(monkeypatch, phantoms, tmp_path / "run", {"failed": FAILED, "done": ENDED}) == 0
