@@ -123,7 +123,8 @@ STEPS = range(1000, TOTAL + 1, 1000)
 
 class Fake:
     def __init__(self, name, curve):
-        self.trial_id = self.name = name
+        self.trial_id, self.name = f"Ray's {id(self)}", name
+        self.config = {"job": {"name": name}}
         self.curve, self.history = curve, []
 
 
@@ -163,6 +164,16 @@ def test_asha_takes_up_the_rungs_of_an_earlier_search():
     bad = [Fake("bad", lambda seen: 2.0)]
     assert halved(bad) == {"bad": TOTAL}
     assert halved([Fake("bad", lambda seen: 2.0)], past=good) == {"bad": 1000}
+
+
+def test_a_trial_that_goes_on_stands_on_its_rungs_with_the_kid_it_had_there():
+    curve = lambda seen: 5.0 - seen / 2000
+    earlier = {"name": "000", "history": [[seen, curve(seen)] for seen in STEPS[:6]]}
+    scheduler, again = schedulers.asha(TOTAL, [earlier]), Fake("000", curve)
+    scheduler.on_trial_add(None, again)
+    assert scheduler.on_trial_result(None, again, {"images_seen": 7000, "kid": curve(7000)}) == "CONTINUE"
+    rungs = dict(scheduler._brackets[0]._rungs)
+    assert rungs == {4000: {"000": -curve(4000)}, 1000: {"000": -curve(1000)}}
 
 
 def test_who_takes_over_keeps_its_name_and_its_settings_stay_in_range():

@@ -359,8 +359,7 @@ class Search:
         )
         source = Source(request, self.ledger, draws, lambda: self.interrupt.asked)
         if request.scheduler == "asha":
-            past = [record for record in self.ledger.of_kind("trial") if record["status"] not in UNFINISHED]
-            scheduler: Any = schedulers.asha(request.total_images, past)
+            scheduler: Any = schedulers.asha(request.total_images, self.ledger.of_kind("trial"))
         else:
             scheduler = schedulers.everything()
         if source.unfinished or source.next < request.trials:
