@@ -115,6 +115,15 @@ def test_the_leaderboard_ranks_trials_and_says_why_one_failed(capsys):
     assert f"{best['kid']:.4g}" in lines[2]
 
 
+def test_the_leaderboard_of_a_search_that_goes_on_has_the_earlier_trials(capsys):
+    view = runpy.run_path(str(Path(__file__).parent.parent / "jobs/search.py"), run_name="job")["View"]
+    board, records = view(search.Request("d", "o", 4)), searched("random", trials=3)
+    board.earlier({record["name"]: record for record in records[:2]})
+    board.show(records[2])
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert {line.split()[0] for line in board.board()[2:]} == {record["name"] for record in records}
+
+
 # -- schedulers --------------------------------------------------------------------------------------------------------
 
 TOTAL = 12000
@@ -303,6 +312,15 @@ def test_the_winner_is_chosen_by_the_mean_over_fresh_seeds_not_by_its_own_figure
     assert table[1]["kid"] == 0.5
 
 
+def test_a_setting_that_is_a_number_here_and_a_word_there_is_a_column_of_words(tmp_path):
+    folder = SearchFolder(str(tmp_path))
+    settings = [{"loss.r1_gamma": 0.1, "seed": 1}, {"loss.r1_gamma": "auto", "seed": 2}, {"seed": 3}]
+    records = [search.new_record(f"{i:03d}", "trial", each, 256) for i, each in enumerate(settings)]
+    table = pq.read_table(io.BytesIO(search.results_table(folder, records))).to_pylist()
+    assert [row["loss.r1_gamma"] for row in table] == ["0.1", "auto", None]
+    assert [row["seed"] for row in table] == [1, 2, 3]
+
+
 def test_importance_finds_what_the_objective_depends_on():
     found = search.importance(searched("random", trials=120), SPACE)
     assert sum(found.values()) == pytest.approx(1)
@@ -380,6 +398,17 @@ def test_the_same_command_goes_on_with_what_lost_its_worker_and_leaves_other_fai
     lost, diverged = search.Ledger(folder, print).of_kind("trial")
     assert (lost["status"], lost["reason"], lost["images_seen"]) == ("interrupted", "", 64)
     assert diverged["status"] == "failed"
+
+
+def test_a_record_has_the_images_that_its_run_came_to(tmp_path):
+    folder = SearchFolder(str(tmp_path))
+    for name, kept, seen in (("000", 640, 704), ("001", 1920, 1920), ("002", 0, None)):
+        folder.write_trial(search.new_record(name, "trial", {}, 1920) | {"images_seen": kept, "status": "stopped"})
+        if seen is not None:
+            lines = "".join(json.dumps({"images_seen": at}) + "\n" for at in (0, 640, seen))
+            folder.write(f"trials/{name}/metrics.jsonl", lines + '{"images_s')
+    search.Ledger(folder, print).settle()
+    assert [record["images_seen"] for record in folder.trials()] == [704, 1920, 0]
 
 
 def test_a_child_gets_the_donors_weights_figures_and_generator(tmp_path):
