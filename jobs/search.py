@@ -119,6 +119,7 @@ def main(argv: Sequence[str]) -> None:
     with Heartbeat(folder, board.show):
         folder.write("search.yaml", yaml.safe_dump(wanted, sort_keys=False))
         running = search.Search(request, space, manifest, sha256, board.show)
+        board.earlier(running.ledger.records)
         print(f"searching {len(space.cells)} combinations with {args.algorithm}, {slots} trials at a time, into {out}")
         running.run()
     board.close()
@@ -144,6 +145,10 @@ class View:
         self.drawn = 0
         self.began = time.monotonic()
         self.said: dict[str, tuple[Any, ...]] = {}
+
+    def earlier(self, records: dict[str, dict[str, Any]]) -> None:
+        """What is known where a search goes on: on the board, but no news."""
+        self.records |= records
 
     def show(self, change: Any) -> None:
         if isinstance(change, str):

@@ -115,6 +115,15 @@ def test_the_leaderboard_ranks_trials_and_says_why_one_failed(capsys):
     assert f"{best['kid']:.4g}" in lines[2]
 
 
+def test_the_leaderboard_of_a_search_that_goes_on_has_the_earlier_trials(capsys):
+    view = runpy.run_path(str(Path(__file__).parent.parent / "jobs/search.py"), run_name="job")["View"]
+    board, records = view(search.Request("d", "o", 4)), searched("random", trials=3)
+    board.earlier({record["name"]: record for record in records[:2]})
+    board.show(records[2])
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert {line.split()[0] for line in board.board()[2:]} == {record["name"] for record in records}
+
+
 # -- schedulers --------------------------------------------------------------------------------------------------------
 
 TOTAL = 12000
@@ -123,7 +132,8 @@ STEPS = range(1000, TOTAL + 1, 1000)
 
 class Fake:
     def __init__(self, name, curve):
-        self.trial_id = self.name = name
+        self.trial_id, self.name = f"Ray's {id(self)}", name
+        self.config = {"job": {"name": name}}
         self.curve, self.history = curve, []
 
 
@@ -163,6 +173,16 @@ def test_asha_takes_up_the_rungs_of_an_earlier_search():
     bad = [Fake("bad", lambda seen: 2.0)]
     assert halved(bad) == {"bad": TOTAL}
     assert halved([Fake("bad", lambda seen: 2.0)], past=good) == {"bad": 1000}
+
+
+def test_a_trial_that_goes_on_stands_on_its_rungs_with_the_kid_it_had_there():
+    curve = lambda seen: 5.0 - seen / 2000
+    earlier = {"name": "000", "history": [[seen, curve(seen)] for seen in STEPS[:6]]}
+    scheduler, again = schedulers.asha(TOTAL, [earlier]), Fake("000", curve)
+    scheduler.on_trial_add(None, again)
+    assert scheduler.on_trial_result(None, again, {"images_seen": 7000, "kid": curve(7000)}) == "CONTINUE"
+    rungs = dict(scheduler._brackets[0]._rungs)
+    assert rungs == {4000: {"000": -curve(4000)}, 1000: {"000": -curve(1000)}}
 
 
 def test_who_takes_over_keeps_its_name_and_its_settings_stay_in_range():
@@ -292,6 +312,15 @@ def test_the_winner_is_chosen_by_the_mean_over_fresh_seeds_not_by_its_own_figure
     assert table[1]["kid"] == 0.5
 
 
+def test_a_setting_that_is_a_number_here_and_a_word_there_is_a_column_of_words(tmp_path):
+    folder = SearchFolder(str(tmp_path))
+    settings = [{"loss.r1_gamma": 0.1, "seed": 1}, {"loss.r1_gamma": "auto", "seed": 2}, {"seed": 3}]
+    records = [search.new_record(f"{i:03d}", "trial", each, 256) for i, each in enumerate(settings)]
+    table = pq.read_table(io.BytesIO(search.results_table(folder, records))).to_pylist()
+    assert [row["loss.r1_gamma"] for row in table] == ["0.1", "auto", None]
+    assert [row["seed"] for row in table] == [1, 2, 3]
+
+
 def test_importance_finds_what_the_objective_depends_on():
     found = search.importance(searched("random", trials=120), SPACE)
     assert sum(found.values()) == pytest.approx(1)
@@ -369,6 +398,17 @@ def test_the_same_command_goes_on_with_what_lost_its_worker_and_leaves_other_fai
     lost, diverged = search.Ledger(folder, print).of_kind("trial")
     assert (lost["status"], lost["reason"], lost["images_seen"]) == ("interrupted", "", 64)
     assert diverged["status"] == "failed"
+
+
+def test_a_record_has_the_images_that_its_run_came_to(tmp_path):
+    folder = SearchFolder(str(tmp_path))
+    for name, kept, seen in (("000", 640, 704), ("001", 1920, 1920), ("002", 0, None)):
+        folder.write_trial(search.new_record(name, "trial", {}, 1920) | {"images_seen": kept, "status": "stopped"})
+        if seen is not None:
+            lines = "".join(json.dumps({"images_seen": at}) + "\n" for at in (0, 640, seen))
+            folder.write(f"trials/{name}/metrics.jsonl", lines + '{"images_s')
+    search.Ledger(folder, print).settle()
+    assert [record["images_seen"] for record in folder.trials()] == [704, 1920, 0]
 
 
 def test_a_child_gets_the_donors_weights_figures_and_generator(tmp_path):

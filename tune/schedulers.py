@@ -21,13 +21,34 @@ FIRST = 12
 """Its first rung lies at this part of total_images, so that the rungs are 1/12 and 1/3."""
 
 
+class Halving(ASHAScheduler):
+    """ASHA that knows a trial by its own name, which stays where a search goes on; Ray gives it another id then."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, _named(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return str(super().on_trial_result(tune_controller, _named(trial), result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        super().on_trial_complete(tune_controller, _named(trial), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_remove(tune_controller, _named(trial))
+
+
+def _named(trial: Any) -> Any:
+    """As much of a trial as ASHA looks at."""
+    return SimpleNamespace(trial_id=trial.config["job"]["name"])
+
+
 def asha(total_images: int, past: Iterable[Mapping[str, Any]] = ()) -> ASHAScheduler:
     """Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934) on the best KID so far.
 
-    past: records of finished trials, which take their places on the rungs
-    again, so that a search that goes on decides as one that was never stopped.
+    past: records of trials that have begun, the unfinished too: they take their places on the rungs again, each with
+    the KID that it had there, so that a search that goes on decides as one that was never stopped.
     """
-    scheduler = ASHAScheduler(
+    scheduler = Halving(
         time_attr="images_seen",
         metric="kid",
         mode="min",
@@ -36,7 +57,7 @@ def asha(total_images: int, past: Iterable[Mapping[str, Any]] = ()) -> ASHASched
         reduction_factor=REDUCTION,
     )
     for record in past:
-        trial = SimpleNamespace(trial_id=f"earlier {record['name']}")
+        trial = SimpleNamespace(config={"job": {"name": record["name"]}})
         scheduler.on_trial_add(None, trial)
         for images_seen, kid, *_ in record["history"]:
             scheduler.on_trial_result(None, trial, {"images_seen": images_seen, "kid": kid})

@@ -35,6 +35,7 @@ from medgan.data.shards import Manifest, filesystem
 from medgan.folder import RunFolder, SearchFolder
 from medgan.ray_train import Interrupt
 from medgan.search_page import search_page
+from medgan.tracking import parse_rows
 from tune import schedulers
 from tune.algorithms import UNFINISHED, Draws, distribution, trial_name
 from tune.spaces import Choice, Domain, Space
@@ -213,6 +214,16 @@ class Ledger(tune.Callback):
         record |= {"status": "failed", "reason": reason_of(text)}
         self._keep(record)
 
+    def settle(self) -> None:
+        """After the trials' ends: one that is stopped trains on to its next report, which Tune no longer hears."""
+        for record in self.records.values():
+            run = self.folder.run(record)
+            if run.exists("metrics.jsonl") and not record.get("lineage"):
+                seen = [row["images_seen"] for row in parse_rows(run.read("metrics.jsonl").decode())]
+                if max(seen, default=0) > record["images_seen"]:
+                    record["images_seen"] = max(seen)
+                    self.folder.write_trial(record)
+
     # -- questions -----------------------------------------------------------------------------------------------------
 
     def of_kind(self, kind: str) -> list[Record]:
@@ -323,6 +334,7 @@ class Search:
             if not self.interrupt.asked and request.finalists and request.algorithm != "pbt":
                 self._phase(self._finals)
         self._notes_away()
+        self.ledger.settle()
         write_results(self.folder, list(self.ledger.records.values()), self.space)
 
     # -- phases --------------------------------------------------------------------------------------------------------
@@ -359,8 +371,7 @@ class Search:
         )
         source = Source(request, self.ledger, draws, lambda: self.interrupt.asked)
         if request.scheduler == "asha":
-            past = [record for record in self.ledger.of_kind("trial") if record["status"] not in UNFINISHED]
-            scheduler: Any = schedulers.asha(request.total_images, past)
+            scheduler: Any = schedulers.asha(request.total_images, self.ledger.of_kind("trial"))
         else:
             scheduler = schedulers.everything()
         if source.unfinished or source.next < request.trials:
@@ -524,8 +535,16 @@ def results_table(folder: SearchFolder, records: Sequence[Record]) -> bytes:
         rows.append(row)
     keys = {key: None for row in rows for key in row}
     buffer = io.BytesIO()
-    pq.write_table(pa.table({key: [row.get(key) for row in rows] for key in keys}), buffer)
+    pq.write_table(pa.table({key: _column([row.get(key) for row in rows]) for key in keys}), buffer)
     return buffer.getvalue()
+
+
+def _column(values: list[Any]) -> pa.Array:
+    """Numbers or words; where there are both, such as a weight or `auto`, all of them as words."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array([None if value is None else str(value) for value in values])
 
 
 def quiet() -> None:

@@ -258,8 +258,8 @@ def space(labelled: bool, narrowings: Sequence[str] = (), fixed: Mapping[str, Va
 
     A narrowing is `key=a,b,c` (choices), `key=1e-4..1e-2` (a range, on a log scale where both ends are above 0;
     `:linear` or `:log` says which), or the name of a YAML file that maps keys to a value, a list, or
-    {low, high, scale}. A range has whole numbers where the setting is one. Raises Refused, naming key, value and
-    what is allowed.
+    {low, high, scale}. A range has whole numbers where the setting is one. Raises Refused, naming key, value and what
+    is allowed.
     """
     narrowed: dict[str, Domain] = {}
     for text in narrowings:

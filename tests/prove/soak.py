@@ -41,18 +41,17 @@ ENDLESS = 10**9
 
 
 def disturb(hosts: Hosts, job: Submitted, chance: random.Random) -> str:
-    """Kill something; says what."""
-    name = chance.choice(hosts.names())
-    if name != HEAD and chance.random() < 0.5:
-        hosts.kill(name)
-        time.sleep(BACK_S)
-        hosts.up(3)
-        return f"{name} was killed, and came back {BACK_S:.0f} s later"
-    process = job.worker(name)
-    if process is None:
-        return f"no worker on {name} just now"
-    hosts.exec(name, ["kill", "-9", process])
-    return f"the worker on {name} was killed"
+    """Kill something, drawn again where there is nothing to kill just now; says what."""
+    while True:
+        name = chance.choice(hosts.names())
+        if name != HEAD and chance.random() < 0.5:
+            hosts.kill(name)
+            time.sleep(BACK_S)
+            hosts.up(3)
+            return f"{name} was killed, and came back {BACK_S:.0f} s later"
+        process = job.worker(name)
+        if process is not None and hosts.exec(name, ["kill", "-9", process]).returncode == 0:
+            return f"the worker on {name} was killed"
 
 
 def soak(hosts: Hosts, minutes: float, seed: int) -> dict[str, object]:
@@ -88,6 +87,7 @@ def soak(hosts: Hosts, minutes: float, seed: int) -> dict[str, object]:
     workers = assert_every_image_once_per_epoch(last)
     assert_same_weights(last.folder, undisturbed(hosts, "undisturbed", last))
     lost = [row for row in read_rows(last.out / "metrics.jsonl") if "resume/lost_s" in row]
+    assert lost, "the workers never started anew, whatever was killed"
     return {
         "minutes": minutes,
         "seed": seed,
