@@ -98,8 +98,6 @@ def main(argv: Sequence[str]) -> None:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise Refused(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
     shadows = (8 if args.full else 0) if args.shadows is None else args.shadows
-    if shadows and (shadows < 4 or shadows % 2):
-        raise Refused(f"--shadows {shadows}: must be an even number, at least 4")
     if args.strict and args.synthetic:
         raise Refused("--strict: a finished release cannot be drawn again for fewer patients; name its --run")
     neighbours = absolute("--neighbours", args.neighbours) if args.neighbours else None
@@ -123,6 +121,8 @@ def main(argv: Sequence[str]) -> None:
     from medgan.metrics.features import EXTRACTORS as BUILDERS
     from medgan.metrics.features import WITH_WEIGHTS
 
+    if shadows and (shadows < privacy.LEAST_SHADOWS or shadows % 2):
+        raise Refused(f"--shadows {shadows}: must be an even number, at least {privacy.LEAST_SHADOWS}")
     weights = absolute("--weights", args.weights) if args.weights else None
     if (args.extractor in WITH_WEIGHTS or weights) and "fidelity" in asked:
         if args.extractor not in WITH_WEIGHTS:
@@ -329,9 +329,11 @@ def assemble(settings: dict[str, Any], n: int, found: dict[str, Any], before: di
         if faithful:
             section["class_accuracy"] = faithful
     if "privacy" in found:
-        result["privacy"] = found["privacy"]
-    if "shadows" in found:
-        result["privacy"]["shadows"] = found["shadows"]
+        from medgan.metrics.privacy import claim
+
+        known = before.get("privacy", {}).get("shadows")  # of an earlier call of the same generator
+        section = found["privacy"] | ({"shadows": found.get("shadows", known)} if "shadows" in found or known else {})
+        result["privacy"] = {**section, "claim": claim(dict(plain(section)))}
     if "utility" in found:
         result["utility"] = found["utility"]
     return dict(plain(result))

@@ -172,9 +172,29 @@ def test_an_unconditional_generator_is_evaluated_without_classes_and_not_asked_w
         asked(run, phantoms, "--utility")
 
 
+def test_what_shadows_found_stays_and_is_part_of_the_claim():
+    attack = {"auc": 0.5, "low": 0.46, "high": 0.54, "control": 0.5, "control_low": 0.46, "control_high": 0.54}
+    attack |= {"tpr": 0.01, "tpr_low": 0.0, "tpr_expected": 0.01}
+    audit = {
+        "membership": {**attack, "spaces": {"pixels": attack}},
+        "copies": {"value": 0, "beyond": 0, "n": 9, "held_out": 0, "n_held_out": 9, "patients": 0},
+        "patients": {"value": 0.0, "expected": 0.01, "p": 1.0},
+        "closeness": {"pixels": {"value": 0.8, "expected": 0.8, "p": 0.5}},
+    }
+    found = {"privacy": audit, "shadows": {**attack, "low": 0.7, "auc": 0.8, "shadows": 8}}
+    first = evaluate.assemble({}, 9, found, {})
+    again = evaluate.assemble({}, 9, {"privacy": audit}, before=first)
+    for result in (first, again):
+        assert result["privacy"]["shadows"]["auc"] == 0.8
+        assert result["privacy"]["claim"]["verdict"] == "cannot tell"
+        assert "8 shadow generators of its recipe membership AUC 0.80" in result["privacy"]["claim"]["sentence"]
+    assert evaluate.assemble({}, 9, {"privacy": audit}, {})["privacy"]["claim"]["verdict"] == "no leak found"
+
+
 @pytest.mark.parametrize(
     ("more", "line"),
     [
+        (("--shadows", 4), "--shadows 4: must be an even number, at least 6"),
         (("--shadows", 3), "--shadows 3: must be an even number"),
         (("--utility", "--arms", "real,fake"), "--arms fake: unknown, choose of real, real"),
         (("--utility", "--scenarios", "5"), "--scenarios 5: give a share of the train patients"),

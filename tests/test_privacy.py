@@ -5,10 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from medgan.data import phantom
+from medgan.data import phantom, shards
 from medgan.data.loader import open_split
-from medgan.data.shards import read_manifest
+from medgan.data.shards import Manifest, read_manifest, write_shard
 from medgan.metrics import privacy
+from medgan.metrics.evidence import Question
 from medgan.pixels import fit_image
 
 from .conftest import write_phantoms
@@ -42,7 +43,9 @@ def strangers():
 def audit(data, pixels, spaces=("pixels", "aligned")):
     parts = [{"pixels": part} for part in np.array_split(pixels, 3)]
     near = [privacy.nearness(*parts, data=data, space=space) for space in spaces]
-    return privacy.audit(privacy.copied(*parts, data=data), *near, seed=0)
+    compared = [privacy.alike(part, data=data) for part in parts]
+    found = privacy.audit(privacy.copied(*compared, data=data), *near, seed=0)
+    return {**found, "claim": privacy.claim(found)}
 
 
 def warped(films: np.ndarray) -> np.ndarray:
@@ -66,6 +69,7 @@ def test_films_of_strangers_leak_nothing(data, strangers, monkeypatch):
     assert inside["control_low"] < 0.5 < inside["control_high"]
     for space in found["closeness"].values():
         assert space["value"] == pytest.approx(space["expected"], abs=0.12)
+        assert space["p"] > 0.01
     assert found["patients"]["p"] > 0.01
     assert found["claim"]["verdict"] in ("no leak found", "cannot tell")
 
@@ -98,6 +102,7 @@ def test_a_generator_that_memorised_twenty_films_is_found(data, train):
     assert found["patients"]["p"] < 0.01
     assert found["claim"]["verdict"] == "leaks"
     assert all(space["low"] > space["expected"] for space in found["closeness"].values())
+    assert all(space["p"] < 0.1 for space in found["closeness"].values())  # twenty films, four of five by chance
 
 
 @pytest.mark.parametrize("space", ["pixels", "aligned"])
@@ -146,12 +151,25 @@ def test_a_likelihood_ratio_sees_what_a_plain_distance_does_not():
     assert found["tpr"] > 0.1
 
 
+def test_shadows_that_are_nearer_to_all_films_than_others_do_not_disturb():
+    random = np.random.default_rng(0)
+
+    def apart(made):
+        return [{**one, "nearness": one["nearness"] * np.exp(random.normal(0, 1))} for one in made]
+
+    for leak, seed in ((0.0, 1), (0.2, 2)):
+        found = privacy.likelihood_ratio(*apart(shadows(leak=leak, count=8, seed=seed)), seed=0)
+        assert found["control"] == pytest.approx(0.5, abs=0.06)
+        assert (found["low"] > 0.8) == (leak > 0)
+
+
 def test_a_likelihood_ratio_finds_nothing_where_nothing_leaks():
     found = privacy.likelihood_ratio(*shadows(leak=0.0), seed=0)
     assert found["low"] < 0.5 < found["high"]
     assert found["tpr"] < 0.05
-    few = privacy.likelihood_ratio(*shadows(leak=0.0, count=4, films=4000), seed=0)
-    assert few["auc"] == pytest.approx(0.5, abs=0.015)  # also where each film is known from one shadow on each side
+    few = privacy.likelihood_ratio(*shadows(leak=0.0, count=privacy.LEAST_SHADOWS, films=4000), seed=0)
+    assert few["auc"] == pytest.approx(0.5, abs=0.015)
+    assert 0 <= found["tpr_low"] < found["tpr"] < found["tpr_high"] < 0.1
 
 
 def test_who_is_exposed_by_chance_is_not_called_exposed_more_often_than_said():
@@ -163,17 +181,123 @@ def test_who_is_exposed_by_chance_is_not_called_exposed_more_often_than_said():
     assert called <= 12
 
 
+def test_patients_of_training_keep_their_films_and_are_looked_at_through_as_many(monkeypatch):
+    sizes = {"train": [4] * 400, "val": [4] * 20, "test": [4] * 20}
+    films = {name: np.zeros((sum(counts), 1, 32, 32), np.uint8) for name, counts in sizes.items()}
+    ids = {name: [f"{name}{i}" for i, c in enumerate(counts) for _ in range(c)] for name, counts in sizes.items()}
+    manifest = type("Manifest", (), {"splits": sizes})
+    monkeypatch.setattr(shards, "read_manifest", lambda location: (manifest, ""))
+    monkeypatch.setattr(shards, "column", lambda location, name, what: ids[name])
+    monkeypatch.setattr(privacy, "open_split", lambda location, name: type("Split", (), {"pixels": films[name]}))
+    member, held = privacy.real_films({"location": ""}, 200)
+    assert set(np.bincount(member["patients"])) == {0, 4}
+    assert len(member["pixels"]) == 200
+    assert len(held["pixels"]) == 160
+
+    ours, theirs = privacy.equal_counts([1, 9, 5, 2], [3, 2, 1, 4, 6, 1, 1, 2])
+    assert ours.tolist() == [1, 6, 3, 2]
+    assert theirs.tolist() == [3, 2, 1, 4, 6, 1, 1, 2]
+    random, called = np.random.default_rng(0), 0
+    for _ in range(40):  # held-out patients have more films: by itself that makes them look nearer
+        near = {"member": random.normal(size=300), "member_patients": np.arange(300) // 2}
+        near |= {"held": random.normal(size=480), "held_patients": np.arange(480) // 6}
+        found = privacy.exposure(near, random)
+        called += found["p"] < 0.2
+    assert 3 <= called <= 15
+
+
+def test_which_samples_are_nearest_to_patients_of_training_is_no_finding_where_a_few_films_attract_all():
+    # Half of all samples are nearest to one film: certain of samples, but not of films.
+    patients = np.arange(40)
+    near = {"member_patients": patients, "held_patients": patients[:10], "member": patients * 1.0}
+    near |= {"held": patients[:10] * 1.0, "sample_patient": np.r_[np.zeros(500, int), np.arange(500) % 50 - 10]}
+    near["sample_member"] = (near["sample_patient"] >= 0) * 1.0
+    near["sample_held"] = 1 - near["sample_member"]
+    found = privacy.closeness(near, np.random.default_rng(0))
+    assert found["low"] > found["expected"]
+    assert found["p"] > 0.1
+    near["sample_patient"] = np.arange(1000) % 40
+    near["sample_member"], near["sample_held"] = np.ones(1000), np.zeros(1000)
+    assert privacy.closeness(near, np.random.default_rng(0))["p"] < 0.01
+
+
+ATTACK = {"auc": 0.5, "low": 0.46, "high": 0.54, "control": 0.5, "control_low": 0.46, "control_high": 0.54}
+INSIDE = {**ATTACK, "tpr": 0.01, "tpr_low": 0.0, "tpr_expected": 0.01}
+
+
+def said(copies=(0, 0), beyond=0, inside=None, close=0.5, **more):
+    """The claim for an audit that found nothing but what is told. copies: of 2,000 samples, of 1,000 held-out films."""
+    found = {"value": copies[0], "n": 2000, "held_out": copies[1], "n_held_out": 1000, "patients": 3, "beyond": beyond}
+    near = {"value": 0.9, "expected": 0.8, "p": close}
+    return privacy.claim(
+        {
+            "membership": {**INSIDE, "spaces": {"pixels": INSIDE, "aligned": {**INSIDE, **(inside or {})}}},
+            "copies": found,
+            "patients": {"value": 0.01, "expected": 0.01, "p": 0.5},
+            "closeness": {"pixels": {**near, "p": 0.5}, "aligned": near},
+            **more,
+        }
+    )
+
+
 @pytest.mark.parametrize(
-    ("found", "held_out", "verdict"),
-    [(0, 0, "no leak found"), (1, 0, "leaks"), (1, 1, "no leak found"), (9, 1, "leaks")],
+    ("copies", "beyond", "verdict"),
+    [
+        ((0, 0), 0, "no leak found"),
+        ((1, 0), 1, "leaks"),
+        ((5, 2), 5, "leaks"),  # as often as held-out films are, but as good as identical
+        ((5, 2), 0, "no leak found"),
+        ((30, 2), 0, "leaks"),
+    ],
 )
-def test_copies_count_where_held_out_films_have_fewer(found, held_out, verdict):
-    inside = {"auc": 0.5, "low": 0.46, "high": 0.54, "control": 0.5, "control_low": 0.46, "control_high": 0.54}
-    copied = {"value": found, "n": 1000, "held_out": held_out, "n_held_out": 1000, "patients": found}
-    patients = {"value": 0.01, "expected": 0.01, "p": 0.5}
-    said = privacy.claim({"membership": inside, "copies": copied, "patients": patients})
-    assert said["verdict"] == verdict
-    assert ("near-copies of films of" in said["sentence"]) == (verdict == "leaks")
+def test_copies_count_where_held_out_films_have_fewer_or_are_less_alike(copies, beyond, verdict):
+    told = said(copies, beyond)
+    assert told["verdict"] == verdict
+    assert ("near-copies of films of" in told["sentence"]) == (verdict == "leaks")
+
+
+@pytest.mark.parametrize(
+    ("evidence", "verdict", "words"),
+    [
+        ({"inside": {"auc": 0.6, "low": 0.55, "high": 0.65}}, "leaks", "who was trained on"),
+        ({"inside": {"auc": 0.6, "low": 0.55, "high": 0.65, "control_high": 0.7}}, "cannot tell", "differ as much"),
+        ({"inside": {"auc": 0.4, "low": 0.35, "high": 0.45}}, "cannot tell", "differ as much"),
+        ({"inside": {"tpr": 0.08, "tpr_low": 0.04}}, "leaks", "8.0% of training films are found"),
+        ({"close": 0.001}, "leaks", "90.0% of samples are nearest to a training film"),
+        ({"shadows": {**ATTACK, "auc": 0.7, "low": 0.65, "tpr_low": 0.0, "shadows": 8}}, "cannot tell", "8 shadow"),
+        ({"shadows": {**ATTACK, "tpr_low": 0.03, "shadows": 8}}, "cannot tell", "its recipe in shadow trainings"),
+        ({"shadows": {**ATTACK, "tpr_low": 0.0, "shadows": 8}}, "no leak found", "8 shadow generators"),
+    ],
+)
+def test_no_evidence_for_a_leak_stands_above_no_leak_found(evidence, verdict, words):
+    told = said(**evidence)
+    assert told["verdict"] == verdict
+    assert words in told["sentence"]
+
+
+def test_a_copy_is_beyond_doubt_only_where_no_held_out_film_is_as_alike(monkeypatch):
+    films = {"pixels": np.zeros((3, 1, 32, 32), np.uint8), "patients": np.arange(3)}
+    monkeypatch.setattr(privacy, "real_films", lambda data: (films, films))
+    drawn = {"likeness": np.array([[0.97], [0.985], [0.995], [0.5]]), "patients": np.array([[0], [1], [2], [0]])}
+    for strangers, value, beyond in (([0.5, 0.6], 3, 3), ([0.5, 0.96], 3, 2), ([0.5, 0.99], 3, 1)):
+        monkeypatch.setattr(privacy, "by_chance", lambda *_, held=strangers: (np.array(held), 0.95))
+        found = privacy.copied(drawn, data={})
+        assert (found["value"], found["beyond"]) == (value, beyond)
+
+
+def test_all_rows_of_a_release_are_compared(data, train, tmp_path, monkeypatch):
+    monkeypatch.setattr(privacy, "CHUNK", 16)
+    pixels = RANDOM.integers(0, 256, (40, 1, 32, 32), np.uint8)
+    pixels[39] = train[5]
+    shard = write_shard(tmp_path, "train/00000.parquet", pixels, np.zeros((40, 0), np.uint8), (), {"seed": [0] * 40})
+    manifest = Manifest("medgan", (), 32, 1, {"train": [shard]}, synthetic=True, counts={"train": {}})
+    shards.write_file(tmp_path, "manifest.json", manifest.to_json().encode())
+    subject = {"synthetic": str(tmp_path), "sha256": "0"}
+    question = Question(subject=subject, data=data, classes=(), split="train", other="val", n=16, seed=0)
+    copied = privacy.plan(question)["privacy"].needs[0]
+    assert [cell.arguments["first"] for cell in copied.needs] == [0, 16, 32]
+    found = privacy.copied(*(privacy.alike(**cell.arguments) for cell in copied.needs), data=data)
+    assert (found["value"], found["n"]) == (1, 40)
 
 
 def test_the_interval_of_a_share_is_wilsons():
