@@ -42,7 +42,9 @@ def learnt(model: str, work: Path, workers: int) -> dict[str, Any]:
     if not kept.exists():
         kept.write_text(json.dumps(speed(model, data, work / "speed", 20_000)))
     pace = float(json.loads(kept.read_text()))
-    command = training(model, data, out, round(pace * MINUTES * 60), workers)
+    images = round(pace * MINUTES * 60)
+    # Where the length is known learning rates may fall towards it.
+    command = training(model, data, out, images, workers) + ["--set", f"optim.decay_kimg={images / 1000:g}"]
     call(*command)
     figures_file = work / f"{model}.json"
     call("jobs/evaluate.py", "--run", out, "--data", data, "--out", figures_file)
@@ -58,7 +60,7 @@ def learnt(model: str, work: Path, workers: int) -> dict[str, Any]:
         **{"name": model, "minutes": MINUTES, **found, "real_class_accuracy": real},
         "reached": {name: found[name] >= wanted for name, wanted in WANTED.items()},
         **{"kid": figures["kid"]["value"], "floor": figures["kid"]["floor"], "n": figures["kid"]["n"]},
-        **{"images_seen": round(pace * MINUTES * 60), "images_per_s": round(pace, 1)},
+        **{"images_seen": images, "images_per_s": round(pace, 1)},
         **{"seed": 0, "commit": commit(), "hardware": hardware()},
         "command": shlex.join(["DATA" if w == str(data) else "RUN" if w == str(out) else w for w in command]),
     }
