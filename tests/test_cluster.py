@@ -31,6 +31,7 @@ PINS = dict(
     for line in (ROOT / "requirements.txt").read_text().splitlines()
     if "==" in line
 )
+DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 ENV = dict(
     line.split("=", 1) for line in (CLUSTER / "ray.env").read_text().splitlines() if line and not line.startswith("#")
 )
@@ -86,6 +87,21 @@ def test_the_autoscalers_nodes_start_with_the_settings_and_the_token_and_a_dashb
         assert re.match(r"set -a; \. \S*ray\.env; set \+a;", start)
         assert "ray start" in start
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
+    header = (CLUSTER / f"{name}.yaml").read_text().split("cluster_name:")[0]
+    assert header.index("export RAY_AUTH_MODE=token") < header.index("ray up")
+
+
+@pytest.mark.parametrize("name", ["aws", "gcp"])
+def test_spot_hosts_have_a_driver_and_room_and_listen_for_their_notice(name):
+    config = load(f"{name}.yaml")
+    assert config["file_mounts"]["/home/ray/notice.py"] == "cluster/notice.py"
+    assert f"python /home/ray/notice.py {name} $RAY_HEAD_IP:6379" in config["worker_start_ray_commands"][-1]
+    text = json.dumps(config)
+    sizes = [int(size) for size in re.findall(r'(?:VolumeSize|diskSizeGb)": (\d+)', text)]
+    assert len(sizes) == 2
+    assert min(sizes) >= 200
+    assert text.count('"ImageId": "IMAGE"') == (2 if name == "aws" else 0)  # else Ray takes an old one of its own
+    assert ("install-nvidia-driver" in text and "nvidia-smi" in text) == (name == "gcp")
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
@@ -143,6 +159,17 @@ def test_pods_are_not_root_have_limits_probes_shared_storage_and_the_token_from_
             assert "/shared" in {mount["mountPath"] for mount in container["volumeMounts"]}
             # A pod that is ended has the time to save.
             assert pod["terminationGracePeriodSeconds"] > int(ENV["RAY_JOB_STOP_WAIT_TIME_S"])
+        if role == "ray-worker":
+            drain = {variable["name"]: variable["value"] for variable in container["env"]}[DRAIN]
+            assert 60 < int(drain) < pod["terminationGracePeriodSeconds"]
+    # The token is in nobody's list of processes.
+    assert "--from-file=auth_token=<(openssl" in (CLUSTER / f"kuberay/{name}.yaml").read_text()
+
+
+def test_ray_knows_the_settings_that_pods_are_ended_by():
+    from ray._private import ray_constants
+
+    assert hasattr(ray_constants, DRAIN)
 
 
 def test_settings_on_kubernetes_are_those_of_ray_env():
@@ -231,9 +258,9 @@ def test_shellcheck_has_nothing_to_say(tmp_path):
     # The commands in the autoscaler's files are shell too.
     for name in AUTOSCALER:
         config = load(f"{name}.yaml")
-        for where in ("head", "worker"):
-            script = tmp_path / f"{name}-{where}.sh"
-            script.write_text("#!/bin/bash\n" + "\n".join(config[f"{where}_start_ray_commands"]) + "\n")
+        for part in ("head_start_ray_commands", "worker_start_ray_commands", "initialization_commands"):
+            script = tmp_path / f"{name}-{part}.sh"
+            script.write_text("#!/bin/bash\n" + "\n".join(config.get(part, [])) + "\n")
             checked = tool("shellcheck", "--exclude=SC1090,SC1091,SC2086", script)
             assert checked.returncode == 0, checked.stdout
     bad = tmp_path / "bad.sh"
