@@ -304,6 +304,7 @@ sys.exit(max(step.wait() for step in steps))
 """
 
 
+@pytest.mark.slow  # a whole run, twice
 def test_the_slurm_script_trains_on_three_nodes_and_saves_and_queues_again_before_its_time_is_up(tmp_path):
     """Slurm's two commands are stood in for: srun runs on every host, scontrol knows their names."""
     needs_hosts()
