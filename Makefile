@@ -43,5 +43,5 @@ prove: setup ## long proofs, into results/: all of them (a day on 2 cores), or O
 shots: setup ## the pictures in docs/, from runs/demo
 	$(BIN)/python -m tests.shots
 
-clean: ## what the targets made, the environment included
-	rm -rf .venv data runs .pytest_cache .mypy_cache .ruff_cache *.egg-info
+clean: ## what the targets made, the environment included; other data and runs stay
+	rm -rf .venv $(DEMO_DATA) $(DEMO_RUN) .pytest_cache .mypy_cache .ruff_cache *.egg-info

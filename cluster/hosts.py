@@ -23,6 +23,7 @@ import re
 import secrets
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -96,6 +97,14 @@ class Hosts:
     def dashboard(self) -> str:
         return f"http://{self.address(HEAD)}:8265"
 
+    def check(self) -> None:
+        """Refuse a folder that somebody else made or may write to: root would follow where it leads."""
+        if not os.path.lexists(self.folder):
+            return
+        found = self.folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            raise Refused(f"{self.folder}: is not yours alone; name another folder with MEDGAN_HOSTS")
+
     def names(self) -> list[str]:
         """Every host that was started and not taken down, the head first; killed ones too."""
         return sorted((path.name for path in (self.folder / "disks").glob("host*")), key=_number)
@@ -163,7 +172,8 @@ class Hosts:
     def _network(self) -> None:
         taken = _run("ip", "-o", "-4", "addr")
         subnet = next(s for s in (f"10.77.{n}" for n in range(256)) if f" {s}." not in taken)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.check()
         for name in ("shared", "local", "disks"):
             (self.folder / name).mkdir(exist_ok=True)
         _secret(self.token, secrets.token_hex(32))
@@ -357,6 +367,7 @@ def main(argv: Sequence[str]) -> None:
     argv, inner = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     args: argparse.Namespace = parser.parse_args(argv)
     hosts = Hosts(Path(os.environ.get("MEDGAN_HOSTS") or "/tmp/medgan-hosts").absolute())
+    hosts.check()
     if args.action not in ("down", "status") and args.what is None:
         raise Refused(
             f"{args.action}: {'how many' if args.action == 'up' else 'which'} host{'s'[: args.action == 'up']}?"

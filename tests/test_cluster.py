@@ -16,6 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from cluster import hosts
 from medgan import ray_train
 from medgan.config import Refused
 from medgan.ray_train import Roll, Workers, interface_of, placed
@@ -245,6 +246,39 @@ def test_the_slurm_script_ends_the_driver_of_its_own_job_and_no_other(tmp_path):
         other.wait()
         batch.kill()
         batch.wait()
+
+
+@pytest.mark.parametrize("whose", ["a link", "another user's", "everybody's"])
+def test_hosts_do_not_take_a_folder_that_somebody_else_laid_out(tmp_path, monkeypatch, whose):
+    folder = tmp_path / "hosts"
+    monkeypatch.setenv("MEDGAN_HOSTS", str(folder))
+    hosts.main(["status"])  # none is there
+    (tmp_path / "elsewhere/disks/host1").mkdir(parents=True)
+    if whose == "a link":
+        folder.symlink_to(tmp_path / "elsewhere")
+    else:
+        folder.mkdir(0o755)
+        hosts.main(["status"])
+    if whose == "another user's":
+        monkeypatch.setattr(hosts.os, "geteuid", lambda: folder.stat().st_uid + 1)
+    if whose == "everybody's":
+        folder.chmod(0o777)
+    for action in ("status", "down"):
+        with pytest.raises(Refused, match=f"{folder}: is not yours alone; name another folder with MEDGAN_HOSTS"):
+            hosts.main([action])
+    with pytest.raises(Refused, match="is not yours alone"):
+        hosts.Hosts(folder)._network()
+
+
+def test_clean_leaves_a_users_own_data_and_runs(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    mine, made = ("data/kermany64/manifest.json", "runs/kermany/config.yaml"), ("data/phantom_cxr/a", "runs/demo/b")
+    for name in (*mine, *made):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    subprocess.run(["make", "clean"], cwd=tmp_path, check=True, capture_output=True)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"Makefile", *mine}
 
 
 def tool(name, *arguments):
