@@ -23,7 +23,7 @@ from medgan.private import epsilon
 from medgan.state import packed
 from medgan.tracking import read_rows
 
-from .conftest import TINY
+from .conftest import TINY, free_port
 from .test_run import assert_same_bits, last_checkpoint, untimed_rows
 
 pytestmark = pytest.mark.ray
@@ -365,7 +365,8 @@ def head(tmp_path):
 
     generated = ray("get-auth-token", "--generate")
     assert generated.returncode == 0, generated.stderr
-    started = ray("start", "--head", "--num-cpus", "2", "--disable-usage-stats")
+    agent = ("--dashboard-agent-listen-port", str(free_port()))  # beside any other Ray on this machine
+    started = ray("start", "--head", "--num-cpus", "2", "--disable-usage-stats", *agent)
     assert started.returncode == 0, started.stdout + started.stderr
     yield env, ray
     job = Job.__new__(Job)

@@ -400,6 +400,19 @@ def test_the_same_command_goes_on_with_what_lost_its_worker_and_leaves_other_fai
     assert diverged["status"] == "failed"
 
 
+def test_what_w_and_b_did_not_take_is_told_once_for_all_trials(tmp_path):
+    told = []
+    ledger = search.Ledger(SearchFolder(str(tmp_path)), told.append)
+    for name in ("000", "001"):
+        ledger.add(search.new_record(name, "trial", {}, 1920))
+        result = {"images_seen": 640, "kid": 1.0, "wandb": "W&B did not take everything"}
+        ledger.on_trial_result(1, [], Fake(name, None), result)
+    assert [line for line in told if isinstance(line, str)] == [
+        "trial 000, maybe others too: W&B did not take everything"
+    ]
+    assert "wandb" not in ledger.records["000"]
+
+
 def test_a_record_has_the_images_that_its_run_came_to(tmp_path):
     folder = SearchFolder(str(tmp_path))
     for name, kept, seen in (("000", 640, 704), ("001", 1920, 1920), ("002", 0, None)):

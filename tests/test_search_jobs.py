@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from medgan.folder import RunFolder, SearchFolder
 from medgan.state import packed
 from tune import search
 
-from .test_ray import Job, run_job, settings, until
+from .test_ray import ROOT, Job, head, run_job, settings, until  # noqa: F401
 from .test_run import assert_same_bits, last_checkpoint
 
 pytestmark = pytest.mark.ray
@@ -230,3 +231,16 @@ def test_a_member_of_a_population_takes_over_weights_and_images_seen_of_a_better
         seen = [row["images_seen"] for row in rows(child) if "loss/D" in row]
         assert seen == list(range(64, seen[-1] + 1, 64))
     assert max(folder.run(record).checkpoints()[-1] for record in trials.values()) == 2560
+
+
+def test_a_search_may_be_submitted_as_a_job(head, phantoms, tmp_path):  # noqa: F811
+    env, _ = head
+    folder = SearchFolder(str(tmp_path / "search"))
+    more = ["--scheduler", "none", "--finalists", 0]
+    words = command(phantoms, folder.location, *more, trials=2, total_images=640)
+    submit = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "jobs/search.py", *map(str, words)]
+    result = subprocess.run(submit, env=env, capture_output=True, text=True, timeout=280, cwd=ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "winner: trial" in result.stdout
+    assert [(record["status"], record["images_seen"]) for record in folder.trials()] == [("done", 640)] * 2
+    assert configs.load(file=tmp_path / "search/best.yaml").total_images == 640
