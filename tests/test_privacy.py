@@ -102,7 +102,6 @@ def test_a_generator_that_memorised_twenty_films_is_found(data, train):
     assert found["patients"]["p"] < 0.01
     assert found["claim"]["verdict"] == "leaks"
     assert all(space["low"] > space["expected"] for space in found["closeness"].values())
-    assert all(space["p"] < 0.1 for space in found["closeness"].values())  # twenty films, four of five by chance
 
 
 @pytest.mark.parametrize("space", ["pixels", "aligned"])
