@@ -108,7 +108,9 @@ def main(argv: Sequence[str]) -> None:
     shards.begin(out, digest)
 
     common = {"run": run, "sha256": sampler.sha256, "out": out, "seed": args.seed, "truncation": args.truncation}
-    cells = release.plan(labels, {**common, "png": args.png, "dicom": args.dicom}, data, args.confidence)
+    cells = release.plan(
+        labels, {**common, "request": digest, "png": args.png, "dicom": args.dicom}, data, args.confidence
+    )
     drawn = draw(cells, f"{out}/{shards.PARTS}", len(labels), args)
     found = [cell.load(f"{out}/{shards.PARTS}") for cell in cells]
     written = [shards.Shard(**part["shard"]) for part in found if part["shard"]]
@@ -132,6 +134,8 @@ def main(argv: Sequence[str]) -> None:
         trained_on=config.data.manifest_sha256,
     )
     notes = told_of(dropped, data is not None, args.confidence)
+    if amounts is not None and sampler.label_sets:
+        notes.append("each image was asked for with one class alone; training images may have several, or none")
     lineage = [
         ("generator (SHA-256 of its weights)", f"`{sampler.sha256}`"),
         ("model, loss", f"{config.model.name}, {config.loss.name}"),
@@ -150,7 +154,7 @@ def main(argv: Sequence[str]) -> None:
         bound = f"epsilon {sampler.epsilon:.4g} at delta {config.privacy.dp.delta:.4g}, by patient"
         without = "; filtering by the training images is not covered" if data else ""
         lineage.insert(4, ("differential privacy of the generator", bound + without))
-    card = release.card(manifest, lineage, source_of(run), args.licence)
+    card = release.card(manifest, lineage, source_of(run), args.licence, looked=data is not None)
     shards.remove(out, shards.PARTS)  # what was derived from real images on the way
     summary.publish(out, manifest, {"README.md": card.encode()}, notes=notes)
     for note in notes:
@@ -218,7 +222,9 @@ def told_of(dropped: dict[str, int], looked: bool, confidence: float | None) -> 
     """What the filters did, as lines."""
     if not looked:
         return ["near-copies of training images were not looked for: name the training's folder with --data"]
-    notes = [f"{dropped['copies']} near-copies of training images dropped"]
+    notes = [
+        f"{dropped['copies']} near-copies of training images dropped, as an audit finds them: it will find no others"
+    ]
     if confidence is not None:
         notes.append(f"{dropped['unsure']} images dropped whose class was read with less than {confidence:g}")
     if dropped["empty"]:

@@ -99,7 +99,7 @@ def _attacks(privacy: dict[str, Any]) -> list[Interval]:
     for space, found in privacy["membership"]["spaces"].items():
         rows.append((f"by {space}", found["auc"], found["low"], found["high"]))
         rows.append((f"by {space}, control", found["control"], found["control_low"], found["control_high"]))
-    if shadows := privacy.get("shadows"):
+    if (shadows := privacy.get("shadows")) and shadows["auc"] is not None:
         rows.append((f"{shadows['shadows']} shadow generators", shadows["auc"], shadows["low"], shadows["high"]))
         rows.append(("shadows, control", shadows["control"], shadows["control_low"], shadows["control_high"]))
     return rows

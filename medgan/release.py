@@ -6,6 +6,7 @@ seed of its own. So a shard is a function of the generator, the seed and the fil
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from io import BytesIO
@@ -25,22 +26,13 @@ from medgan.metrics import evidence, privacy
 from medgan.metrics.fidelity import FIGURES, shifted, told_figure
 from medgan.metrics.retrain import device
 from medgan.pixels import encode_png
-from medgan.sample import Sampler
+from medgan.sample import Sampler, intended, learnt_from
 from medgan.streams import stream_seed
 
 HERE = "medgan.release"
 ROWS_PER_SHARD = 1024
 TRIES = 20
 """Attempts at a slot before it is left empty."""
-LICENCES = {
-    "kermany_cxr": "CC BY 4.0 (Kermany et al., doi:10.17632/rscbjbr9sj)",
-    "kermany_oct": "CC BY 4.0 (Kermany et al., doi:10.17632/rscbjbr9sj)",
-    "nih_cxr14": "free to use with attribution to the NIH Clinical Center (Wang et al., CVPR 2017)",
-    "nih_cgan_7": "free to use with attribution to the NIH Clinical Center (Wang et al., CVPR 2017)",
-    "medmnist": "CC BY 4.0, some sets CC BY-NC 4.0 (Yang et al., doi:10.1038/s41597-022-01721-8)",
-    "phantom_cxr": "MIT (drawn by medgan)",
-    "phantom_oct": "MIT (drawn by medgan)",
-}
 
 
 # -- drawing -------------------------------------------------------------------------------------------------------
@@ -74,6 +66,7 @@ def shard(
     out: str,
     seed: int,
     truncation: float,
+    request: str,
     number: int,
     first: int,
     labels: list[list[int]],
@@ -106,7 +99,8 @@ def shard(
             copies += int((~good).sum())
         if confidence is not None:
             answers = evidence.read_by(needs[1], drawn)
-            sure = np.where(hot[empty] > 0, answers, 1).min(1) >= confidence
+            none = ~hot[empty].any(1, keepdims=True)  # then each class has to be denied
+            sure = np.where(hot[empty] > 0, answers, np.where(none, 1 - answers, 1)).min(1) >= confidence
             unsure += int((good & ~sure).sum())
             good &= sure
         pixels[empty[good]], seeds[empty[good]] = drawn[good], np.array(own, np.int64)[good]
@@ -120,30 +114,35 @@ def shard(
     file = f"train/{number:05d}.parquet"
     written = shards.write_shard(out, file, pixels[kept], hot[kept], sampler.classes, {"seed": seeds[kept].tolist()})
     for slot in kept:
-        folder = sampler.classes[int(hot[slot].argmax())] if sampler.classes else "all"
+        having = [name for name, has in zip(sampler.classes, hot[slot], strict=True) if has]
+        folder = ("+".join(having) or "none") if sampler.classes else "all"
         if png:
             shards.write_file(out, f"png/{folder}/{first + slot:06d}.png", encode_png(pixels[slot]))
         if dicom:
-            content = secondary_capture(pixels[slot], folder, sha256, int(seeds[slot]), first + int(slot))
+            content = secondary_capture(pixels[slot], folder, sha256, int(seeds[slot]), first + int(slot), request)
             shards.write_file(out, f"dicom/{folder}/{first + slot:06d}.dcm", content)
     return {**found, "shard": vars(written), "counts": hot[kept].sum(0).tolist()}
 
 
-def secondary_capture(pixels: np.ndarray, label: str, sha256: str, seed: int, number: int) -> bytes:
+def secondary_capture(pixels: np.ndarray, label: str, sha256: str, seed: int, number: int, request: str) -> bytes:
     """uint8 (1 or 3, H, W) -> a DICOM file: Secondary Capture, DERIVED, marked as synthetic wherever one would look.
 
-    Its UIDs are new, and the same whenever this image is drawn again: they follow from the generator's hash and the
-    image's seed. There are no dates, no place and no person in it.
+    Its UIDs are new, and the same whenever the same command draws this image again: they follow from the generator's
+    hash, the request and, for the image's own, its seed and pixels. There are no dates, no place and no person in it.
     """
+    content = np.ascontiguousarray(pixels.transpose(1, 2, 0)).tobytes()
+    image = hashlib.sha256(content).hexdigest()
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["image", sha256, str(seed), str(number)])
+    meta.MediaStorageSOPInstanceUID = generate_uid(
+        entropy_srcs=["image", sha256, request, str(seed), str(number), image]
+    )
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.ImplementationClassUID = generate_uid(entropy_srcs=["medgan"])
     file = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     file.SOPClassUID, file.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    file.StudyInstanceUID = generate_uid(entropy_srcs=["study", sha256])
-    file.SeriesInstanceUID = generate_uid(entropy_srcs=["series", sha256, label])
+    file.StudyInstanceUID = generate_uid(entropy_srcs=["study", sha256, request])
+    file.SeriesInstanceUID = generate_uid(entropy_srcs=["series", sha256, request, label])
     file.ImageType = ["DERIVED", "SECONDARY", "SYNTHETIC"]
     file.Modality, file.ConversionType = "OT", "SYN"  # synthetic image
     file.PatientName, file.PatientID, file.PatientBirthDate, file.PatientSex = "SYNTHETIC^IMAGE", "SYNTHETIC", "", ""
@@ -160,7 +159,6 @@ def secondary_capture(pixels: np.ndarray, label: str, sha256: str, seed: int, nu
     if channels == 3:
         file.PlanarConfiguration = 0
     file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = 8, 8, 7, 0
-    content = np.ascontiguousarray(pixels.transpose(1, 2, 0)).tobytes()
     file.PixelData = content + b"\0" * (len(content) % 2)
     buffer = BytesIO()
     pydicom.dcmwrite(buffer, file, enforce_file_format=True)
@@ -170,8 +168,11 @@ def secondary_capture(pixels: np.ndarray, label: str, sha256: str, seed: int, nu
 # -- describing ------------------------------------------------------------------------------------------------------
 
 
-def card(manifest: Manifest, lineage: Sequence[tuple[str, str]], source: str, licence: str) -> str:
-    """A Hub data card: what this is, where it comes from, what it is for. Figures: see `with_evaluation`."""
+def card(manifest: Manifest, lineage: Sequence[tuple[str, str]], source: str, licence: str, *, looked: bool) -> str:
+    """A Hub data card: what this is, where it comes from, what it is for. Figures: see `with_evaluation`.
+
+    looked: whether near-copies of training images were looked for, and dropped.
+    """
     rows = manifest.rows("train")
     size = next(name for most, name in SIZES if rows < most)
     counts = manifest.counts.get("train", {})
@@ -192,7 +193,8 @@ def card(manifest: Manifest, lineage: Sequence[tuple[str, str]], source: str, li
         "",
         f"# {rows:,} synthetic medical images, {manifest.resolution}x{manifest.resolution}",
         "",
-        "None of these images is of a person. They were drawn by a generator that learnt from images of patients.",
+        "These images were drawn by a generator that learnt from images of patients.",
+        persons(looked, None),
         "",
         "| | |",
         "|---|---|",
@@ -207,26 +209,35 @@ def card(manifest: Manifest, lineage: Sequence[tuple[str, str]], source: str, li
         f'    images = numpy.frombuffer(b"".join(table["pixels"].to_pylist()), "uint8").reshape(-1, '
         f"{manifest.channels}, {manifest.resolution}, {manifest.resolution})",
         "",
-        "## Intended use",
-        "",
-        "To add to real images when a classifier is trained, to test software, to teach. Test on real images of other",
-        "patients only.",
-        "",
+        *intended(),
         "## Limits",
         "",
         "Not for diagnosis. Classes are what the generator was asked for, not what a radiologist read. What is rare or",
         "wrong in the training images is rarer or wrong here. Figures below, where there are any, are of this release.",
         "",
-        "## Source",
-        "",
-        f"Learnt from `{source}`, whose terms are: {LICENCES.get(source, 'ask whoever holds the images')}.",
-        "",
+        *learnt_from(source),
     ]
     return with_evaluation("\n".join(lines), None)
 
 
 SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e9, "n>1M"))
 MARKS = "<!-- evaluation -->", "<!-- /evaluation -->"
+
+
+SAID = "<!-- persons -->", "<!-- /persons -->"
+
+
+def persons(looked: bool, verdict: str | None) -> str:
+    """What is known of whether images are of a person: by near-copies that were dropped, and by an audit's verdict."""
+    told = {
+        "no leak found": "None of these images is of a person: an audit looked for one and found no leak.",
+        "leaks": "An audit found that they give patients away (see Evaluation): treat them as those patients' images.",
+        "cannot tell": "Whether they give any of those patients away, an audit could not tell (see Evaluation).",
+        None: "Near-copies of training images were dropped. Whether the others give patients away was not audited yet."
+        if looked
+        else "Whether any of them repeats an image of a patient was not looked for.",
+    }[verdict]
+    return f"{SAID[0]}{told}{SAID[1]}"
 
 
 def with_evaluation(text: str, result: dict[str, Any] | None) -> str:
@@ -261,6 +272,9 @@ def with_evaluation(text: str, result: dict[str, Any] | None) -> str:
             lines += [f"**Private?** {result['privacy']['claim']['sentence']}", ""]
         lines += [f"Compared with the data set of manifest SHA-256 `{settings['manifest_sha256']}`.", ""]
     section = "\n".join([*lines, end, ""])
+    if result is not None and "privacy" in result:  # a release says it in its first lines too
+        said = persons(False, result["privacy"]["claim"]["verdict"])
+        text = re.sub(f"{SAID[0]}.*?{SAID[1]}", lambda _: said, text)
     old = re.compile(re.escape(begin) + ".*?" + re.escape(end) + "\n?", re.DOTALL)
     if old.search(text):
         return old.sub(lambda _: section, text, count=1)

@@ -28,6 +28,17 @@ from medgan.pixels import to_pixels
 from medgan.streams import stream, stream_seed
 
 CHUNK = 64
+FEW = 5
+"""Patients or images below which a set of labels is not told: one that few have can tell who they are."""
+LICENCES = {
+    "kermany_cxr": "CC BY 4.0 (Kermany et al., doi:10.17632/rscbjbr9sj)",
+    "kermany_oct": "CC BY 4.0 (Kermany et al., doi:10.17632/rscbjbr9sj)",
+    "nih_cxr14": "free to use with attribution to the NIH Clinical Center (Wang et al., CVPR 2017)",
+    "nih_cgan_7": "free to use with attribution to the NIH Clinical Center (Wang et al., CVPR 2017)",
+    "medmnist": "CC BY 4.0, some sets CC BY-NC 4.0 (Yang et al., doi:10.1038/s41597-022-01721-8)",
+    "phantom_cxr": "MIT (drawn by medgan)",
+    "phantom_oct": "MIT (drawn by medgan)",
+}
 
 
 def draw_labels(label_pool: np.ndarray, count: int, seed: int, name: str) -> Tensor:
@@ -88,25 +99,56 @@ def grid_samples(generator: nn.Module, config: Config, strength: float = 1.0) ->
 # -- the generator folder ----------------------------------------------------------------------------------------
 
 
+def label_sets(
+    labels: np.ndarray, classes: Sequence[str], patients: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Which classes images have together, and how many do: [{classes, images}]; empty where each has exactly one.
+
+    labels: uint8 (N, K); patients: of each image. A set that fewer than FEW patients have (images, where patients are
+    not given) is not told: each of its images counts for one of its classes, in turn.
+    """
+    if bool((labels.sum(1) == 1).all()):
+        return []
+    found: dict[tuple[int, ...], int] = {}
+    people = np.arange(len(labels)) if patients is None else np.unique(patients, return_inverse=True)[1]
+    for one in np.unique(labels > 0, axis=0):
+        rows = np.flatnonzero(((labels > 0) == one).all(1))
+        having, count = tuple(np.flatnonzero(one).tolist()), len(rows)
+        if len(np.unique(people[rows])) >= FEW or len(having) < 2:
+            found[having] = found.get(having, 0) + count
+            continue
+        for index in range(count):
+            alone = (having[index % len(having)],)
+            found[alone] = found.get(alone, 0) + 1
+    return [{"classes": [classes[k] for k in having], "images": count} for having, count in sorted(found.items())]
+
+
 def export(
-    ema: nn.Module, config: Config, label_counts: dict[str, int], figures: dict[str, Any], picture: bytes
+    ema: nn.Module,
+    config: Config,
+    label_counts: dict[str, int],
+    figures: dict[str, Any],
+    picture: bytes,
+    label_sets: Sequence[dict[str, Any]] = (),
+    source: str = "unknown",
 ) -> dict[str, bytes | str]:
     """The averaged generator as files: what users share. D stays behind: it tells who was trained on.
 
     label_counts: training images of each class; figures: what is known of this generator, for its card; picture: a
-    sample grid, PNG.
+    sample grid, PNG; label_sets: see there; source: name of where the training images came from.
     """
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in ema.state_dict().items()}
     description = {
         "config": config.dump(),
         "label_counts": label_counts,
+        "label_sets": list(label_sets),
         "figures": figures,
     }
     return {
         "model.safetensors": save_safetensors(weights, {"images_seen": str(figures["images_seen"])}),
         "config.yaml": yaml.safe_dump(description, sort_keys=False),
         "samples.png": picture,
-        "README.md": card(config, label_counts, figures),
+        "README.md": card(config, label_counts, figures, source),
     }
 
 
@@ -126,6 +168,8 @@ class Sampler:
     """What a patient of a private training spent; None where it was not private."""
     begun_with: tuple[str, ...]
     """SHA-256 of the manifests that the weights it began with had been trained on."""
+    label_sets: tuple[dict[str, Any], ...] = ()
+    """See `label_sets`; empty where every training image has one class, or the export does not tell."""
 
     @staticmethod
     def open(run: str, device: str = "cpu") -> Sampler:
@@ -149,22 +193,27 @@ class Sampler:
         figures = tree.get("figures", {})
         seen, epsilon = int(figures.get("images_seen", 0)), figures.get("privacy/epsilon")
         before = tuple(figures.get("begun_with", ()))
-        return Sampler(generator, config, counts, hashlib.sha256(weights).hexdigest(), seen, epsilon, before)
+        sets = tuple(tree.get("label_sets", ())) if config.conditional else ()
+        return Sampler(generator, config, counts, hashlib.sha256(weights).hexdigest(), seen, epsilon, before, sets)
 
     @property
     def classes(self) -> tuple[str, ...]:
         return tuple(self.label_counts)
 
     def labels(self, seed: int, *, amounts: Sequence[int] | None = None, count: int = 0) -> np.ndarray:
-        """One-hot uint8 (N, K): so many images of each class, or `count` with the training set's frequencies."""
+        """uint8 (N, K): so many images of each class, one-hot; or `count` with the training set's frequencies, with
+        several classes, or none, where training images have such."""
         classes = len(self.label_counts)
         if not classes:
             return np.zeros((count, 0), np.uint8)
         if amounts is not None:
             return np.repeat(np.eye(classes, dtype=np.uint8), amounts, 0)
-        images = np.array(list(self.label_counts.values()), float)
-        chosen = np.random.default_rng(seed).choice(classes, count, p=images / images.sum())
-        return np.eye(classes, dtype=np.uint8)[chosen]
+        images, hot = list(self.label_counts.values()), np.eye(classes, dtype=np.uint8)
+        if self.label_sets:
+            images = [one["images"] for one in self.label_sets]
+            hot = np.array([[name in one["classes"] for name in self.classes] for one in self.label_sets], np.uint8)
+        share = np.array(images, float) / sum(images)
+        return hot[np.random.default_rng(seed).choice(len(hot), count, p=share)]
 
     def truncate(self, psi: float) -> None:
         """Draw samples towards the mean w of their class: 1 not at all, 0 all the way. Raises DataError."""
@@ -188,7 +237,24 @@ class Sampler:
         return generate(self.generator, torch.stack(latents), hot).numpy()
 
 
-def card(config: Config, label_counts: dict[str, int], figures: dict[str, Any]) -> str:
+def intended() -> list[str]:
+    """Lines of a card: what the images are for."""
+    return [
+        "## Intended use",
+        "",
+        "To add to real images when a classifier is trained, to test software, to teach. Test on real images of other",
+        "patients only.",
+        "",
+    ]
+
+
+def learnt_from(source: str) -> list[str]:
+    """Lines of a card: where the training images came from, and on which terms."""
+    terms = LICENCES.get(source, "ask whoever holds the images")
+    return ["## Source", "", f"Learnt from `{source}`, whose terms are: {terms}.", ""]
+
+
+def card(config: Config, label_counts: dict[str, int], figures: dict[str, Any], source: str = "unknown") -> str:
     """A model card in Markdown: what it draws, how good that is, what it is not for."""
     data, model = config.data, config.model
     kind = f"a row per class ({', '.join(data.classes or ())})" if config.conditional else "unconditional"
@@ -243,7 +309,7 @@ def card(config: Config, label_counts: dict[str, int], figures: dict[str, Any]) 
             f"{_figure(dp.delta)}, for each patient of the training images (add or remove one with all their images),",
             f"by Opacus's accountant; noise {_figure(dp.noise)}, clipped at {_figure(dp.clip)}, "
             f"{config.global_batch} patients a step on average. Training images shown counts expected ones.",
-            "Not covered: class counts, the figures of this card, the choice of settings by looking at real images,",
+            "Not covered: class counts, sets of classes, figures, the choice of settings by looking at real images,",
             "another run whose weights this one may have begun with.",
         ]
     amount = "--per-class 100" if config.conditional else "--count 100"
@@ -253,11 +319,13 @@ def card(config: Config, label_counts: dict[str, int], figures: dict[str, Any]) 
         "",
         f"    python jobs/generate.py --run RUN --out OUT {amount}",
         "",
+        *intended(),
         "## Limits",
         "",
         "Not for diagnosis. Whether these images help a classifier, and whether they copy a patient, is not shown by",
         "these figures: measure both with jobs/evaluate.py before relying on the images.",
         "",
+        *learnt_from(source),
     ]
     return "\n".join(lines)
 

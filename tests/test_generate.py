@@ -1,5 +1,6 @@
 """Releases: the same bytes on any number of workers, filtered, read back by others; nothing in them leads back."""
 
+import dataclasses
 import json
 from io import BytesIO
 from pathlib import Path
@@ -65,8 +66,31 @@ def test_a_release_is_read_back_by_others(trained, tmp_path):
 
 def test_colour_images_are_captured_in_colour():
     pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 5), np.uint8)
-    film = pydicom.dcmread(BytesIO(release.secondary_capture(pixels, "DRUSEN", "ab" * 32, 3, 0)))
+    film = pydicom.dcmread(BytesIO(release.secondary_capture(pixels, "DRUSEN", "ab" * 32, 3, 0, "r")))
     assert np.array_equal(film.pixel_array, pixels.transpose(1, 2, 0))
+
+
+def test_images_that_differ_in_anything_have_other_uids():
+    pixels = np.zeros((1, 4, 4), np.uint8)
+    asked = [
+        (pixels, "A", "r"),
+        (pixels, "A", "s"),
+        (pixels + 1, "A", "r"),
+    ]  # another label or truncation: other pixels
+    made = [pydicom.dcmread(BytesIO(release.secondary_capture(p, label, "ab", 3, 0, r))) for p, label, r in asked]
+    assert len({film.SOPInstanceUID for film in made}) == 3
+    assert made[0].StudyInstanceUID == made[2].StudyInstanceUID != made[1].StudyInstanceUID
+    assert made[0].SeriesInstanceUID == made[2].SeriesInstanceUID != made[1].SeriesInstanceUID
+
+
+def test_who_judges_a_release_has_not_chosen_its_images(phantoms):
+    data = {"location": phantoms, "sha256": "0"}
+    question = evidence.Question({"run": "/r", "sha256": "0"}, data, ("a", "b"), "test", "val", 20, seed=0)
+    judge = question.fidelity()["faithful"].needs[0]
+    common = dict.fromkeys(("run", "sha256", "out", "request"), "") | {"seed": 0, "truncation": 1.0}
+    chooser = release.plan(np.eye(2, dtype=np.uint8), {**common, "png": False, "dicom": False}, data, 0.5)[0].needs[1]
+    assert judge.call == chooser.call
+    assert judge.digest != chooser.digest
 
 
 def test_nothing_in_a_release_leads_back(trained, phantoms, tmp_path):
@@ -180,6 +204,38 @@ def test_a_release_of_another_request_is_begun_anew(trained, phantoms, tmp_path,
     monkeypatch.setattr(Sampler, "at", draw)
     out = made(trained, tmp_path / "out", "--count", 12, "--seed", 3)
     assert shards.read_manifest(out)[0].rows("train") == 12
+
+
+def test_the_card_calls_nobody_in_it_a_stranger_before_an_audit_did(trained, phantoms, tmp_path):
+    nobody, unknown = "None of these images is of a person", "repeats an image of a patient was not looked for"
+    card = (made(trained, tmp_path / "plain", "--count", 20) / "README.md").read_text()
+    assert unknown in card
+    assert nobody not in card
+    card = (made(trained, tmp_path / "filtered", "--count", 20, "--data", phantoms) / "README.md").read_text()
+    assert "Near-copies of training images were dropped" in card
+    assert nobody not in card
+    settings = {"manifest_sha256": "ab"}
+    for verdict, words in (
+        ("no leak found", nobody),
+        ("leaks", "give patients away"),
+        ("cannot tell", "could not tell"),
+    ):
+        claim = {"verdict": verdict, "sentence": "x"}
+        card = release.with_evaluation(card, {"settings": settings, "privacy": {"claim": claim}})
+        assert words in card
+        assert (nobody in card) == (verdict == "no leak found")
+        assert card.count("<!-- persons -->") == 1
+
+
+def test_several_findings_and_none_have_folders_of_their_own(trained, tmp_path, monkeypatch, capsys):
+    sets = ({"classes": [], "images": 1}, {"classes": ["NORMAL", "PNEUMONIA"], "images": 1})
+    real = Sampler.open
+    monkeypatch.setattr(Sampler, "open", lambda *where: dataclasses.replace(real(*where), label_sets=sets))
+    out = made(trained, tmp_path / "out", "--count", 20, "--png")
+    assert {path.name for path in (out / "png").iterdir()} == {"none", "NORMAL+PNEUMONIA"}
+    assert shards.problems(out) == []
+    made(trained, tmp_path / "even", "--per-class", 3)
+    assert "each image was asked for with one class alone" in capsys.readouterr().out
 
 
 def test_a_release_can_be_what_a_data_set_lacks(trained, phantoms, tmp_path):

@@ -66,11 +66,12 @@ def test_the_job_prints_a_plan_and_writes_nothing(phantoms, tmp_path, capsys, mo
 
 
 def test_the_formula_says_what_two_workers_were_measured_to_do():
-    """From one worker's step, and from a sum of as many bytes between two: images per second of two, to 15 %."""
+    """From one worker's step, and from a sum of as many bytes between two: images per second of two, of which waiting
+    for each other takes up to a fifth."""
     if not RESULTS.exists():
         pytest.skip("results/scaling.json is not there: make bench ONLY=scaling measures it on an idle machine")
     found = json.loads(RESULTS.read_text())
     for run in found["runs"]:
         plan = Plan(found["global_batch"], run["step_s"]["1"], found["gradient_bytes"], found["global_batch"])
         bandwidth = found["gradient_bytes"] / run["sum_s"]  # of a ring of two: 2 (2 - 1) / 2 = 1
-        assert plan.images_per_s(2, bandwidth, 0) == pytest.approx(found["global_batch"] / run["step_s"]["2"], rel=0.15)
+        assert 0.8 < found["global_batch"] / run["step_s"]["2"] / plan.images_per_s(2, bandwidth, 0) < 1.05

@@ -19,11 +19,11 @@ FIGURES = {
 POOL = np.eye(2, dtype=np.uint8)[[0] * 30 + [1] * 10]
 
 
-def write(tmp_path, config):
+def write(tmp_path, config, **more):
     state = TrainState.create(config, World())
     sample.calibrate(state.ema, config, POOL)
     counts = {"NORMAL": 30, "PNEUMONIA": 10}
-    files = sample.export(state.ema, config, counts, FIGURES, b"png")
+    files = sample.export(state.ema, config, counts, FIGURES, b"png", **more)
     for name, content in files.items():
         data = content if isinstance(content, bytes) else content.encode()
         shards.write_file(tmp_path, f"generator/{name}", data)
@@ -66,6 +66,46 @@ def test_labels_are_so_many_of_each_class_or_as_frequent_as_in_training(tiny, tm
     sampler = Sampler.open(str(tmp_path))
     assert sampler.labels(0, amounts=[5, 2]).sum(0).tolist() == [5, 2]
     assert sampler.labels(0, count=2000).mean(0)[1] == pytest.approx(0.25, abs=0.03)
+
+
+SEVERAL = np.array([[0, 0]] * 60 + [[1, 0]] * 20 + [[1, 1]] * 15 + [[0, 1]] * 1, np.uint8)
+
+
+def test_labels_come_together_as_in_training_but_for_sets_that_few_have(tiny, tmp_path):
+    names = ("NORMAL", "PNEUMONIA")
+    sets = sample.label_sets(SEVERAL, names)
+    assert {"+".join(one["classes"]): one["images"] for one in sets} == {
+        "": 60,
+        "NORMAL": 20,
+        "NORMAL+PNEUMONIA": 15,
+        "PNEUMONIA": 1,
+    }
+    rare = sample.label_sets(SEVERAL[12:-12], names)  # four of both are left
+    assert {"+".join(one["classes"]): one["images"] for one in rare} == {"": 48, "NORMAL": 22, "PNEUMONIA": 2}
+    of_one = sample.label_sets(SEVERAL, names, ["one"] * 96)
+    assert {"+".join(one["classes"]): one["images"] for one in of_one} == {"": 60, "NORMAL": 28, "PNEUMONIA": 8}
+    assert sample.label_sets(POOL, names) == []
+    write(tmp_path, tiny(), label_sets=sets)
+    drawn = Sampler.open(str(tmp_path)).labels(0, count=4000)
+    for one in sets:
+        hot = [name in one["classes"] for name in names]
+        assert float((drawn == hot).all(1).mean()) == pytest.approx(one["images"] / 96, abs=0.03)
+    assert Sampler.open(str(tmp_path)).labels(0, amounts=[5, 2]).sum(1).tolist() == [1] * 7
+
+
+def test_the_card_says_what_it_learnt_from_and_what_it_is_for(tiny, tmp_path):
+    write(tmp_path, tiny(), source="nih_cxr14")
+    card = (tmp_path / "generator/README.md").read_text()
+    assert "Learnt from `nih_cxr14`, whose terms are: free to use with attribution" in card
+    assert "## Intended use" in card
+
+
+def test_an_export_that_does_not_tell_sets_of_labels_is_read(tiny, tmp_path):
+    write(tmp_path, tiny())
+    file = tmp_path / "generator/config.yaml"
+    file.write_text(file.read_text().replace("label_sets: []\n", ""))
+    assert "label_sets" not in file.read_text()
+    assert Sampler.open(str(tmp_path)).labels(0, count=50).sum(1).tolist() == [1] * 50
 
 
 def test_a_run_without_a_generator_is_refused(tmp_path):

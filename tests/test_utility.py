@@ -6,7 +6,8 @@ import torch
 
 from medgan.config import Refused
 from medgan.data.loader import open_split
-from medgan.metrics import classifiers, utility
+from medgan.loop import Diverged
+from medgan.metrics import classifiers, retrain, utility
 from medgan.metrics.classifiers import SCORES, Images
 
 RANDOM = np.random.default_rng(0)
@@ -102,6 +103,12 @@ def test_augmentation_moves_a_film_a_little_and_does_not_mirror_it():
     at = torch.arange(32.0)
     left = (bright.sum((1, 2)) * at).sum(1) / bright.sum((1, 2, 3))
     assert left.max() < 14  # never on the other side
+    mirrored = classifiers.augmented(film, torch.Generator().manual_seed(0), mirror=True)
+    bright = (mirrored > 0.1).float()
+    left = (bright.sum((1, 2)) * at).sum(1) / bright.sum((1, 2, 3))
+    assert 0.35 < float((left > 16).float().mean()) < 0.65
+    kept = left < 16
+    assert torch.equal(mirrored[kept], changed[kept])
 
 
 def answers_of(labels, skill, random):
@@ -263,6 +270,36 @@ def test_every_arm_learns_from_the_images_it_is_named_for(monkeypatch, phantoms)
         utility.classify(
             {**pool, "alike": 0}, **common, arm=utility.CANDIDATE, network="small-cnn", classifier=0, steps=1
         )
+
+
+def test_a_draw_whose_generator_diverged_is_left_out_and_counted(monkeypatch, phantoms, tiny):
+    def diverge(*_):
+        raise Diverged("loss/d is nan at 64 images")
+
+    monkeypatch.setattr(retrain, "fit", diverge)
+    data, which = {"location": phantoms}, {"scenario": "20%", "draw": 1, "seed": 0}
+    config = tiny(total_images=64).dump()
+    pool = utility.strict_pool(data=data, **which, amount=2, config=config, images=64)
+    assert pool == {"failed": "loss/d is nan at 64 images"}
+    assert retrain.unlabelled(data=data, config=config, images=64, seed=0) == pool
+    assert utility.strict_pool(pool, data=data, **which, amount=2, config=config, images=64) == pool
+    how = {"network": "small-cnn", "classifier": 0, "steps": 1}
+    lost = utility.classify(pool, data=data, **which, arm=utility.CANDIDATE, **how)
+    answers = np.eye(2)[open_split(phantoms, "test").labels[:, 1]]
+
+    def there(arm, draw):
+        return {"row": {"arm": arm, "scenario": "20%", "network": "small-cnn", "draw": draw}, "answers": answers}
+
+    baseline = [there(utility.BASELINE, draw) for draw in range(3)]
+    kept = [there(utility.CANDIDATE, draw) for draw in (0, 2)]
+    asked = {"data": data, "settings": {"strict": True}, "seed": 0}
+    found = utility.compare(*baseline, kept[0], lost, kept[1], **asked)
+    assert found["failed"] == [{"scenario": "20%", "draw": 1, "why": "loss/d is nan at 64 images"}]
+    assert len(found["cells"]) == 5
+    assert "over 2 draws of patients (1 more are left out, their generators diverged)" in found["claim"]["sentence"]
+    alone = utility.compare(*baseline, lost, **asked)
+    assert alone["differences"] == []
+    assert "the trainings of 1 generators diverged" in alone["claim"]["sentence"]
 
 
 def test_filling_up_is_held_against_oversampling_too(phantoms):

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SIDE = 32
+CHUNK = 1024
+"""Images that are taken into memory as floats at a time."""
 COARSE = 8
 BLUR = 5
 """Fine structure is what differs from the mean of so many pixels squared."""
@@ -49,11 +51,12 @@ class Images:
     @staticmethod
     def of(pixels: np.ndarray, ids: Sequence[str]) -> Images:
         """pixels: uint8 (N, C, R, R), colours become their mean."""
-        if not len(pixels):
-            return Images.together([])
-        grey = torch.from_numpy(np.array(pixels)).float().mean(1, keepdim=True)
-        small = F.interpolate(grey, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
-        return Images(small[:, 0].round().to(torch.uint8).numpy(), list(ids))
+        thumbnails = [np.zeros((0, SIDE, SIDE), np.uint8)]
+        for first in range(0, len(pixels), CHUNK):
+            grey = torch.from_numpy(np.array(pixels[first : first + CHUNK])).float().mean(1, keepdim=True)
+            small = F.interpolate(grey, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+            thumbnails.append(small[:, 0].round().to(torch.uint8).numpy())
+        return Images(np.concatenate(thumbnails), list(ids))
 
     @staticmethod
     def together(several: Sequence[Images]) -> Images:

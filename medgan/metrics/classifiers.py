@@ -1,7 +1,8 @@
 """Classifiers of real images, for what they say of generated ones: how they are trained, and how their answers score.
 
 One budget of steps for every arm and every amount of data, so that arms differ in nothing but their images. Nothing
-is chosen on held-out images: no early end, no threshold.
+is chosen on held-out images that an answer depends on: no early end, no threshold. Where a score is read at a given
+specificity, that of the scored images themselves is meant, as on a ROC curve.
 """
 
 from __future__ import annotations
@@ -89,14 +90,16 @@ def train(
     single: bool,
     steps: int = STEPS,
     augment: bool = False,
+    mirror: bool = False,
     weights: np.ndarray | None = None,
     begin: nn.Module | None = None,
     device: torch.device | str = "cpu",
 ) -> nn.Module:
     """A network trained for so many batches of 64: Adam, learning rate 1e-3 along a cosine to 0.
 
-    single: one class per image. augment: classical augmentation. weights: how often each row comes, relative to
-    others, float (N,); None: equally. begin: a network to go on from. Draws come from the seed alone.
+    single: one class per image. augment: classical augmentation; mirror: also left to right. weights: how often each
+    row comes, relative to others, float (N,); None: equally. begin: a network to go on from. Draws come from the seed
+    alone.
     """
     channels, resolution, classes = *images.pixels.shape[1:3], images.labels.shape[1]
     with torch.random.fork_rng(devices=[]):
@@ -115,7 +118,7 @@ def train(
             rows, order = order[:BATCH], order[BATCH:]
             inputs = to_images(torch.from_numpy(images.pixels[rows]))
             if augment:
-                inputs = augmented(inputs, stream(seed, "classifier/augment", step))
+                inputs = augmented(inputs, stream(seed, "classifier/augment", step), mirror=mirror)
             targets = torch.from_numpy(images.labels[rows]).to(device, torch.float32)
             logits = model(inputs.to(device))
             loss = F.cross_entropy(logits, targets) if single else F.binary_cross_entropy_with_logits(logits, targets)
@@ -126,16 +129,18 @@ def train(
     return model.eval()
 
 
-def augmented(images: Tensor, random: torch.Generator) -> Tensor:
+def augmented(images: Tensor, random: torch.Generator, *, mirror: bool = False) -> Tensor:
     """Classical augmentation: up to 10 degrees, 10 % of scale, 8 % of shift, 20 % of contrast, 0.1 of brightness.
 
-    No mirroring: in a film of the chest the heart is on one side.
+    mirror: every other image left to right, where such an image is still one of its kind (see Manifest.mirror); in a
+    film of the chest the heart is on one side.
     """
     count = len(images)
     draw = torch.rand(6, count, generator=random) * 2 - 1
     angle, scale = draw[0] * 10 / 180 * torch.pi, 1 + draw[1] * 0.1
     cosine, sine = torch.cos(angle) * scale, torch.sin(angle) * scale
-    turn = torch.stack([cosine, -sine, draw[2] * 0.16, sine, cosine, draw[3] * 0.16], 1).view(count, 2, 3)
+    side = torch.where(torch.rand(count, generator=random) < 0.5, -1.0, 1.0) if mirror else torch.ones(count)
+    turn = torch.stack([cosine * side, -sine, draw[2] * 0.16, sine * side, cosine, draw[3] * 0.16], 1).view(count, 2, 3)
     where = F.affine_grid(turn, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, where, padding_mode="border", align_corners=False)
     changed = moved * (1 + draw[4] * 0.2)[:, None, None, None] + (draw[5] * 0.1)[:, None, None, None]

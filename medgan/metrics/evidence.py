@@ -7,6 +7,7 @@ modules of their own. Functions that take results and plain arguments and return
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from medgan.metrics.classifiers import Images
 from medgan.metrics.features import EXTRACTORS, choose_rows, real_features
 from medgan.metrics.retrain import device
 from medgan.sample import Sampler
+from medgan.streams import stream_seed
 
 PART = 512
 """Samples that one cell draws and measures."""
@@ -64,7 +66,8 @@ class Question:
         if not self.classes:
             return {"fidelity": figures}
         faithful = {"data": self.data, "split": self.split}
-        needs = (reader_of(self.data, self.seed), *self.samples())
+        judge = stream_seed(self.seed, "judge", 0)  # another than the one that may have chosen a release's images
+        needs = (reader_of(self.data, judge), *self.samples())
         return {"fidelity": figures, "faithful": Cell("classes read", f"{HERE}:faithful", faithful, needs)}
 
 
@@ -161,9 +164,12 @@ def reader(*, data: dict[str, str], seed: int) -> Result:
     images = Images(train.pixels, train.labels)
     single = classifiers.exclusive(images.labels)
     share = row_weights(images.labels, 1.0)
-    model = classifiers.train(
-        images, "small-cnn", seed, single=single, augment=True, weights=share, steps=READER_STEPS, device=device()
-    )
+    how: dict[str, Any] = {
+        "augment": True,
+        "mirror": shards.read_manifest(data["location"])[0].mirror,
+        "weights": share,
+    }
+    model = classifiers.train(images, "small-cnn", seed, single=single, steps=READER_STEPS, device=device(), **how)
     shape = [*train.pixels.shape[1:3], train.labels.shape[1]]
     return {"single": single, "shape": shape, **{key: value.cpu().numpy() for key, value in model.state_dict().items()}}
 

@@ -22,6 +22,7 @@ from scipy.stats import fisher_exact
 from medgan.cells import Cell, Result
 from medgan.data import copies, shards
 from medgan.data.loader import open_split
+from medgan.loop import Diverged
 from medgan.metrics import retrain
 from medgan.metrics.classifiers import auc, rate_at
 from medgan.metrics.evidence import Question
@@ -59,7 +60,8 @@ def plan(
 ) -> dict[str, Cell]:
     """Cells of the audit. With shadows: that many short trainings of the recipe on `images` images each."""
     parts, data = tuple(question.samples()), {"data": question.data}
-    near = tuple(Cell(f"nearness in {space}", f"{HERE}:nearness", {**data, "space": space}, parts) for space in SPACES)
+    films: dict[str, Any] = {**data, "most": MOST}
+    near = tuple(Cell(f"nearness in {space}", f"{HERE}:nearness", {**films, "space": space}, parts) for space in SPACES)
     if "synthetic" in question.subject:  # all of it, for all of it is handed over
         release = question.subject["synthetic"]
         rows = shards.read_manifest(release)[0].rows("train")
@@ -77,7 +79,9 @@ def plan(
         trained = [
             Cell(f"shadow generator {index}", f"{HERE}:shadow", {**common, "index": index}) for index in range(shadows)
         ]
-        cells["shadows"] = Cell("likelihood ratio", f"{HERE}:likelihood_ratio", {"seed": question.seed}, (*trained,))
+        cells["shadows"] = Cell(
+            "likelihood ratio", f"{HERE}:likelihood_ratio", {"seed": question.seed, "least": LEAST_SHADOWS}, (*trained,)
+        )
     return cells
 
 
@@ -158,13 +162,13 @@ def nearest_by_distance(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[np.nd
     return -torch.cat([one.values for one in found]).numpy(), torch.cat([one.indices for one in found]).numpy()
 
 
-def nearness(*parts: Result, data: dict[str, str], space: str) -> Result:
+def nearness(*parts: Result, data: dict[str, str], space: str, most: int | None = None) -> Result:
     """How near the nearest is: float (N,) of each sample among films that were and films that were not trained on
     (sample_member, sample_held), and of each film among the samples (member, held), with its patient.
 
     sample_patient: whose film is the nearest of all: a patient of member_patients, or -1 less one of held_patients.
     """
-    member, held = real_films(data, MOST)
+    member, held = real_films(data, MOST if most is None else most)
     describe, near = describer(space)
     drawn, ours, theirs = (
         describe(pixels) for pixels in (np.concatenate([p["pixels"] for p in parts]), member["pixels"], held["pixels"])
@@ -386,7 +390,9 @@ def claim(found: dict[str, Any]) -> dict[str, str]:
     inside = spaces[max(spaces, key=lambda name: spaces[name]["auc"])]
     numbers = _attack(inside)
     if shadows:
-        numbers += f"; {shadows['shadows']} shadow generators of its recipe {_attack(shadows)}"
+        lost = f" ({shadows['failed']} more are left out, one of each pair diverged)" if shadows.get("failed") else ""
+        told = _attack(shadows) if shadows["auc"] is not None else "are too few to tell"
+        numbers += f"; {shadows['shadows']} shadow generators of its recipe{lost} {told}"
     counts = [[copy["value"], copy["n"] - copy["value"]], [copy["held_out"], copy["n_held_out"] - copy["held_out"]]]
     if copy["beyond"] or fisher_exact(counts, "greater").pvalue < ALARMS:
         what = (
@@ -411,7 +417,7 @@ def claim(found: dict[str, Any]) -> dict[str, str]:
     if odd:
         why = "films of training are told from others, but training films differ as much among each other"
         return {"verdict": "cannot tell", "sentence": f"It cannot be told whether it leaks: {why}: {_attack(odd)}."}
-    if shadows and (shadows["low"] > 0.5 or shadows["tpr_low"] > FALSE_RATE):
+    if shadows and shadows["auc"] is not None and (shadows["low"] > 0.5 or shadows["tpr_low"] > FALSE_RATE):
         why = "its own samples show no leak, but those of its recipe in shadow trainings do"
         return {"verdict": "cannot tell", "sentence": f"It cannot be told whether it leaks: {why}: {numbers}."}
     if inside["high"] > 0.6:
@@ -433,7 +439,8 @@ def _attack(found: dict[str, Any]) -> str:
 def shadow(*, data: dict[str, str], config: dict[str, Any], images: int, seed: int, index: int) -> Result:
     """A generator trained on a half of some train patients, and how near its samples are to all of their films.
 
-    Shadows come in pairs that share the patients between them. {nearness float (N,), member bool (N,), patients (N,)}
+    Shadows come in pairs that share the patients between them. {nearness float (N,), member bool (N,), patients (N,);
+    failed: why there is none}
     """
     train = open_split(data["location"], "train")
     ids = np.unique(shards.column(data["location"], "train", "patient"), return_inverse=True)[1]
@@ -444,21 +451,29 @@ def shadow(*, data: dict[str, str], config: dict[str, Any], images: int, seed: i
     halves = np.random.default_rng(stream_seed(seed, "shadow/half", index // 2)).permutation(pool)
     member = np.isin(ids[rows], halves[index % 2 :: 2])
     settled = retrain.recipe(config, stream_seed(seed, "shadow", index), images)
-    generator = retrain.fit(settled, train, rows[member], device())[0].ema
+    try:
+        generator = retrain.fit(settled, train, rows[member], device())[0].ema
+    except Diverged as error:
+        return {"failed": str(error)}
     labels = np.random.default_rng(index).choice(train.labels[rows[member]], MOST // 2)
     describe, near = describer("features")
     drawn = describe(retrain.draw(generator, settled, labels, "shadow"))
     return {"nearness": near(describe(train.pixels[rows]), drawn)[0], "member": member, "patients": ids[rows]}
 
 
-def likelihood_ratio(*shadows: Result, seed: int) -> Result:
+def likelihood_ratio(*shadows: Result, seed: int, least: int = LEAST_SHADOWS) -> Result:
     """Each shadow attacked with what the others show of how near films are when trained on and when not.
 
     Of each film the nearness in the other shadows is taken as normal, with a mean inside and outside and one deviation
     for both; its score is the log ratio of the two at the attacked shadow's (Carlini et al. 2022, arXiv:2112.03570,
     at small scale). How near a shadow's samples are to all films is taken off first. The control takes for the truth
-    who was in a shadow of another pair.
+    who was in a shadow of another pair. A pair of which one diverged is left out and counted; auc is None where too few
+    are left.
     """
+    failed = {index // 2 for index, one in enumerate(shadows) if "failed" in one}
+    shadows = tuple(one for index, one in enumerate(shadows) if index // 2 not in failed)
+    if len(shadows) < least:
+        return {"shadows": len(shadows), "failed": 2 * len(failed), "auc": None}
     nearness, member = (np.stack([one[key] for one in shadows]) for key in ("nearness", "member"))
     near = np.log(np.maximum(-nearness, 1e-6))  # distances, as logarithms: nearer to normal
     near -= np.median(near, 1, keepdims=True)
@@ -473,7 +488,7 @@ def likelihood_ratio(*shadows: Result, seed: int) -> Result:
         found.append(ratio)
     scores, patients = np.concatenate(found), np.tile(shadows[0]["patients"], count)
     random = np.random.default_rng(stream_seed(seed, "likelihood ratio", 0))
-    result: dict[str, Any] = {"shadows": count, "films": member.shape[1]}
+    result: dict[str, Any] = {"shadows": count, "failed": 2 * len(failed), "films": member.shape[1]}
     for name, truth in (("", member), ("control", np.roll(member, 2, 0))):
         inside = truth.ravel()
         sides = [(scores[which], patients[which]) for which in (inside, ~inside)]

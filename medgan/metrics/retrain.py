@@ -85,14 +85,16 @@ def fit(
 
 
 def unlabelled(*, data: dict[str, str], config: dict[str, Any], images: int, seed: int) -> Result:
-    """A training on all train images as if none had a label: {checkpoint: uint8, what `fit` may begin with}.
-
-    Where labels are few and images are not.
+    """A training on all train images as if none had a label: {checkpoint: uint8, what `fit` may begin with; failed:
+    why there is none}. Where labels are few and images are not.
     """
     train = open_split(data["location"], "train")
     blank = replace(train, labels=np.zeros_like(train.labels))
     settled = recipe(config, stream_seed(seed, "unlabelled", 0), images)
-    state, spent = fit(settled, blank, np.arange(len(train)), device())
+    try:
+        state, spent = fit(settled, blank, np.arange(len(train)), device())
+    except loop.Diverged as error:
+        return {"failed": str(error)}
     return {"checkpoint": np.frombuffer(state.save(), np.uint8), **spent}
 
 

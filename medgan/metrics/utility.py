@@ -20,6 +20,7 @@ from medgan.cells import Cell, Result
 from medgan.config import Refused
 from medgan.data import shards
 from medgan.data.loader import open_split, row_weights
+from medgan.loop import Diverged
 from medgan.metrics import classifiers, retrain
 from medgan.metrics.classifiers import SCORES, Images
 from medgan.metrics.evidence import Question
@@ -228,12 +229,17 @@ def strict_pool(
 ) -> Result:
     """Synthetic images of a generator that has seen the draw's patients and no others, and before, where there is a
     training without labels, all images without their labels. alike: the first so many have the draw's classes, the
-    others fill up the rarer ones.
+    others fill up the rarer ones. failed: why there are none.
     """
     train, rows = _train_rows(data, scenario, draw, seed)
     settled = retrain.recipe(config, stream_seed(seed, f"utility/{scenario}/generator", draw), images)
+    if before and "failed" in before[0]:
+        return {"failed": before[0]["failed"]}
     begin = before[0]["checkpoint"].tobytes() if before else None
-    state, spent = retrain.fit(settled, train, rows, device(), begin)
+    try:
+        state, spent = retrain.fit(settled, train, rows, device(), begin)
+    except Diverged as error:
+        return {"failed": str(error)}
     alike, filling = pool_labels(train.labels[rows], amount, draw, seed)
     labels = np.concatenate([alike, filling])
     pixels = retrain.draw(state.ema, settled, labels, "utility")
@@ -268,14 +274,18 @@ def classify(
     classifier: int,
     steps: int,
 ) -> Result:
-    """One classifier: its answers on the real test images (N, K), and SCORES of them."""
+    """One classifier: its answers on the real test images (N, K), and SCORES of them; failed: why there is none."""
     what = ARMS[arm]
+    which = {"arm": arm, "scenario": scenario, "network": network, "draw": draw, "seed": classifier}
+    if pool and "failed" in pool[0]:
+        return {"row": which, "failed": pool[0]["failed"]}
     train, rows = _train_rows(data, scenario, draw, seed)
     test = open_split(data["location"], "test")
     real = Images(train.pixels[rows], train.labels[rows])
     single = classifiers.exclusive(train.labels)
     own = stream_seed(seed, f"utility/{scenario}/{draw}/classifier", classifier)
-    common: dict[str, Any] = {"single": single, "augment": what.classical, "device": device()}
+    mirror = shards.read_manifest(data["location"])[0].mirror
+    common: dict[str, Any] = {"single": single, "augment": what.classical, "mirror": mirror, "device": device()}
     made = real.some(np.arange(0))
     if what.generated:
         part = slice(None, pool[0]["alike"]) if what.synthetic else slice(pool[0]["alike"], None)
@@ -301,7 +311,6 @@ def classify(
     answers = classifiers.predict(model, test.pixels, single=single)
     rare = int(train.labels.sum(0).argmin())
     scores = classifiers.scores(answers, test.labels, rare, single=single)
-    which = {"arm": arm, "scenario": scenario, "network": network, "draw": draw, "seed": classifier}
     return {"answers": answers, "row": {**which, "real": len(real), "synthetic": len(made), **scores}}
 
 
@@ -324,6 +333,8 @@ def compare(*trained: Result, data: dict[str, str], settings: dict[str, Any], se
     patients = np.unique(shards.column(data["location"], "test", "patient"), return_inverse=True)[1]
     labels = open_split(data["location"], "train").labels
     single, rare = classifiers.exclusive(labels), int(labels.sum(0).argmin())
+    failed = {(one["row"]["scenario"], one["row"]["draw"]): one["failed"] for one in trained if "failed" in one}
+    trained = tuple(one for one in trained if "failed" not in one)
     rows = [one["row"] for one in trained]
     found: dict[tuple[str, str], dict[str, dict[int, list[np.ndarray]]]] = {}
     for one in trained:
@@ -334,15 +345,17 @@ def compare(*trained: Result, data: dict[str, str], settings: dict[str, Any], se
     for (scenario, network), arms in found.items():
         for arm in arms:
             for against in RIVALS.get(arm, (BASELINE,)):
-                if arm == against or against not in arms:
+                if arm == against or not arms[arm].keys() & arms.get(against, {}).keys():
                     continue
                 random = np.random.default_rng(stream_seed(seed, "utility/test", 0))
                 gained = difference(arms[arm], arms[against], test.labels, patients, rare, random, single=single)
                 which = {"arm": arm, "against": against, "scenario": scenario, "network": network}
-                differences += [{**which, "score": score, **values} for score, values in gained.items()]
-    result = {"settings": settings, "cells": rows, "differences": differences}
+                lost = sum(name == scenario for name, _ in failed) if ARMS[arm].generated else 0
+                differences += [{**which, "failed": lost, "score": score, **values} for score, values in gained.items()]
+    without = [{"scenario": scenario, "draw": draw, "why": why} for (scenario, draw), why in failed.items()]
+    result = {"settings": settings, "cells": rows, "differences": differences, "failed": without}
     classes = shards.read_manifest(data["location"])[0].classes
-    return {**result, "rare": classes[rare], "claim": claim(differences, settings)}
+    return {**result, "rare": classes[rare], "claim": claim(differences, settings, len(without))}
 
 
 def difference(
@@ -404,11 +417,14 @@ def verdict(low: float | None, high: float | None) -> str:
     return "does not help" if high < MATTERS else "cannot tell"
 
 
-def claim(differences: Sequence[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
+def claim(differences: Sequence[dict[str, Any]], settings: dict[str, Any], failed: int = 0) -> dict[str, Any]:
     """What it comes to in SCENARIO with NETWORK: the difference in CLAIM between CANDIDATE and BASELINE, as a
-    sentence, with that in BESIDE.
+    sentence, with that in BESIDE. failed: how many draws in all had no generator.
     """
     asked = [d for d in differences if d["arm"] == CANDIDATE and d["against"] == BASELINE and d["score"] == CLAIM]
+    if not asked and failed:
+        why = f"the trainings of {failed} generators diverged"
+        return {"verdict": "cannot tell", "sentence": f"It cannot be told whether synthetic images help: {why}."}
     if not asked:
         return {"verdict": "cannot tell", "sentence": f"Not asked: the grid lacks {CANDIDATE} or {BASELINE}."}
     found = min(asked, key=lambda d: (d["scenario"] != SCENARIO, d["network"] != NETWORK))  # the first of equal ones
@@ -418,6 +434,7 @@ def claim(differences: Sequence[dict[str, Any]], settings: dict[str, Any]) -> di
     share, rare_only = parse_scenario(found["scenario"])
     whose = "rarest class's training patients" if rare_only else "training patients"
     over = "draws of patients" if share < 1 else "repeats with the same patients"
+    lost = f" ({found['failed']} more are left out, their generators diverged)" if found.get("failed") else ""
     said = {
         "helps": "synthetic images help",
         "harms": "synthetic images harm",
@@ -426,7 +443,7 @@ def claim(differences: Sequence[dict[str, Any]], settings: dict[str, Any]) -> di
     }[what]
     sentence = (
         f"With {100 * share:g} % of the {whose} {said} beyond classical augmentation: {_told(found)}, {_told(beside)}, "
-        f"over {found['draws']} {over}, {_made_by(settings)}."
+        f"over {found['draws']} {over}{lost}, {_made_by(settings)}."
     )
     return {**found, BESIDE: {key: beside[key] for key in ("value", "low", "high")}, "verdict": what} | {
         "sentence": sentence
