@@ -17,7 +17,7 @@ from torch import Tensor
 from medgan import loop, report, sample
 from medgan.config import Config, ConfigError, validate
 from medgan.data.loader import Batch, Order, Split, batches, open_split, rank_rows
-from medgan.data.shards import Manifest, column, label_counts
+from medgan.data.shards import Manifest, column, label_counts, read_manifest
 from medgan.distributed import World
 from medgan.folder import CheckpointError, OtherSchema, RunFolder, Stuck
 from medgan.guards import Guard, overfit
@@ -100,6 +100,7 @@ def train(
     on_event({"event": "features"})
     evaluator = Evaluator(config, split, val, order, world)
     lost = _lost(folder, state.images_seen, began) if world.first else {}
+    evaluator.told = _of_data(data, split) if world.first else {}
     asked = (on_event, stopping, noticed, until)
     with Recorder(config, folder, evaluator, used, lease, state.images_seen, *asked) as recorder:
         if lost:
@@ -107,6 +108,15 @@ def train(
         loop.run(config, state, used, recorder)
     if world.first:
         on_event(recorder.outcome(state))
+
+
+def _of_data(data: str, split: Split) -> dict[str, Any]:
+    """What a generator's folder tells of the images it learnt from: see sample.export."""
+    manifest, _ = read_manifest(data)
+    several = bool((split.labels.sum(1) != 1).any())
+    patients = column(data, "train", "patient") if several and "train" in manifest.patients else None
+    sets = sample.label_sets(split.labels, manifest.classes, patients) if manifest.classes else []
+    return {"label_sets": sets, "source": manifest.source}
 
 
 def _lost(folder: RunFolder, images_seen: int, began: float) -> Row:
@@ -213,6 +223,8 @@ class Evaluator:
     def __init__(self, config: Config, train_split: Split, val: Split, order: Order, world: World) -> None:
         self.config, self.world = config, world
         self.train_labels = np.asarray(train_split.labels)
+        self.told: dict[str, Any] = {}
+        """What the generator's folder tells of the data; see `_of_data`."""
         self.label_pool = self.train_labels[order.epoch(0)]
         self.n = min(config.evaluate.n, len(val), len(train_split))
         self.extractor = EXTRACTORS[config.evaluate.extractor](world.device)
@@ -431,7 +443,7 @@ class Recorder:
         figures = {"images_seen": state.images_seen, "figure": figure, **row, "begun_with": state.begun_with}
         if state.ledger is not None:
             figures["privacy/epsilon"] = state.ledger.epsilon()
-        exported = sample.export(state.ema, state.config, counts, figures, self.picture)
+        exported = sample.export(state.ema, state.config, counts, figures, self.picture, **self.evaluator.told)
         self._hold()
         for name, content in exported.items():
             self.folder.write(f"generator/{name}", content)

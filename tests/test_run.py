@@ -89,6 +89,7 @@ def test_a_run_leaves_the_folder_that_is_promised(preset, tiny, phantoms, tmp_pa
     assert {"loss/G", "logits/real", "logits/fake", "time/images_per_s", "time/data_wait_s"} <= rows[1].keys()
     assert events[-1]["event"] == "done"
     assert not any("patient" in key or "image_id" in key for row in rows for key in row)
+    assert "`phantom_cxr`" in (tmp_path / "run/generator/README.md").read_text()
 
 
 @pytest.mark.parametrize("preset", configs.AXES["model.name"])
