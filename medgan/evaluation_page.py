@@ -13,7 +13,6 @@ from markupsafe import Markup
 from medgan.folder import RunFolder
 from medgan.metrics.classifiers import SCORES
 from medgan.metrics.fidelity import FIGURES, shifted, told_figure
-from medgan.metrics.utility import BASELINE
 
 Interval = tuple[str, float, float | None, float | None]
 """(name, value, low, high)"""
@@ -89,9 +88,8 @@ def _gains(utility: dict[str, Any], score: str) -> list[Interval]:
 
 
 def gain_of(difference: dict[str, Any]) -> str:
-    """The arm, and what it is held against where that is another than for most."""
-    against = difference["against"]
-    return str(difference["arm"]) + ("" if against == BASELINE else f" over {against}")
+    """The arm, and what it is held against."""
+    return f"{difference['arm']} over {difference['against']}"
 
 
 def _attacks(privacy: dict[str, Any]) -> list[Interval]:

@@ -46,6 +46,7 @@ RANKS = {
     "medgan.data.ingest": 7,
     "medgan.cells": 3,
     "medgan.augment": 2,
+    "medgan.private": 4,
     "medgan.state": 6,
     "medgan.step": 7,
     "medgan.guards": 7,
