@@ -115,10 +115,10 @@ def main(argv: Sequence[str]) -> None:
         if config.private:
             dp = config.privacy.dp
             print(
-                f"private: at most epsilon {dp.epsilon:g} at delta {dp.delta:.1e}, noise {dp.noise:.3g}; who is drawn",
-                end=" ",
+                f"private: at most epsilon {dp.epsilon:g} at delta {dp.delta:.1e}, noise {dp.noise:.3g}; who is drawn "
+                "is nowhere kept, so that a run that is gone on with is not the same to the bit",
+                flush=True,
             )
-            print("is nowhere kept, so that a run that is gone on with is not the same to the bit", flush=True)
         given = {"owner": owner, "timeout_s": args.timeout, "gpu": unit == "GPU"}
         outcome = fit(config.dump(), data, out, workers, view.show, init, **given)
     view.line.close()

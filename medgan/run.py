@@ -122,10 +122,10 @@ def _of_data(data: str, split: Split) -> dict[str, Any]:
 def _lost(folder: RunFolder, images_seen: int, began: float) -> Row:
     """What the end of this command's earlier workers cost: images that are trained again, and (as a time) since when
     nothing was. Empty where the command has just begun."""
-    rows, written = read_rows(folder.fetch("metrics.jsonl")), folder.modified("metrics.jsonl")
-    if written is None or written < began or not rows:
+    written = folder.modified("metrics.jsonl")
+    if written is None or written < began or not read_rows(folder.fetch("metrics.jsonl")):
         return {}
-    return {"resume/lost_images": rows[-1]["images_seen"] - images_seen, "resume/lost_s": written}
+    return {"resume/lost_images": _redone(folder, images_seen), "resume/lost_s": written}
 
 
 def _redone(folder: RunFolder, images_seen: int) -> int:
@@ -472,7 +472,8 @@ def settled(config: Config, manifest: Manifest, gpu: bool) -> Config:
     if config.private:
         from medgan import private  # Opacus takes two seconds to import
 
-        precision = "float32" if config.precision == "auto" else precision
+        if config.precision == "auto":
+            precision = "float32"
         if "train" not in manifest.patients:
             raise ConfigError("privacy.dp.epsilon: DATA does not say whose its images are")
         config = private.settled(config, manifest.patients["train"])

@@ -27,6 +27,11 @@ def call(*command: object) -> str:
     return result.stdout.strip().splitlines()[-1]
 
 
+def told(command: list[str], data: Path, out: Path) -> str:
+    """A command of jobs/ as anybody may give it: DATA and RUN for the folders."""
+    return shlex.join(["DATA" if word == str(data) else "RUN" if word == str(out) else word for word in command])
+
+
 def hardware() -> str:
     info = Path("/proc/cpuinfo").read_text()
     name = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "?")

@@ -14,7 +14,6 @@ continues its shorter one. Checkpoints are chosen on val, figures are of the tes
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 import statistics
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 from medgan.tracking import read_rows
 from tests import classifier
-from tests.prove import ROOT, arguments, call, commit, hardware, keep, known, opened, raw
+from tests.prove import ROOT, arguments, call, commit, hardware, keep, known, opened, raw, told
 
 RESULTS = ROOT / "results/films.json"
 YARDSTICK = "tutorial-dcgan"
@@ -90,9 +89,6 @@ def measured(resolution: int, model: str, minutes: int, films: Path, work: Path,
     figures_file = work / f"{resolution}-{model}-{minutes}.json"
     call("jobs/evaluate.py", *subject, "--data", data, "--out", figures_file)
     figures = json.loads(figures_file.read_text())["fidelity"]
-    shown = command[:]
-    for place, name in ((str(data), "DATA"), (str(out), "RUN")):
-        shown = [name if word == place else word for word in shown]
     result = {
         **{"data": "kermany_cxr", "resolution": resolution, "model": model, "minutes": minutes},
         **{"kid": figures["kid"]["value"], "n": figures["kid"]["n"], "floor": figures["kid"]["floor"]},
@@ -100,7 +96,7 @@ def measured(resolution: int, model: str, minutes: int, films: Path, work: Path,
         **{name: figures[name]["value"] for name in ("precision", "recall", "coverage")},
         **{"coverage_floor": figures["coverage"]["floor"]},
         **{"images_seen": images, "images_per_s": round(pace, 1), "seed": SEED},
-        **{"commit": commit(), "command": f"python {shlex.join(shown)}", "hardware": hardware()},
+        **{"commit": commit(), "command": f"python {told(command, data, out)}", "hardware": hardware()},
     }
     grid = out / ("samples.png" if model == YARDSTICK else "generator/samples.png")
     RESULTS.with_suffix("").mkdir(parents=True, exist_ok=True)

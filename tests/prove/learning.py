@@ -11,13 +11,12 @@ of the test split; checkpoints were chosen on val.
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
 from medgan.tracking import read_rows
-from tests.prove import ROOT, arguments, call, commit, hardware, keep, known, opened
+from tests.prove import ROOT, arguments, call, commit, hardware, keep, known, opened, told
 from tests.prove.films import read_by_classifier, speed, training
 
 RESULTS = ROOT / "results/learning.json"
@@ -62,7 +61,7 @@ def learnt(model: str, work: Path, workers: int) -> dict[str, Any]:
         **{"kid": figures["kid"]["value"], "floor": figures["kid"]["floor"], "n": figures["kid"]["n"]},
         **{"images_seen": images, "images_per_s": round(pace, 1)},
         **{"seed": 0, "commit": commit(), "hardware": hardware()},
-        "command": shlex.join(["DATA" if w == str(data) else "RUN" if w == str(out) else w for w in command]),
+        "command": told(command, data, out),
     }
 
 
@@ -78,7 +77,7 @@ def few(name: str, work: Path, workers: int) -> dict[str, Any]:
         **{"name": name, "train_images": json.loads((data / "manifest.json").read_text())["counts"]["train"]},
         "curve": [{"images_seen": row["images_seen"], **at} for row, at in zip(rows, curve, strict=True)],
         **{"seed": 0, "commit": commit(), "hardware": hardware()},
-        "command": shlex.join(["DATA" if w == str(data) else "RUN" if w == str(out) else w for w in command]),
+        "command": told(command, data, out),
     }
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from typing import Any
 from medgan.folder import RunFolder
 from medgan.tracking import read_rows
 from tests import classifier
-from tests.prove import ROOT, arguments, call, commit, hardware, keep, known, opened, raw
+from tests.prove import ROOT, arguments, call, commit, hardware, keep, known, opened, raw, told
+from tests.prove.films import training
 
 RESULTS = ROOT / "results/privacy.json"
 IMAGES = 40_000
@@ -32,12 +32,10 @@ BUDGETS = ("1", "10", "100", "none")
 def measured(budget: str, films: Path, work: Path, workers: int) -> dict[str, Any]:
     data, out, release = work / "data", work / budget, work / f"{budget}-release"
     call("jobs/prepare.py", "--source", "kermany_cxr", "--raw", films, "--out", data, "--resolution", 32)
-    settings = [f"total_images={IMAGES}", "tracking.wandb=disabled"]
-    preset = "cgan" if budget == "none" else "cgan-dp"
+    command = training("cgan" if budget == "none" else "cgan-dp", data, out, IMAGES, workers)
+    command += ["--set", "tracking.wandb=disabled"]
     if budget != "none":
-        settings.append(f"privacy.dp.epsilon={budget}")
-    command = ["jobs/train.py", "--preset", preset, "--data", str(data), "--out", str(out), "--workers", str(workers)]
-    command += [word for setting in settings for word in ("--set", setting)]
+        command += ["--set", f"privacy.dp.epsilon={budget}"]
     call(*command)
     call("jobs/evaluate.py", "--run", out, "--data", data, "--out", work / f"{budget}.json")
     figures = json.loads((work / f"{budget}.json").read_text())["fidelity"]
@@ -57,7 +55,7 @@ def measured(budget: str, films: Path, work: Path, workers: int) -> dict[str, An
         **{"kid": figures["kid"]["value"], "floor": figures["kid"]["floor"], "n": figures["kid"]["n"]},
         **{"coverage": figures["coverage"]["value"], "useful": useful, "per_class": PER_CLASS},
         **{"images_seen": max(folder.checkpoints()), "commit": commit(), "hardware": hardware()},
-        "command": shlex.join(["DATA" if w == str(data) else "RUN" if w == str(out) else w for w in command]),
+        "command": told(command, data, out),
     }
 
 
