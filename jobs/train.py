@@ -238,7 +238,7 @@ class View:
         print(f"of the time, evaluations took {done['evaluate_share']:.0%} and checkpoints {done['save_share']:.1%}")
         for name, what in (
             ("report.html", "figures, samples and curves; open it in a browser"),
-            ("generator/", "the best generator"),
+            ("generator/", f"the {which} generator"),
             ("samples/", "sample grids over time"),
             ("metrics.jsonl", "every figure"),
             ("checkpoints/", "to train on"),

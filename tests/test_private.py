@@ -254,6 +254,9 @@ def test_a_private_run_ends_within_its_budget_and_exports_its_last_generator(str
     card = folder.read("generator/README.md").decode()
     assert f"epsilon {spent:.4g} at delta" in card
     assert "Not covered: class counts" in card
+    page = folder.read("report.html").decode()
+    assert f"exports the last generator, at {seen:,} images" in page
+    assert "The best is by KID" not in page
     again = []
     train(config, phantoms, tmp_path / "run", again.append)
     assert folder.checkpoints()[-1] == seen
