@@ -156,6 +156,13 @@ class Submitted:
         term = max((self.out / ".lease").glob("??????"))
         return json.loads(term.read_text())["host"]
 
+    def stop(self):
+        """`ray job stop`, and its end; returns the images seen of the newest checkpoint."""
+        stopped = ray_command(self.hosts, "job", "stop", "--address", self.hosts.dashboard, self.id, timeout=180)
+        assert stopped.returncode == 0, stopped.stderr
+        self.wait(60)
+        return self.folder.checkpoints()[-1]
+
     def end(self):
         if self.process.poll() is None:
             ray_command(self.hosts, "job", "stop", "--address", self.hosts.dashboard, self.id)

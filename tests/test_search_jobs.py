@@ -180,9 +180,11 @@ def test_a_trial_that_fails_or_loses_its_worker_is_marked_and_the_search_goes_on
 
 def test_two_workers_per_trial_are_refused_where_there_is_one_core_and_train_where_there_are(phantoms, tmp_path):
     out = tmp_path / "search"
-    code, output = run_job("search", *command(phantoms, out, "--workers-per-trial", 99))
+    many = os.cpu_count() + 1
+    arguments = command(phantoms, out, "--workers-per-trial", many, global_batch=4 * many)  # of groups of 4
+    code, output = run_job("search", *arguments)
     assert code == 2, output
-    assert output.strip().endswith(f"--workers-per-trial 99: the cluster has {os.cpu_count()} CPUs")
+    assert output.strip().endswith(f"--workers-per-trial {many}: the cluster has {os.cpu_count()} CPUs")
     assert not out.exists()
     if os.cpu_count() < 2:
         pytest.skip("one core")

@@ -29,7 +29,6 @@ from ..hosts import (
     alive,
     assert_every_image_once_per_epoch,
     assert_same_weights,
-    ray_command,
     undisturbed,
     until,
 )
@@ -69,13 +68,12 @@ def soak(hosts: Hosts, minutes: float, seed: int) -> dict[str, object]:
             if job.process.poll() is not None:
                 raise AssertionError(f"the job ended:\n{job.text[-3000:]}")
             time.sleep(BACK_S)
-        ray_command(hosts, "job", "stop", "--address", hosts.dashboard, job.id, timeout=180)
-        job.wait(180)
+        saved = job.stop()
     finally:
         job.end()
     until(lambda: alive(hosts) == 3, 90, "three hosts")
     batch = job.folder.config().global_batch
-    wanted = -(-(job.folder.checkpoints()[-1] + 480) // batch) * batch
+    wanted = -(-(saved + 480) // batch) * batch
     last = Submitted(hosts, "soak", "1-3", total_images=wanted)
     try:
         code, output = last.wait(300)
