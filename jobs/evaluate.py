@@ -82,6 +82,7 @@ def parser() -> Parser:
         "--neighbours", metavar="FILE.png", help="also a picture of samples beside their nearest real training images"
     )
     parser.add_argument("--workers", type=int, help="cells at once (default: all that fit); 0: here, without Ray")
+    parser.add_use("a cell")
     parser.add_argument("--out", help="file to write (default: RUN/evaluation.json, or evaluation.json in --synthetic)")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages and tracebacks")
     return parser
@@ -297,7 +298,7 @@ def compute(wanted: Sequence[Any], folder: str, args: Namespace) -> None:
             from medgan.ray_train import connect
 
             connect(args.verbose)
-            ray_tasks.run(wanted, folder, progress, args.workers)
+            ray_tasks.run(wanted, folder, progress, args.workers, args.use)
     finally:
         line.close()
 

@@ -50,6 +50,7 @@ def parser() -> Parser:
     parser.add_argument("--dicom", action="store_true", help="also write dicom/<class>/<row>.dcm: secondary captures")
     parser.add_argument("--licence", default="other", help="for the card, such as cc-by-4.0 (default: other)")
     parser.add_argument("--workers", type=int, help="shards at once (default: all that fit); 0: here, without Ray")
+    parser.add_use("a shard")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages and tracebacks")
     return parser
 
@@ -212,7 +213,7 @@ def draw(wanted: Sequence[Any], parts: str, images: int, args: Any) -> str:
 
             connect(args.verbose)
             began = time.monotonic()
-            ray_tasks.run(wanted, parts, progress, args.workers)
+            ray_tasks.run(wanted, parts, progress, args.workers, args.use)
     finally:
         line.close()
     return f", {left / (time.monotonic() - began):.0f} images/s" if left else ""

@@ -36,6 +36,13 @@ def parser() -> Parser:
     parser.add_argument("--out", help="search folder to make or to go on with: a path or a URI")
     parser.add_argument("--trials", type=int, help="how many trials in all")
     parser.add_argument("--workers-per-trial", type=int, default=1, help="cores or GPUs of each (default 1)")
+    parser.add_use("a worker")
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        metavar="N",
+        help="trials at a time, those that an autoscaler has to make room for included (default: what fits now)",
+    )
     parser.add_argument(
         "--space", action="append", default=[], metavar="KEY=VALUES|FILE", help="narrow what is searched; repeatable"
     )
@@ -58,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
     for flag in ("data",) if args.show_space else ("data", "out", "trials"):
         if getattr(args, flag) is None:
             raise Refused(f"--{flag} is missing; --help shows an example")
-    for flag, least in (("trials", 1), ("workers_per_trial", 1), ("finalists", 0), ("seeds", 1)):
+    for flag, least in (("trials", 1), ("workers_per_trial", 1), ("at_once", 1), ("finalists", 0), ("seeds", 1)):
         if getattr(args, flag) is not None and getattr(args, flag) < least:
             raise Refused(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be at least {least}")
     data = absolute("--data", args.data)
@@ -88,6 +95,8 @@ def main(argv: Sequence[str]) -> None:
         out=out,
         trials=args.trials,
         workers=args.workers_per_trial,
+        use=args.use,
+        at_once=args.at_once,
         space=tuple(args.space),
         fixed=search.with_defaults(fixed),
         algorithm=args.algorithm,
@@ -110,8 +119,7 @@ def main(argv: Sequence[str]) -> None:
         if manifest.rows(split) < 16:
             raise Refused(f"--data {data}: {split} has {manifest.rows(split)} images, at least 16 are needed")
     shards.verify(data, manifest)
-    resources = connect(args.verbose)
-    slots = search.slots(resources, request.workers)
+    slots, unit = search.slots(connect(args.verbose), request.workers, request.use, request.at_once)
     names = ("medgan", "torch", "ray", "optuna")
     wanted["versions"] = {name: importlib.metadata.version(name) for name in names}
     wanted["command"] = f"python {shlex.join(sys.argv)}"
@@ -120,7 +128,8 @@ def main(argv: Sequence[str]) -> None:
         folder.write("search.yaml", yaml.safe_dump(wanted, sort_keys=False))
         running = search.Search(request, space, manifest, sha256, board.show)
         board.earlier(running.ledger.records)
-        print(f"searching {len(space.cells)} combinations with {args.algorithm}, {slots} trials at a time, into {out}")
+        many = f"{slots} trials at a time on {unit}s"
+        print(f"searching {len(space.cells)} combinations with {args.algorithm}, {many}, into {out}")
         running.run()
     board.close()
     records = list(running.ledger.records.values())

@@ -28,9 +28,7 @@ def parser() -> Parser:
     parser.add_argument("--data", help="data folder made by jobs/prepare.py: a path or a URI")
     parser.add_argument("--out", help="run folder to make or to go on with: a path or a URI")
     parser.add_argument("--workers", help="number of workers, or a range such as 1-3 (default: every GPU, else 2)")
-    parser.add_argument(
-        "--use", choices=("auto", "gpu", "cpu"), default="auto", help="what a worker takes (auto: GPUs if any)"
-    )
+    parser.add_use("a worker")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -10,22 +10,29 @@ from ray.exceptions import RayTaskError
 
 from medgan import cells
 from medgan.cells import Cell
-from medgan.ray_train import Interrupt
+from medgan.config import Refused
+from medgan.ray_train import Interrupt, taken
 from medgan.terminal import Stopped, again
 
 
-def run(wanted: Sequence[Cell], folder: str, show: Callable[[int, int, str], None], workers: int | None = None) -> None:
-    """Compute what is missing on the connected cluster, each cell on a GPU where there are any, else on a CPU.
+def run(
+    wanted: Sequence[Cell],
+    folder: str,
+    show: Callable[[int, int, str], None],
+    workers: int | None = None,
+    use: str = "auto",
+) -> None:
+    """Compute what is missing on the connected cluster, each cell on a GPU or a CPU.
 
-    folder: a path or a URI that every host sees. workers: at most so many cells at once (None: as many as fit). A
-    cell whose process or host dies is computed again; what a cell raises is raised here. Ctrl-C stops at once: cells
-    that are done are kept. show: called with (cells done, of how many, name of the one done last).
+    folder: a path or a URI that every host sees. workers: at most so many cells at once, those that an autoscaler has
+    to make room for included (None: as many as fit now). use: auto (GPUs where there are any), gpu or cpu. A cell whose
+    process or host dies is computed again; what a cell raises is raised here. Ctrl-C stops at once: cells that are done
+    are kept. show: called with (cells done, of how many, name of the one done last). Raises Refused where there is no
+    room and nobody said for what to wait.
     """
     todo = cells.missing(wanted, folder)
-    resources = ray.cluster_resources()
-    unit = "GPU" if resources.get("GPU", 0) else "CPU"
-    limit = workers or max(1, int(resources.get(unit, 1)))
-    task = ray.remote(num_cpus=int(unit == "CPU"), num_gpus=int(unit == "GPU"), max_retries=3)(_compute)
+    options, limit = room(ray.cluster_resources(), workers, use)
+    task = ray.remote(**options, max_retries=3)(_compute)
     waiting = {cell.digest: cell for cell in todo}
     unfinished = set(waiting)
     running: dict[Any, Cell] = {}
@@ -51,6 +58,17 @@ def run(wanted: Sequence[Cell], folder: str, show: Callable[[int, int, str], Non
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
+
+
+def room(resources: Mapping[str, float], workers: int | None = None, use: str = "auto") -> tuple[dict[str, Any], int]:
+    """(Ray's options of a cell, how many cells at once) where such resources are there now; arguments as for `run`."""
+    unit, count = taken(resources, use, "--workers 8")
+    if not workers and not count:
+        raise Refused(f"the cluster has no {unit} yet: name --workers, for how many cells at once it may add some")
+    options: dict[str, Any] = {"num_cpus": int(unit == "CPU"), "num_gpus": int(unit == "GPU")}
+    if unit == "CPU" and resources.get("GPU"):  # Ray would leave the host's GPUs in sight
+        options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+    return options, workers or count
 
 
 def _compute(cell: Cell, folder: str) -> None:

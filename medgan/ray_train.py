@@ -16,7 +16,7 @@ import struct
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,21 +112,30 @@ class Workers:
         return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
 
 
+def taken(resources: Mapping[str, float], use: str, such_as: str, wait: bool = False) -> tuple[str, int]:
+    """(what is taken, GPU or CPU, and how many there are now). use: auto (GPUs where there are any), gpu or cpu.
+
+    Ray does not tell what an autoscaler could add, so where one is to `wait` for it, or nothing is there yet, it has to
+    be said: then raises Refused, with `such_as` for an example.
+    """
+    have = {unit: int(resources.get(unit, 0)) for unit in ("GPU", "CPU")}
+    if use == "auto" and not have["GPU"] and (wait or not have["CPU"]):
+        there = "no GPU yet" if have["CPU"] else "no CPU and no GPU yet"
+        raise Refused(f"the cluster has {there}: say which to wait for, such as --use gpu {such_as}")
+    unit = ("GPU" if have["GPU"] else "CPU") if use == "auto" else use.upper()
+    return unit, have[unit]
+
+
 def placed(
     resources: dict[str, float], asked: Workers | None, use: str, wait: bool, config: Config
 ) -> tuple[Workers, str, list[str]]:
     """(how many workers, on a GPU or a CPU each, what a person should know of it) from what the cluster has now.
 
-    asked: None for every GPU, or for two CPUs. use: auto (GPUs where there are any), gpu or cpu. Ray does not tell what
-    an autoscaler could add, so where a run is to `wait` for it, or nothing is there yet, it has to be said.
+    asked: None for every GPU, or for two CPUs. use: as for `taken`. wait: for those that an autoscaler has yet to add.
     Raises Refused.
     """
-    have = {unit: int(resources.get(unit, 0)) for unit in ("GPU", "CPU")}
-    if use == "auto" and not have["GPU"] and (wait or not have["CPU"]):
-        there = "no GPU yet" if have["CPU"] else "no CPU and no GPU yet"
-        raise Refused(f"the cluster has {there}: say which to wait for, such as --use gpu --workers 1-8 --wait")
-    unit = ("GPU" if have["GPU"] else "CPU") if use == "auto" else use.upper()
-    count, most, notes = have[unit], config.most_workers, []
+    unit, count = taken(resources, use, "--workers 1-8 --wait", wait)
+    most, notes = config.most_workers, []
     if asked is None:
         if not count:
             raise Refused(f"the cluster has no {unit}{' yet' if wait else ''}: name --workers, and --wait if more come")
@@ -160,7 +169,7 @@ def fit(
     owner: str | None = None,
     timeout_s: int = TIMEOUT_S,
     interrupt: Interrupt | None = None,
-    gpu: bool | None = None,
+    gpu: bool = False,
     until: int | None = None,
 ) -> Outcome:
     """Train on the connected cluster until done; on_event is called here, in the driver, with what the workers say.
@@ -169,12 +178,11 @@ def fit(
     newest checkpoint in `out`, up to max_failures times without a new one. owner: whoever holds the run's lease.
     timeout_s: how long the workers wait for one that does not answer. interrupt: what asks the run to stop; Ctrl-C
     and SIGTERM if none is given. until: images after which it ends this time. Workers(0, 0) trains in this process.
-    gpu: whether a worker takes a GPU, also one that an autoscaler has to add; where None, whether the cluster has any.
+    gpu: whether a worker takes a GPU, also one that an autoscaler has to add.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    gpu = ray.cluster_resources().get("GPU", 0) > 0 if gpu is None else gpu
     outcome = Outcome()
     # On this host: whatever host dies, the driver and the workers that are left can still talk.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

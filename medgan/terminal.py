@@ -35,6 +35,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise Refused(f"{message}; --help shows what there is")
 
+    def add_use(self, what: str) -> None:
+        """--use, as every command has it that takes GPUs or CPUs of a cluster."""
+        help = f"what {what} takes (auto, the default: GPUs if the cluster has any now)"
+        self.add_argument("--use", choices=("auto", "gpu", "cpu"), default="auto", help=help)
+
 
 def command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run a script's main; returns its exit code: 0 done, 1 failed while running, 2 refused, 130 interrupted.

@@ -172,3 +172,27 @@ def test_ctrl_c_stops_at_once_and_says_how_to_go_on(cluster, log, tmp_path):
         ray_tasks.run(wanted, str(tmp_path), interrupt)
     assert time.monotonic() - began < 30
     assert wanted[0].load(str(tmp_path))["value"] == 1
+
+
+@pytest.mark.parametrize(
+    ("resources", "asked", "taken"),
+    [
+        ({"CPU": 8.0}, {}, ({"num_cpus": 1, "num_gpus": 0}, 8, None)),
+        ({"CPU": 8.0, "GPU": 2.0}, {}, ({"num_cpus": 0, "num_gpus": 1}, 2, None)),
+        ({"CPU": 8.0, "GPU": 2.0}, {"use": "cpu"}, ({"num_cpus": 1, "num_gpus": 0}, 8, "")),
+        ({}, {"use": "gpu", "workers": 4}, ({"num_cpus": 0, "num_gpus": 1}, 4, None)),
+        ({}, {}, "the cluster has no CPU and no GPU yet: say which to wait for, such as --use gpu --workers 8"),
+        ({"CPU": 8.0}, {"use": "gpu"}, "the cluster has no GPU yet: name --workers"),
+    ],
+)
+def test_cells_take_what_is_asked_for_also_what_an_autoscaler_has_to_add(resources, asked, taken):
+    from medgan.config import Refused
+    from medgan.ray_tasks import room
+
+    if isinstance(taken, str):
+        with pytest.raises(Refused, match=taken):
+            room(resources, **asked)
+        return
+    options, limit = room(resources, **asked)
+    visible = options.get("runtime_env", {}).get("env_vars", {}).get("CUDA_VISIBLE_DEVICES")
+    assert ({key: options[key] for key in ("num_cpus", "num_gpus")}, limit, visible) == taken

@@ -51,11 +51,11 @@ def fit(out, **options):
     return outcome, shown
 
 
-@pytest.mark.parametrize("gpu", [None, False, True])
+@pytest.mark.parametrize("gpu", [False, True])
 def test_workers_are_asked_for_on_gpus_that_are_not_there_yet(monkeypatch, tmp_path, gpu):
     stand = Stand(monkeypatch, lambda say: say(told("done", "")))
     fit(tmp_path / "run", gpu=gpu)
-    assert [options["scaling_config"].use_gpu for options in stand.trainers] == [gpu is True]
+    assert [options["scaling_config"].use_gpu for options in stand.trainers] == [gpu]
 
 
 def test_the_job_asks_for_what_it_is_told_and_says_what_it_waits_for(monkeypatch, phantoms, tmp_path, capsys):

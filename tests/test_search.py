@@ -352,11 +352,24 @@ def test_the_identity_of_a_search_survives_yaml():
 
 
 def test_trials_are_packed_and_never_more_than_there_is_room_for():
-    assert search.slots({"CPU": 8.0}, 1) == 8
-    assert search.slots({"CPU": 8.0}, 3) == 2
-    assert search.slots({"CPU": 64.0, "GPU": 4.0}, 2) == 2
+    assert search.slots({"CPU": 8.0}, 1) == (8, "CPU")
+    assert search.slots({"CPU": 8.0}, 3) == (2, "CPU")
+    assert search.slots({"CPU": 64.0, "GPU": 4.0}, 2) == (2, "GPU")
+    assert search.slots({"CPU": 64.0, "GPU": 4.0}, 2, use="cpu") == (32, "CPU")
+    assert search.slots({"CPU": 8.0}, 1, at_once=3) == (3, "CPU")
     with pytest.raises(Refused, match="--workers-per-trial 3: the cluster has 2 CPUs"):
         search.slots({"CPU": 2.0}, 3)
+
+
+def test_where_an_autoscaler_has_yet_to_make_room_it_has_to_be_said_for_what_and_how_much():
+    for resources in ({}, {"CPU": 0.0}):
+        with pytest.raises(
+            Refused, match="no CPU and no GPU yet: say which to wait for, such as --use gpu --at-once 8"
+        ):
+            search.slots(resources, 1)
+    with pytest.raises(Refused, match="--workers-per-trial 1: the cluster has 0 GPUs"):
+        search.slots({"CPU": 2.0}, 1, use="gpu")
+    assert search.slots({}, 2, use="gpu", at_once=8) == (8, "GPU")
 
 
 @pytest.mark.parametrize(
@@ -438,7 +451,7 @@ def test_a_child_gets_the_donors_weights_figures_and_generator(tmp_path):
 
 
 def test_a_trial_that_was_given_up_cannot_take_the_lease_of_the_one_after_it(tmp_path, tiny, monkeypatch):
-    folder, plan = RunFolder(str(tmp_path / "run")), Plan("", "", "{}", "", 1)
+    folder, plan = RunFolder(str(tmp_path / "run")), Plan("", "", "{}", "", 1, False)
     after: list[Lease] = []
 
     def fit(config, data, out, workers, on_event, *, owner, **more):

@@ -33,7 +33,7 @@ from medgan import config as configs
 from medgan.config import Refused
 from medgan.data.shards import Manifest, filesystem
 from medgan.folder import RunFolder, SearchFolder
-from medgan.ray_train import Interrupt
+from medgan.ray_train import Interrupt, taken
 from medgan.search_page import search_page
 from medgan.tracking import parse_rows
 from tune import schedulers
@@ -55,6 +55,10 @@ class Request:
     trials: int
     workers: int = 1
     """Workers per trial."""
+    use: str = "auto"
+    """What a worker takes: auto (GPUs where there are any now), gpu or cpu."""
+    at_once: int | None = None
+    """How many trials at a time, whether there is room for them yet or not; None: as many as there is room for now."""
     space: tuple[str, ...] = ()
     """Narrowings, as given to --space."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -74,10 +78,10 @@ class Request:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be the same where a search goes on. The number of trials and of workers may differ, and how many
-        finalists there are."""
+        """What must be the same where a search goes on. The number of trials and of workers may differ, what they take,
+        and how many finalists there are."""
         tree = asdict(self)
-        free = ("out", "data", "trials", "workers", "finalists", "seeds")
+        free = ("out", "data", "trials", "workers", "use", "at_once", "finalists", "seeds")
         kept = {key: list(value) if isinstance(value, tuple) else value for key, value in tree.items()}
         return {key: dict(value) if key == "fixed" else value for key, value in kept.items() if key not in free}
 
@@ -102,21 +106,25 @@ def check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], out: str) -
 # -- the cluster -------------------------------------------------------------------------------------------------------
 
 
-def slots(resources: Mapping[str, float], workers: int) -> int:
-    """How many trials run at a time. Raises Refused where there is no room for one."""
-    unit = "GPU" if resources.get("GPU") else "CPU"
-    have = int(resources.get(unit, 0))
+def slots(
+    resources: Mapping[str, float], workers: int, use: str = "auto", at_once: int | None = None
+) -> tuple[int, str]:
+    """(how many trials run at a time, on GPUs or CPUs). at_once: so many, those that an autoscaler has to make room for
+    included; None: as many as there is room for now. Raises Refused where there is none for one."""
+    unit, have = taken(resources, use, "--at-once 8")
+    if at_once is not None:
+        return at_once, unit
     if workers > have:
         raise Refused(f"--workers-per-trial {workers}: the cluster has {have} {unit}s")
-    return have // workers
+    return have // workers, unit
 
 
-def bundle(resources: Mapping[str, float], workers: int) -> PlacementGroupFactory:
+def bundle(unit: str, workers: int) -> PlacementGroupFactory:
     """What a trial's own process takes: a core and a GPU where it trains itself, else memory alone, since its workers
     take theirs."""
     if workers > 1:
         return PlacementGroupFactory([{"memory": 300 * 2**20}])
-    return PlacementGroupFactory([{"CPU": 1, "GPU": 1} if resources.get("GPU") else {"CPU": 1}])
+    return PlacementGroupFactory([{"CPU": 1, "GPU": 1} if unit == "GPU" else {"CPU": 1}])
 
 
 def prepare_nodes(data: str, n: int, extractor: str, gpu: bool) -> None:
@@ -312,11 +320,11 @@ class Search:
         self.request, self.space, self.manifest, self.tell = request, space, manifest, tell
         self.folder = SearchFolder(request.out)
         self.ledger = Ledger(self.folder, tell)
-        self.resources = dict(ray.cluster_resources())
-        self.slots = slots(self.resources, request.workers)
+        self.slots, self.unit = slots(ray.cluster_resources(), request.workers, request.use, request.at_once)
         pbt = request.algorithm == "pbt"
         self.segment = int(float(request.fixed["evaluate.interval_kimg"]) * 1000) if pbt else 0
-        self.plan = Plan(request.data, request.out, manifest.to_json(), sha256, request.workers, self.segment)
+        gpu = self.unit == "GPU"
+        self.plan = Plan(request.data, request.out, manifest.to_json(), sha256, request.workers, gpu, self.segment)
         self.flag: Any = None
         self.interrupt = Interrupt()
 
@@ -325,7 +333,7 @@ class Search:
         request = self.request
         config = configs.load(overrides={k: v for k, v in request.fixed.items() if k.startswith("evaluate.")})
         self.tell("reading the data and measuring the real images, once on every host ...")
-        prepare_nodes(request.data, config.evaluate.n, config.evaluate.extractor, self.resources.get("GPU", 0) > 0)
+        prepare_nodes(request.data, config.evaluate.n, config.evaluate.extractor, self.plan.gpu)
         # On this host, as `fit` has its queues: whatever host dies, the trials that are left can still ask.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.flag = Flag.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
@@ -407,7 +415,7 @@ class Search:
     def _tune(self, space: dict[str, Any], scheduler: Any, **more: Any) -> None:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what a trial came to is in its record
         trainable = tune.with_resources(
-            tune.with_parameters(Trial, plan=self.plan, flag=self.flag), bundle(self.resources, self.request.workers)
+            tune.with_parameters(Trial, plan=self.plan, flag=self.flag), bundle(self.unit, self.request.workers)
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -41,6 +41,8 @@ class Plan:
     """DATA/manifest.json."""
     sha256: str
     workers: int
+    gpu: bool
+    """Whether a worker takes a GPU."""
     segment: int = 0
     """Population based training: images between two chances to take over another trial's weights; 0: none."""
 
@@ -113,6 +115,7 @@ class Training(threading.Thread):
                 max_failures=1,
                 owner=self.owner,
                 interrupt=self.wish,
+                gpu=self.plan.gpu,
                 until=self.until,
             )
         except Exception as error:  # told by the trial
@@ -204,8 +207,7 @@ class Trial(tune.Trainable):
             stored = folder.config()
             assert stored is not None
             config = configs.resume(stored, config)
-        gpu = ray.cluster_resources().get("GPU", 0) > 0
-        config = settled(config, Manifest.from_json(self.plan.manifest), gpu)
+        config = settled(config, Manifest.from_json(self.plan.manifest), self.plan.gpu)
         folder.write("config.yaml", configs.to_yaml(config))
         folder.write("manifest.json", self.plan.manifest)
         if folder.exists("metrics.jsonl"):  # what was known before a restart

@@ -39,6 +39,10 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "no minibatch stddev": ("normalisation", "cgan", {"model.stddev_group": 1}),
     "half width": ("width", "cgan", {"model.width": 16, "model.max_width": 128}),
     "double width": ("width", "cgan", {"model.width": 64, "model.max_width": 512}),
+    "half the batch": ("batch", "cgan", {"global_batch": 16}),
+    "double the batch": ("batch", "cgan", {"global_batch": 64}),
+    "half the rates": ("learning rate", "cgan", {"optim.lr_g": 5e-4, "optim.lr_d": 5e-4}),
+    "double the rates": ("learning rate", "cgan", {"optim.lr_g": 2e-3, "optim.lr_d": 2e-3}),
     "no average": ("average", "cgan", {"ema.half_life_kimg": 0}),
 }
 
