@@ -19,7 +19,7 @@ from tests.prove import ROOT, arguments, call, commit, hardware, keep, known, op
 from tests.prove.films import training
 
 RESULTS = ROOT / "results/ablation.json"
-IMAGES = 60_000
+IMAGES = 40_000
 OFF = {"loss.r1_gamma": 0, "loss.r2_gamma": 0}
 VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     # name: (what is changed, preset, settings)
