@@ -353,10 +353,11 @@ def carry(subject: str, args: Namespace, result: dict[str, Any]) -> None:
     """The figures into the card of what was evaluated, and a run's page made again."""
     from medgan import release, report
     from medgan.folder import RunFolder
+    from medgan.sample import holds_generator
 
     if args.out:
         return
-    name = "generator/README.md" if args.run else "README.md"
+    name = "generator/README.md" if args.run and holds_generator(subject) else "README.md"
     text = shards.read_file(subject, name).decode()
     shards.write_file(subject, name, release.with_evaluation(text, result).encode())
     if args.run:

@@ -138,7 +138,7 @@ def main(argv: Sequence[str]) -> None:
         manifest = written.manifest
         reasons = Counter(row.reason for row in written.rejected)
         for reason, count in reasons.most_common():
-            print(f"left out: {count}: {reason}", flush=True)
+            print(f"left out, {count} of these: {reason}", flush=True)
         for row in written.rejected[:SHOWN]:
             print(f"left out: {plan.called(row.name)}: {row.reason}", flush=True)
         if len(written.rejected) > SHOWN:

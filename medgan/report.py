@@ -125,7 +125,8 @@ def _curves(rows: list[dict[str, Any]], config: Config) -> list[tuple[str, go.Fi
             figure.update_layout(
                 legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, hovermode="x unified", showlegend=True
             )
-            figure.update_xaxes(title_text="real images shown")
+            figure.update_xaxes(title_text="real images shown", hoverformat=",")
+            figure.update_yaxes(hoverformat=".4~g", exponentformat="power")
             if logarithmic:
                 figure.update_yaxes(type="log", dtick=1)
             made.append((title, figure))

@@ -20,7 +20,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from medgan.config import Config, parse_yaml, validate
-from medgan.data.shards import DataError, read_file
+from medgan.data.shards import DataError, names, read_file
 from medgan.metrics.fidelity import FIGURES
 from medgan.models import build_gan, stylegan2, z_size
 from medgan.models.layers import measuring
@@ -152,6 +152,11 @@ def export(
     }
 
 
+def holds_generator(run: str) -> bool:
+    """Whether a folder is a run with its generator/, and not such a generator/ itself."""
+    return "model.safetensors" in names(f"{run}/generator")
+
+
 @dataclass(frozen=True)
 class Sampler:
     """An exported generator, ready to draw."""
@@ -173,13 +178,17 @@ class Sampler:
 
     @staticmethod
     def open(run: str, device: str = "cpu") -> Sampler:
-        """The best generator of a run folder (path or URI). Raises DataError where there is none."""
+        """The best generator of a run folder, or a generator/ that was handed on (path or URI).
+
+        Raises DataError where there is none.
+        """
+        below = "generator/" if holds_generator(run) else ""
         try:
-            weights = read_file(run, "generator/model.safetensors")
-            description = read_file(run, "generator/config.yaml")
+            weights = read_file(run, f"{below}model.safetensors")
+            description = read_file(run, f"{below}config.yaml")
         except OSError:
             raise DataError(f"--run {run}: no generator/ in it; train one with jobs/train.py") from None
-        tree = parse_yaml(description, f"--run {run}: generator/config.yaml")
+        tree = parse_yaml(description, f"--run {run}: {below}config.yaml")
         config = validate(tree.get("config", {}))
         generator, _ = build_gan(config)
         if config.precision == "float64":
@@ -187,7 +196,7 @@ class Sampler:
         try:
             generator.load_state_dict(load_safetensors(weights))
         except (SafetensorError, RuntimeError):
-            raise DataError(f"--run {run}: generator/model.safetensors is damaged or of another config") from None
+            raise DataError(f"--run {run}: {below}model.safetensors is damaged or of another config") from None
         generator.eval().requires_grad_(False).to(device)
         counts = tree["label_counts"] if config.conditional else {}
         figures = tree.get("figures", {})
@@ -318,6 +327,8 @@ def card(config: Config, label_counts: dict[str, int], figures: dict[str, Any], 
         "## Use",
         "",
         f"    python jobs/generate.py --run RUN --out OUT {amount}",
+        "",
+        "RUN is the folder of the run, or this one.",
         "",
         *intended(),
         "## Limits",

@@ -322,7 +322,7 @@ def test_messages_name_a_file_by_its_keyed_id_unless_a_person_looks_on(films, tm
     command += ["--patient-key-file", str(tmp_path / "key"), "--out"]
     job["main"]([*command, str(tmp_path / "log")])
     output = capsys.readouterr().out
-    assert "left out: 1: not a readable image" in output
+    assert "left out, 1 of these: not a readable image" in output
     assert shards.keyed_id(KEY, "name", "a/anna_broken.png") in output
     assert "anna" not in output
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)

@@ -174,6 +174,28 @@ def test_the_page_follows_the_system_and_can_be_switched(scheme, run, browser):
 
 
 @pytest.mark.browser
-def test_a_telephone_sees_the_whole_page(run, browser):
-    page, _ = opened(browser, run, viewport={"width": 390, "height": 800})
-    page.wait_for_function("document.documentElement.scrollWidth <= 390", timeout=5000)
+@pytest.mark.parametrize("width", [320, 360, 390])
+def test_a_telephone_sees_the_whole_page_and_floors_beside_figures(run, browser, width):
+    telephone = {"viewport": {"width": width, "height": 800}, "has_touch": True, "is_mobile": True}
+    page, _ = opened(browser, run, **telephone)
+    page.wait_for_function(f"document.documentElement.scrollWidth <= {width}", timeout=5000)
+    floors = page.locator("#figures tr td:nth-child(5)")
+    assert floors.all_inner_texts()[0] == "0.01"
+    for edge in floors.evaluate_all("cells => cells.map((cell) => cell.getBoundingClientRect().right)"):
+        assert edge <= width
+    heights = page.locator("#figures tr").evaluate_all("rows => rows.map((row) => row.getBoundingClientRect().height)")
+    assert max(heights[1:]) < 80
+    assert page.locator(".modebar").count() == 0  # it would lie on the legend
+
+
+@pytest.mark.browser
+def test_a_curve_offers_nothing_that_leaves_the_building_and_says_what_is_under_the_mouse(run, browser):
+    page, complaints = opened(browser, run)
+    page.locator("#curve0 .nsewdrag").hover()
+    page.wait_for_selector("#curve0 .hoverlayer .legend text")
+    titles = page.locator(".modebar-btn").evaluate_all("buttons => buttons.map((b) => b.dataset.title)")
+    assert "Download plot as a PNG" in titles
+    assert not [title for title in titles if re.search("share|cloud|upload|edit|chart studio", title, re.IGNORECASE)]
+    said = page.locator("#curve0 .hoverlayer text").all_text_contents()
+    assert "kid, real against real : 0.01" in said, said
+    assert not complaints

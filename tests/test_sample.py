@@ -49,6 +49,15 @@ def test_an_exported_generator_draws_what_the_averaged_one_does(preset, tiny, tm
     assert "Not for diagnosis" in card
 
 
+def test_a_generator_that_was_handed_on_alone_draws_the_same(tiny, tmp_path):
+    write(tmp_path, tiny())
+    (tmp_path / "generator").rename(tmp_path / "handed")
+    alone = Sampler.open(str(tmp_path / "handed"))
+    (tmp_path / "handed").rename(tmp_path / "generator")
+    labels = alone.labels(0, count=4)
+    assert (alone.draw(labels, seed=1)[0] == Sampler.open(str(tmp_path)).draw(labels, seed=1)[0]).all()
+
+
 def test_an_image_depends_on_its_seed_and_label_alone(tiny, tmp_path):
     write(tmp_path, tiny())
     sampler = Sampler.open(str(tmp_path))
