@@ -19,7 +19,7 @@ from tests.prove import ROOT, arguments, call, commit, hardware, keep, known, op
 from tests.prove.films import training
 
 RESULTS = ROOT / "results/ablation.json"
-IMAGES = 40_000
+IMAGES = 30_000
 OFF = {"loss.r1_gamma": 0, "loss.r2_gamma": 0}
 VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     # name: (what is changed, preset, settings)
@@ -31,16 +31,16 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "no penalty": ("penalty", "cgan", OFF),
     "r1+r2": ("penalty", "cgan", {"loss.r2_gamma": "auto"}),
     "r1 every step": ("penalty", "cgan", {"loss.r1_interval": 1}),
-    "4x gamma": ("penalty", "cgan", {"loss.r1_gamma": 0.0512}),
+    "4x gamma": ("penalty", "cgan", {"loss.r1_gamma": 0.1024}),
     "diffaugment": ("augmentation", "cgan", {"augment.name": "diffaugment"}),
     "ada": ("augmentation", "cgan", {"augment.name": "ada"}),
-    "D with BatchNorm": ("normalisation", "dcgan", {"model.norm_d": "batch", **OFF}),
-    "dcgan": ("normalisation", "dcgan", {}),
+    "D with BatchNorm": ("normalisation", "dcgan", {"model.norm_d": "batch", "global_batch": 16, **OFF}),
+    "dcgan": ("condition", "dcgan", {"global_batch": 16}),
     "no minibatch stddev": ("normalisation", "cgan", {"model.stddev_group": 1}),
     "half width": ("width", "cgan", {"model.width": 16, "model.max_width": 128}),
     "double width": ("width", "cgan", {"model.width": 64, "model.max_width": 512}),
-    "half the batch": ("batch", "cgan", {"global_batch": 16}),
-    "double the batch": ("batch", "cgan", {"global_batch": 64}),
+    "half the batch": ("batch", "cgan", {"global_batch": 8}),
+    "double the batch": ("batch", "cgan", {"global_batch": 32}),
     "half the rates": ("learning rate", "cgan", {"optim.lr_g": 5e-4, "optim.lr_d": 5e-4}),
     "double the rates": ("learning rate", "cgan", {"optim.lr_g": 2e-3, "optim.lr_d": 2e-3}),
     "no average": ("average", "cgan", {"ema.half_life_kimg": 0}),

@@ -114,8 +114,8 @@ def measured(resolution: int, model: str, minutes: int, films: Path, work: Path,
 def table() -> str:
     """The results as a Markdown table; for each resolution also what real images score against real ones."""
     lines = [
-        "| pixels | model, samples | minutes | KID | of the tutorial's | FID | coverage | class read right | images seen "
-        "| images/s |",
+        "| pixels | model, samples | minutes | KID | of the tutorial's | FID | coverage | class read right | "
+        "images seen | images/s |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     rows = known(RESULTS)

@@ -42,8 +42,7 @@ def learnt(model: str, work: Path, workers: int) -> dict[str, Any]:
         kept.write_text(json.dumps(speed(model, data, work / "speed", 20_000)))
     pace = float(json.loads(kept.read_text()))
     images = round(pace * MINUTES * 60)
-    # Where the length is known learning rates may fall towards it.
-    command = [*training(model, data, out, images, workers), "--set", f"optim.decay_kimg={images / 1000:g}"]
+    command = training(model, data, out, images, workers)
     call(*command)
     figures_file = work / f"{model}.json"
     call("jobs/evaluate.py", "--run", out, "--data", data, "--out", figures_file)
