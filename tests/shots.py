@@ -1,8 +1,8 @@
-"""The pictures in docs/ that show what a user sees, made from runs/demo (`make train`) in headless Chromium.
+"""The pictures in docs/: what a user sees, from runs/demo (`make train`) in headless Chromium, and chest films.
 
     python -m tests.shots [--run runs/demo]
 
-Writes docs/page.png and docs/page-dark.png.
+Writes docs/page.png, docs/page-dark.png and, from what `make prove ONLY=films` drew, docs/kermany.png.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from tests.test_report import CHROMIUM, FLAGS
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+FILMS = ROOT / "results/films/64-cgan-60.png"
 
 
 def main() -> None:
@@ -25,6 +28,9 @@ def main() -> None:
         raise SystemExit(f"{run}: no report.html in it; `make train` makes runs/demo")
     if CHROMIUM is None:
         raise SystemExit("no chromium on this machine (Debian: apt-get install chromium)")
+    with Image.open(FILMS) as films:
+        films.resize((2 * films.width, 2 * films.height), Image.Resampling.BICUBIC).save(DOCS / "kermany.png")
+    print(DOCS / "kermany.png")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS), chromium_sandbox=False)
         for scheme, name in (("light", "page.png"), ("dark", "page-dark.png")):
