@@ -24,9 +24,7 @@ from medgan.terminal import Failed, Parser, Progress, absolute, command
 
 def parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--run", required=True, help="run folder of jobs/train.py, or its generator/: a path or a URI"
-    )
+    parser.add_argument("--run", required=True, help="run folder of jobs/train.py, or its generator/: a path or a URI")
     parser.add_argument("--out", required=True, help="data folder to make: a path or a URI")
     amount = parser.add_mutually_exclusive_group(required=True)
     amount.add_argument("--per-class", type=int, metavar="N", help="N images of every class")

@@ -17,7 +17,7 @@ from tests.test_report import CHROMIUM, FLAGS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-FILMS = ROOT / "results/films/64-cgan-60.png"
+FILMS = ROOT / "results/films/64-stylegan2-lite-60.png"
 
 
 def main() -> None:

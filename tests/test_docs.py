@@ -9,6 +9,7 @@ import pytest
 from medgan import config as configs
 from medgan.data.sources import base
 
+from .prove import films, known
 from .prove.__main__ import tables
 
 ROOT = Path(__file__).parent.parent
@@ -24,6 +25,12 @@ def test_every_result_is_shown():
     proofs = {path.stem for path in (ROOT / "tests/prove").glob("[a-z]*.py")} - {"tutorial", "soak"}
     results = {path.stem for path in (ROOT / "results").glob("*.json")}
     assert {proof for proof, _, _ in tables()} == proofs & results
+
+
+def test_in_the_same_time_presets_reach_what_the_readme_says_of_the_tutorials_dcgan():
+    kid = {(r["model"], r["minutes"]): r["kid"] for r in known(films.RESULTS) if r["resolution"] == 64}
+    assert kid["cgan", 20] / kid["tutorial-dcgan", 20] < 0.22  # a fifth
+    assert kid["stylegan2-lite", 60] / kid["tutorial-dcgan", 60] < 1 / 3
 
 
 def test_every_preset_and_every_setting_that_is_named_exists():
