@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         rank_rows(config, 0, workers.high)
     except ValueError as error:
-        raise Refused(f"--workers {workers.high}: {error}") from None
+        raise Refused(f"--workers {workers.high}: {error}; raise global_batch, or take fewer") from None
     config = settled(config, manifest, gpu=unit == "GPU")
     view = View(config, out)
     with Heartbeat(folder, view.line.say) as owner:

@@ -33,7 +33,7 @@ def test_every_preset_is_valid_and_survives_yaml(preset, tmp_path):
         (["model.name=biggan"], ["model.name=biggan", "dcgan, cgan"]),
         (["model.norm_d=none"], ["model.norm_d=none", "unknown key"]),
         (["global_batch=30"], ["global_batch=30", "stddev_group=4"]),
-        (["optim.accumulation=5"], ["global_batch=32", "model.stddev_group=4", "optim.accumulation=5"]),
+        (["optim.accumulation=5"], ["global_batch=16", "model.stddev_group=4", "optim.accumulation=5"]),
         (["augment.name=ada", "loss.name=rpgan"], ["augment.name=ada", "loss.name=rpgan", "ramp"]),
         (["loss.path_weight=2"], ["loss.path_weight", "stylegan2-lite"]),
         (["model.width=64", "model.max_width=32"], ["model.max_width=32", "model.width=64"]),

@@ -16,7 +16,7 @@ def quick(monkeypatch):
     """Seconds become tenths."""
     monkeypatch.setattr(leases, "BEAT_S", 0.1)
     monkeypatch.setattr(leases, "STALE_S", 1.0)
-    monkeypatch.setattr(leases, "SETTLE_S", 0.4)
+    monkeypatch.setattr(leases, "SETTLE_S", 1.0)
 
 
 @pytest.fixture(params=["path", "bucket"])

@@ -7,6 +7,7 @@ import pytest
 import ray.train.torch
 
 from medgan import ray_train
+from medgan.config import Refused
 from medgan.folder import RunFolder
 from medgan.lease import Lease
 from medgan.ray_train import Outcome, Workers
@@ -68,6 +69,9 @@ def test_the_job_asks_for_what_it_is_told_and_says_what_it_waits_for(monkeypatch
     monkeypatch.setattr(ray_train, "connect", lambda verbose: {})
     monkeypatch.setattr(ray_train, "fit", stand_in)
     flags = ["--preset", "cgan", "--data", phantoms, "--out", str(tmp_path / "run"), "--use", "gpu"]
+    with pytest.raises(Refused, match="global_batch=16 has 4 groups of 4: too few for 8 workers; raise global_batch"):
+        job("train")([*flags, "--workers", "1-8", "--wait"])
+    flags += ["--set", "global_batch=32"]
     job("train")([*flags, "--workers", "1-8", "--wait"])
     assert (asked["gpu"], asked["workers"], asked["precision"]) == (True, Workers(1, 8), "bfloat16")
     assert "the cluster has 0 GPUs: waiting for 1\ntraining cgan" in capsys.readouterr().out
