@@ -158,6 +158,7 @@ def create(folder: Folder, name: str, content: bytes) -> bool:
 
     A local disk and NFS have this as a hard link. Object stores do, but pyarrow does not offer it: there everybody
     puts a claim beside the name, waits until all claims must be visible, and the oldest by the store's own clock wins.
+    Where two believe that they have, as one was held up on the way, the one that wrote last has: both wait and look.
     """
     fs, path = filesystem(folder.location)
     if isinstance(fs, pafs.LocalFileSystem):
@@ -189,4 +190,10 @@ def create(folder: Folder, name: str, content: bytes) -> bool:
     if won:
         folder.write(name, content)
     folder.delete(mine)
-    return won
+    if not won:
+        return False
+    time.sleep(SETTLE_S)
+    try:
+        return folder.read(name) == content
+    except FileNotFoundError:  # the next holder has already taken it away
+        return False

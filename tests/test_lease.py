@@ -16,7 +16,7 @@ def quick(monkeypatch):
     """Seconds become tenths."""
     monkeypatch.setattr(leases, "BEAT_S", 0.1)
     monkeypatch.setattr(leases, "STALE_S", 1.0)
-    monkeypatch.setattr(leases, "SETTLE_S", 1.0)
+    monkeypatch.setattr(leases, "SETTLE_S", 0.4)
 
 
 @pytest.fixture(params=["path", "bucket"])
@@ -44,6 +44,21 @@ def test_of_many_that_create_a_file_at_once_exactly_one_does(folder, quick):
         assert folder.read(f".lease/{attempt:06d}") == str(won[0]).encode()
         assert not create(folder, f".lease/{attempt:06d}", b"late")
     assert folder.names(".lease") == ["000000", "000001", "000002"]
+
+
+def test_of_two_that_wrote_a_file_one_after_the_other_the_last_has_it(bucket, quick, monkeypatch):
+    """As where one was held up between looking at the claims and writing."""
+    folder = RunFolder(bucket + "/held-up")
+    write = RunFolder.write
+
+    def and_another(self, name, content):
+        write(self, name, content)
+        if name == ".lease/000001":
+            write(self, name, b"held up")
+
+    monkeypatch.setattr(RunFolder, "write", and_another)
+    assert not create(folder, ".lease/000001", b"quick")
+    assert folder.read(".lease/000001") == b"held up"
 
 
 def test_a_second_command_is_refused_while_the_first_lives(folder, quick):
