@@ -11,8 +11,6 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import torch
-
 from medgan import config as configs
 from medgan import run
 from medgan.data import shards
