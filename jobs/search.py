@@ -126,7 +126,7 @@ def main(argv: Sequence[str]) -> None:
     board = View(request)
     with Heartbeat(folder, board.show):
         folder.write("search.yaml", yaml.safe_dump(wanted, sort_keys=False))
-        running = search.Search(request, space, manifest, sha256, board.show)
+        running = search.Search(request, space, manifest, sha256, slots, unit, board.show)
         board.earlier(running.ledger.records)
         many = f"{slots} trials at a time on {unit}s"
         print(f"searching {len(space.cells)} combinations with {args.algorithm}, {many}, into {out}")

@@ -506,14 +506,15 @@ FOUND_IN_DATA = ("channels", "classes", "mirror", "manifest_sha256")
 
 _R1 = {"loss.name": "bce", "loss.r1_gamma": "auto", "optim.beta1": 0.0, "optim.beta2": 0.99}
 _CONV = {"global_batch": 32, "optim.lr_g": 1e-3, "optim.lr_d": 1e-3}
+# Half the batch of dcgan: twice the steps for the same images, and these are what a CPU's time goes into.
+_CGAN = {"model.name": "cgan", **_R1, **_CONV, "global_batch": 16}
 _STYLE = {"model.name": "stylegan2-lite", **_R1, "optim.lr_g": 2.5e-3, "optim.lr_d": 2.5e-3}
 
 # A preset is a table of dotted keys: what differs from the defaults above. results/films.json says what they reach.
 PRESETS: dict[str, dict[str, Any]] = {
     "dcgan": {"model.name": "dcgan", "model.norm_d": "none", **_R1, **_CONV},
-    # Half the batch of dcgan: twice the steps for the same images, and these are what a CPU's time goes into.
-    "cgan": {"model.name": "cgan", **_R1, **_CONV, "global_batch": 16},
-    "nih-cgan-7": {"model.name": "cgan", **_R1, **_CONV, "global_batch": 16, "data.balance": 0.5},
+    "cgan": _CGAN,
+    "nih-cgan-7": {**_CGAN, "data.balance": 0.5},
     "cgan-dp": {
         "model.name": "cgan",
         "model.stddev_group": 1,

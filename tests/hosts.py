@@ -40,6 +40,10 @@ SETTINGS = {
 """A net that every host steps several times per second, so that something can happen to it in between."""
 
 
+ENDLESS = 10**9
+"""Images of a run that lasts until what is waited for has happened, however fast the machine is."""
+
+
 def until(condition, timeout, what):
     end = time.monotonic() + timeout
     while not condition():
@@ -160,6 +164,18 @@ class Submitted:
         assert stopped.returncode == 0, stopped.stderr
         self.wait(60)
         return self.folder.checkpoints()[-1]
+
+    def finished(self):
+        """Stop an endless run, and submit it again to end 480 images later; returns what was submitted."""
+        wanted = self.stop() + 20 * self.folder.config().global_batch
+        last = Submitted(self.hosts, self.out.name, "1-3", total_images=wanted)
+        try:
+            code, output = last.wait()
+        finally:
+            last.end()
+        assert code == 0, output[-3000:]
+        assert f"done: {wanted:,} images" in output
+        return last
 
     def end(self):
         if self.process.poll() is None:

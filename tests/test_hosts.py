@@ -15,6 +15,7 @@ from medgan.tracking import read_rows
 
 from .conftest import write_phantoms
 from .hosts import (
+    ENDLESS,
     SETTINGS,
     Submitted,
     alive,
@@ -27,7 +28,6 @@ from .hosts import (
 )
 
 ROOT = Path(__file__).parent.parent
-ENDLESS = 10**9
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(900)]
 
 
@@ -135,15 +135,6 @@ def test_without_the_token_nothing_is_answered_and_hosts_have_names_addresses_an
     assert len(list(hosts.folder.glob("disks/*/here"))) == 3
 
 
-def finished(job, submit):
-    """A job that was to train for ever, stopped and submitted again to end 480 images later: whatever was waited for
-    on the way, and however fast the machine is, there was training left for it."""
-    more = submit(job.out.name, "1-3", total_images=job.stop() + 480)
-    code, output = more.wait(300)
-    assert code == 0, output
-    return more
-
-
 def command_lines():
     """Those of all processes of the machine, the hosts' included."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -203,7 +194,7 @@ def test_an_elastic_run_outlives_a_worker_and_a_host_and_takes_up_one_that_joins
     moment, _ = job.line(r"3 workers now; \d+ s and \d+ images lost", started, timeout=120)
     print(f"a host joined: taken up after {moment - started:.0f} s")
     job.progress(moment)
-    job = finished(job, submit)
+    job = job.finished()
     assert {2, 3} <= set(assert_every_image_once_per_epoch(job))
     rows = [row for row in read_rows(job.out / "metrics.jsonl") if "resume/lost_s" in row]
     assert [row["resume/workers"] for row in rows] == [3, 2, 3]
@@ -224,7 +215,7 @@ def test_a_host_that_is_cut_off_and_comes_back_splits_nothing(hosts, submit):
     hosts.heal(victim)
     moment, _ = job.line("3 workers now", moment, timeout=120)
     job.progress(moment)
-    job = finished(job, submit)
+    job = job.finished()
     assert_every_image_once_per_epoch(job)
     assert not list((job.out / "checkpoints").glob("*.damaged"))
     assert_same_weights(job.folder, undisturbed(hosts, "cut-one", job))
@@ -265,13 +256,11 @@ def test_a_notice_that_a_host_will_be_taken_away_saves_a_checkpoint_at_once(host
 def test_a_stopped_job_saves_a_checkpoint_and_says_how_to_go_on(hosts, submit):
     job = submit("stopped", "2", total_images=ENDLESS, checkpoint__interval_kimg=1000)
     job.line("^480/")
-    stopped = ray_command(hosts, "job", "stop", "--address", hosts.dashboard, job.id)
-    assert stopped.returncode == 0, stopped.stderr
-    job.wait(60)
+    saved = job.stop()
     logs = ray_command(hosts, "job", "logs", "--address", hosts.dashboard, job.id).stdout
     told = re.search(r"stopped at ([\d,]+) images; to go on: (.*)", logs)
     assert told, logs[-2000:]
-    assert job.folder.checkpoints() == [int(told.group(1).replace(",", ""))]
+    assert job.folder.checkpoints() == [saved] == [int(told.group(1).replace(",", ""))]
     assert told.group(2).startswith("ray job submit --working-dir . -- python jobs/train.py --preset cgan --data ")
 
 

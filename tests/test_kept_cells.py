@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medgan import cells
+from medgan import cells, ray_tasks
 from medgan.cells import Cell
+from medgan.config import Refused
 
 LOG = "MEDGAN_TEST_CELLS"
 
@@ -123,8 +124,6 @@ def cluster(log_file):
 
 @pytest.mark.ray
 def test_a_cluster_computes_the_same_and_mends_a_task_that_died(cluster, log, tmp_path):
-    from medgan import ray_tasks
-
     parts = [cell("count", name=f"part{index}", value=index + 1) for index in range(6)]
     mortal = cell("die_once", name="mortal", mark=str(tmp_path / "mark"))
     total = cell("add", *parts, name="total")
@@ -140,8 +139,6 @@ def test_a_cluster_computes_the_same_and_mends_a_task_that_died(cluster, log, tm
 
 @pytest.mark.ray
 def test_what_a_cell_raises_on_a_cluster_is_raised_here_as_it_was(cluster, log, tmp_path):
-    from medgan import ray_tasks
-
     late = cell("add", cell("fail", name="fail"), name="late")
     with pytest.raises(ValueError, match="it is dark"):
         ray_tasks.run([late], str(tmp_path), quiet)
@@ -159,7 +156,6 @@ def sleep(*, name):
 
 @pytest.mark.ray
 def test_ctrl_c_stops_at_once_and_says_how_to_go_on(cluster, log, tmp_path):
-    from medgan import ray_tasks
     from medgan.terminal import Stopped
 
     def interrupt(done, of, name):
@@ -175,24 +171,27 @@ def test_ctrl_c_stops_at_once_and_says_how_to_go_on(cluster, log, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("resources", "asked", "taken"),
+    ("resources", "asked", "options", "limit", "visible"),
     [
-        ({"CPU": 8.0}, {}, ({"num_cpus": 1, "num_gpus": 0}, 8, None)),
-        ({"CPU": 8.0, "GPU": 2.0}, {}, ({"num_cpus": 0, "num_gpus": 1}, 2, None)),
-        ({"CPU": 8.0, "GPU": 2.0}, {"use": "cpu"}, ({"num_cpus": 1, "num_gpus": 0}, 8, "")),
-        ({}, {"use": "gpu", "workers": 4}, ({"num_cpus": 0, "num_gpus": 1}, 4, None)),
-        ({}, {}, "the cluster has no CPU and no GPU yet: say which to wait for, such as --use gpu --workers 8"),
-        ({"CPU": 8.0}, {"use": "gpu"}, "the cluster has no GPU yet: name --workers"),
+        ({"CPU": 8.0}, {}, {"num_cpus": 1, "num_gpus": 0}, 8, None),
+        ({"CPU": 8.0, "GPU": 2.0}, {}, {"num_cpus": 0, "num_gpus": 1}, 2, None),
+        ({"CPU": 8.0, "GPU": 2.0}, {"use": "cpu"}, {"num_cpus": 1, "num_gpus": 0}, 8, ""),
+        ({}, {"use": "gpu", "workers": 4}, {"num_cpus": 0, "num_gpus": 1}, 4, None),
     ],
 )
-def test_cells_take_what_is_asked_for_also_what_an_autoscaler_has_to_add(resources, asked, taken):
-    from medgan.config import Refused
-    from medgan.ray_tasks import room
+def test_cells_take_what_is_asked_for_also_what_an_autoscaler_has_to_add(resources, asked, options, limit, visible):
+    made, at_once = ray_tasks.room(resources, **asked)
+    environment = made.pop("runtime_env", {}).get("env_vars", {})
+    assert (made, at_once, environment.get("CUDA_VISIBLE_DEVICES")) == (options, limit, visible)
 
-    if isinstance(taken, str):
-        with pytest.raises(Refused, match=taken):
-            room(resources, **asked)
-        return
-    options, limit = room(resources, **asked)
-    visible = options.get("runtime_env", {}).get("env_vars", {}).get("CUDA_VISIBLE_DEVICES")
-    assert ({key: options[key] for key in ("num_cpus", "num_gpus")}, limit, visible) == taken
+
+@pytest.mark.parametrize(
+    ("resources", "use", "words"),
+    [
+        ({}, "auto", "the cluster has no CPU and no GPU yet: say which to wait for, such as --use gpu --workers 8"),
+        ({"CPU": 8.0}, "gpu", "the cluster has no GPU yet: name --workers"),
+    ],
+)
+def test_where_there_is_no_room_for_a_cell_it_has_to_be_said_what_to_wait_for(resources, use, words):
+    with pytest.raises(Refused, match=words):
+        ray_tasks.room(resources, use=use)

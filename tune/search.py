@@ -119,12 +119,12 @@ def slots(
     return have // workers, unit
 
 
-def bundle(unit: str, workers: int) -> PlacementGroupFactory:
+def bundle(gpu: bool, workers: int) -> PlacementGroupFactory:
     """What a trial's own process takes: a core and a GPU where it trains itself, else memory alone, since its workers
     take theirs."""
     if workers > 1:
         return PlacementGroupFactory([{"memory": 300 * 2**20}])
-    return PlacementGroupFactory([{"CPU": 1, "GPU": 1} if unit == "GPU" else {"CPU": 1}])
+    return PlacementGroupFactory([{"CPU": 1, "GPU": 1} if gpu else {"CPU": 1}])
 
 
 def prepare_nodes(data: str, n: int, extractor: str, gpu: bool) -> None:
@@ -314,16 +314,25 @@ class Ending(tune.Stopper):
 
 
 class Search:
-    """One search on the connected cluster. `tell` gets a line or a record that changed."""
+    """One search on the connected cluster. slots, unit: see `slots`. `tell` gets a line or a record that changed."""
 
-    def __init__(self, request: Request, space: Space, manifest: Manifest, sha256: str, tell: Callable[[Any], None]):
+    def __init__(
+        self,
+        request: Request,
+        space: Space,
+        manifest: Manifest,
+        sha256: str,
+        slots: int,
+        unit: str,
+        tell: Callable[[Any], None],
+    ):
         self.request, self.space, self.manifest, self.tell = request, space, manifest, tell
         self.folder = SearchFolder(request.out)
         self.ledger = Ledger(self.folder, tell)
-        self.slots, self.unit = slots(ray.cluster_resources(), request.workers, request.use, request.at_once)
+        self.slots = slots
         pbt = request.algorithm == "pbt"
         self.segment = int(float(request.fixed["evaluate.interval_kimg"]) * 1000) if pbt else 0
-        gpu = self.unit == "GPU"
+        gpu = unit == "GPU"
         self.plan = Plan(request.data, request.out, manifest.to_json(), sha256, request.workers, gpu, self.segment)
         self.flag: Any = None
         self.interrupt = Interrupt()
@@ -415,7 +424,7 @@ class Search:
     def _tune(self, space: dict[str, Any], scheduler: Any, **more: Any) -> None:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what a trial came to is in its record
         trainable = tune.with_resources(
-            tune.with_parameters(Trial, plan=self.plan, flag=self.flag), bundle(self.unit, self.request.workers)
+            tune.with_parameters(Trial, plan=self.plan, flag=self.flag), bundle(self.plan.gpu, self.plan.workers)
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import statistics
 from pathlib import Path
@@ -122,20 +123,20 @@ def table() -> str:
     yardstick = {(r["resolution"], r["minutes"]): r["kid"] for r in rows if r["model"] == YARDSTICK}
     for r in rows:
         name = f"{r['resolution']}-{r['model']}-{r['minutes']}"
-        share = yardstick.get((r["resolution"], r["minutes"]))
-        share_told = "" if share is None or r["model"] == YARDSTICK else f"{r['kid'] / share:.2f}"
+        share = r["kid"] / yardstick.get((r["resolution"], r["minutes"]), math.nan)
         accuracy = f"{r['class_accuracy']:.0%}" if "class_accuracy" in r else ""
         lines.append(
             f"| {r['resolution']} | [`{r['model']}`](results/films/{name}.png) | {r['minutes']} | {r['kid']:.3f} | "
-            f"{share_told} | {r['fid']:.0f} | {r['coverage']:.2f} | {accuracy} | {r['images_seen']:,} | "
+            f"{share:.2f} | {r['fid']:.0f} | {r['coverage']:.2f} | {accuracy} | {r['images_seen']:,} | "
             f"{r['images_per_s']:.0f} |"
         )
     for resolution in sorted({r["resolution"] for r in rows}, reverse=True):
         same = [r for r in rows if r["resolution"] == resolution]
         read = [r["real_class_accuracy"] for r in same if "real_class_accuracy" in r]
+        accuracy = f"{statistics.mean(read):.0%}" if read else ""
         lines.append(
             f"| {resolution} | real films | | {same[0]['floor']:.3f} | | {same[0]['fid_floor']:.0f} | "
-            f"{same[0]['coverage_floor']:.2f} | {f'{statistics.mean(read):.0%}' if read else ''} | | |"
+            f"{same[0]['coverage_floor']:.2f} | {accuracy} | | |"
         )
     return "\n".join(lines)
 
