@@ -38,8 +38,9 @@ SETTINGS = {
     "tracking.sample_ids": True,
 }
 """A net that every host steps several times per second, so that something can happen to it in between. It learns so
-slowly that a rounding does not grow: at 1e-4 one of 1e-16 has become 1e-2 after 72,000 images, at 1e-6 it is as small as
-before after 216,000, while one batch that is left out shows at once as 1e-6, a thousand times what is allowed."""
+slowly that a rounding does not grow: at a rate of 1e-4 one of 1e-16 has become 1e-2 after 72,000 images, at 1e-6 it
+is as small as before after 216,000, while one batch left out shows at once as 1e-6, a thousand times what is
+allowed."""
 
 
 ENDLESS = 10**9
