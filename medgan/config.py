@@ -533,9 +533,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "loss.r1_interval": 4,
         "optim.beta1": 0.0,
         "optim.beta2": 0.99,
-        "global_batch": 32,
-        "optim.lr_g": 5e-4,
-        "optim.lr_d": 5e-4,
+        "global_batch": 8,
+        "optim.lr_g": 1e-3,
+        "optim.lr_d": 1e-3,
     },
     "stylegan2-lite": _STYLE_CPU,
     "stylegan2-lite-gpu": {

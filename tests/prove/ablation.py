@@ -1,4 +1,4 @@
-"""Chest films of children at 32x32: what each choice of the cgan preset is worth, one changed at a time.
+"""Chest films of children at 32x32: what each choice of a preset is worth, one changed at a time.
 
     MEDGAN_REAL_DATA=... python -m tests.prove.ablation            # everything, into results/ablation.json
     MEDGAN_REAL_DATA=... python -m tests.prove.ablation --only hinge
@@ -44,6 +44,13 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "half the rates": ("learning rate", "cgan", {"optim.lr_g": 5e-4, "optim.lr_d": 5e-4}),
     "double the rates": ("learning rate", "cgan", {"optim.lr_g": 2e-3, "optim.lr_d": 2e-3}),
     "no average": ("average", "cgan", {"ema.half_life_kimg": 0}),
+    "stylegan2-lite": ("architecture", "stylegan2-lite", {}),
+    "its paper's rates, 16 a step": (
+        "batch and rate",
+        "stylegan2-lite",
+        {"global_batch": 16, "optim.lr_g": 2.5e-3, "optim.lr_d": 2.5e-3},
+    ),
+    "resgan": ("architecture", "resgan", {}),
 }
 
 
