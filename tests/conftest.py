@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +94,13 @@ def small_disk(folder: Path, options: str) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+def fill_up(folder: Path) -> None:
+    """Write a file `others` into a file system until nothing more fits."""
+    with open(folder / "others", "wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
 
 
 def write_phantoms(out: Path, resolution: int = 32, count: int = 240, rows_per_shard: int = 64) -> Path:

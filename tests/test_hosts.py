@@ -13,7 +13,7 @@ import pytest
 from cluster import hosts as tool
 from medgan.tracking import read_rows
 
-from .conftest import write_phantoms
+from .conftest import fill_up, small_disk, write_phantoms
 from .hosts import (
     ENDLESS,
     SETTINGS,
@@ -84,13 +84,15 @@ def test_ctrl_c_while_hosts_start_leaves_nothing(tmp_path, moment):
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory):
-    """Three hosts, and a data folder in what they share."""
+    """Three hosts, and in what they share a data folder and a small disk."""
     needs_hosts()
     made = tool.Hosts(Path(f"/tmp/mg-{os.getpid()}"))
     try:
-        made.up(3)
-        write_phantoms(made.shared / "data")
-        yield made
+        made.shared.mkdir(parents=True)
+        with small_disk(made.shared / "small", "size=64m"):
+            made.up(3)
+            write_phantoms(made.shared / "data")
+            yield made
     finally:
         made.down()
         assert leftovers(made.folder) == []
@@ -262,6 +264,43 @@ def test_a_stopped_job_saves_a_checkpoint_and_says_how_to_go_on(hosts, submit):
     assert told, logs[-2000:]
     assert job.folder.checkpoints() == [saved] == [int(told.group(1).replace(",", ""))]
     assert told.group(2).startswith("ray job submit --working-dir . -- python jobs/train.py --preset cgan --data ")
+
+
+def test_a_checkpoint_that_was_damaged_is_set_aside_and_the_one_before_goes_on(hosts, submit):
+    job = submit("damaged", "3", total_images=ENDLESS)
+    job.line("^960/")
+    newest = job.stop()
+    before = job.folder.checkpoints()[-2]
+    file = job.out / f"checkpoints/{newest:012d}.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    again = submit("damaged", "3", total_images=newest + 480)
+    code, output = again.wait()
+    assert code == 0, output
+    assert f"the checkpoint at {newest:,} images is damaged and set aside" in output
+    assert f"going on from the checkpoint at {before:,} images" in output
+    assert file.with_name(f"{file.name}.damaged").read_bytes() == content
+    assert_every_image_once_per_epoch(again)
+    assert_same_weights(again.folder, undisturbed(hosts, "damaged-one", again))
+
+
+def test_a_disk_that_fills_ends_the_run_with_one_line_and_leaves_a_checkpoint_to_go_on_from(hosts, submit):
+    job = submit("small/full", "3", total_images=ENDLESS)
+    job.line("^480/")
+    fill_up(job.out.parent)
+    code, output = job.wait(120)
+    assert code == 1, output
+    saved = job.folder.checkpoints()[-1]
+    (told,) = {line for line in output.splitlines() if line.startswith("train.py: ")}  # Ray repeats a log's end
+    assert "/full cannot be written: No space left on device; " in told
+    assert told.endswith(f"the last good checkpoint is at {saved:,} images")
+    (job.out.parent / "others").unlink()
+    again = submit("small/full", "3", total_images=saved + 480)
+    code, output = again.wait()
+    assert code == 0, output
+    assert f"going on from the checkpoint at {saved:,} images" in output
+    assert_every_image_once_per_epoch(again)
 
 
 def test_a_second_command_is_refused_and_the_same_command_goes_on_after_its_driver_was_killed(hosts, submit):

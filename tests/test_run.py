@@ -3,7 +3,6 @@
 import io
 import json
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from medgan.state import TrainState, ema_decay, open_checkpoint
 from medgan.step import train_step
 from medgan.tracking import read_rows
 
-from .conftest import small_disk, write_phantoms
+from .conftest import fill_up, small_disk, write_phantoms
 
 
 def train(config, data, out, on_event=lambda event: None, **options):
@@ -207,10 +206,7 @@ def test_a_storage_that_fills_ends_the_run_with_one_line_and_the_last_good_check
         def fill(event):
             events.append(event)
             if event["event"] == "saved" and event["images_seen"] == 128:
-                with open(disk / "others", "wb") as file, suppress(OSError):
-                    while True:
-                        file.write(b"0" * 4096)
-                        file.flush()
+                fill_up(disk)
 
         folder = train(tiny(total_images=2560), phantoms, disk / "run", fill)
         assert events[-1]["event"] == "failed"

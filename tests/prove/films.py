@@ -103,7 +103,7 @@ def measured(resolution: int, model: str, minutes: int, films: Path, work: Path,
     grid = out / ("samples.png" if model == YARDSTICK else "generator/samples.png")
     RESULTS.with_suffix("").mkdir(parents=True, exist_ok=True)
     shutil.copy(grid, RESULTS.with_suffix("") / f"{resolution}-{model}-{minutes}.png")
-    if "classes" in figures:
+    if model != YARDSTICK and "classes" in figures:
         result["kid_by_class"] = {name: value["kid"]["value"] for name, value in figures["classes"].items()}
         release = work / f"{resolution}-{model}-release"
         shutil.rmtree(release, ignore_errors=True)

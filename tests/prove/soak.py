@@ -55,6 +55,7 @@ def disturb(hosts: Hosts, job: Submitted, chance: random.Random) -> str:
 
 def soak(hosts: Hosts, minutes: float, seed: int) -> dict[str, object]:
     chance, happened = random.Random(seed), []
+    print(f"seed {seed}", flush=True)
     write_phantoms(hosts.shared / "data")
     job = Submitted(hosts, "soak", "1-3", total_images=ENDLESS)
     began = time.monotonic()
