@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster import hosts as tool
+from medgan.folder import checkpoint_name
 from medgan.tracking import read_rows
 
 from .conftest import fill_up, small_disk, write_phantoms
@@ -271,7 +272,7 @@ def test_a_checkpoint_that_was_damaged_is_set_aside_and_the_one_before_goes_on(h
     job.line("^960/")
     newest = job.stop()
     before = job.folder.checkpoints()[-2]
-    file = job.out / f"checkpoints/{newest:012d}.pt"
+    file = job.out / checkpoint_name(newest)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
