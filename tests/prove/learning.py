@@ -39,9 +39,10 @@ def learnt(model: str, work: Path, workers: int) -> dict[str, Any]:
     data, out, release = prepared(work), work / model, work / f"{model}-release"
     kept = work / f"speed-{model}.json"
     if not kept.exists():
-        kept.write_text(json.dumps(speed(model, data, work / "speed", 20_000)))
-    pace = float(json.loads(kept.read_text()))
-    images = round(pace * MINUTES * 60)
+        found = {"images_per_s": speed(model, data, work / "speed", 20_000), "hardware": hardware()}
+        kept.write_text(json.dumps(found))
+    pace = json.loads(kept.read_text())
+    images = round(pace["images_per_s"] * MINUTES * 60)
     command = training(model, data, out, images, workers)
     call(*command)
     figures_file = work / f"{model}.json"
@@ -58,8 +59,8 @@ def learnt(model: str, work: Path, workers: int) -> dict[str, Any]:
         **{"name": model, "minutes": MINUTES, **found, "real_class_accuracy": real},
         "reached": {name: found[name] >= wanted for name, wanted in WANTED.items()},
         **{"kid": figures["kid"]["value"], "floor": figures["kid"]["floor"], "n": figures["kid"]["n"]},
-        **{"images_seen": images, "images_per_s": round(pace, 1)},
-        **{"seed": 0, "commit": commit(), "hardware": hardware()},
+        **{"images_seen": images, "images_per_s": round(pace["images_per_s"], 1), "hardware": pace["hardware"]},
+        **{"seed": 0, "commit": commit(), "trained_on": hardware()},
         "command": told(command, data, out),
     }
 
