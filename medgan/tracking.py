@@ -291,13 +291,18 @@ def parse_rows(text: str) -> list[dict[str, Any]]:
 
 
 def has_wandb_key() -> bool:
-    """Whether W&B would find an API key: WANDB_API_KEY, or ~/.netrc for its host. WANDB_MODE=offline says no."""
+    """Whether W&B would find an API key: WANDB_API_KEY, or $NETRC (~/.netrc) for its host and port.
+
+    WANDB_MODE=offline says no.
+    """
     if os.environ.get("WANDB_MODE", "online") != "online":
         return False
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
     try:
-        return netrc.netrc().authenticators(host or "") is not None
+        # Named, since Python refuses a default file that others may read, and W&B takes it.
+        file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+        return netrc.netrc(str(file)).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False

@@ -71,6 +71,14 @@ def ray_command(hosts, *arguments, timeout=60, **options):
     )
 
 
+def job_of(hosts, *command, variables=None):
+    """`ray job submit` of a script of jobs/, which prints what the job prints."""
+    submit = [str(BIN / "ray"), "job", "submit", "--address", hosts.dashboard, "--working-dir", "."]
+    submit += ["--runtime-env-json", json.dumps({"env_vars": variables or {}}), "--", "python", *command]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(submit, env=environment(hosts), cwd=ROOT, **output)
+
+
 def ask(hosts, path, token):
     """The dashboard's answer: status and JSON."""
     request = urllib.request.Request(hosts.dashboard + path)
@@ -92,26 +100,19 @@ def alive(hosts):
 
 
 class Submitted:
-    """A training submitted to the hosts, and what it prints, line by line with the time."""
+    """A training submitted to the hosts, and what it prints, line by line with the time.
 
-    def __init__(self, hosts, out, workers, *more, **settings):
+    variables: environment variables of the job, as its runtime environment gives them.
+    """
+
+    def __init__(self, hosts, out, workers, *more, variables=None, **settings):
         self.hosts, self.out = hosts, hosts.shared / out
         self.folder = RunFolder(str(self.out))
         chosen = {**SETTINGS, **{key.replace("__", "."): value for key, value in settings.items()}}
         flags = [f for key, value in chosen.items() for f in ("--set", f"{key}={value}")]
         train = ["--preset", "cgan", "--data", str(hosts.shared / "data"), "--out", str(self.out)]
-        self.command = [
-            *(str(BIN / "ray"), "job", "submit", "--address", hosts.dashboard, "--working-dir", "."),
-            *("--", "python", "jobs/train.py", *train, "--workers", workers, *more, *flags),
-        ]
-        self.process = subprocess.Popen(
-            self.command,
-            env=environment(hosts),
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        train += ["--workers", workers, *more, *flags]
+        self.process = job_of(hosts, "jobs/train.py", *train, variables=variables)
         self.lines: list[tuple[float, str]] = []
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()

@@ -5,13 +5,17 @@ import re
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from cluster import hosts as tool
+from medgan.data import shards
+from medgan.data.sources import SOURCES, Options, Raw
 from medgan.folder import checkpoint_name
+from medgan.state import open_checkpoint
 from medgan.tracking import read_rows
 
 from .conftest import fill_up, small_disk, write_phantoms
@@ -23,10 +27,12 @@ from .hosts import (
     ask,
     assert_every_image_once_per_epoch,
     assert_same_weights,
+    job_of,
     ray_command,
     undisturbed,
     until,
 )
+from .wandb_stand_in import serve
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(900)]
@@ -138,6 +144,46 @@ def test_without_the_token_nothing_is_answered_and_hosts_have_names_addresses_an
     assert len(list(hosts.folder.glob("disks/*/here"))) == 3
 
 
+def test_every_command_does_what_it_says_and_says_what_is_wrong(hosts):
+    def says(*words):
+        said = command_line(hosts.folder, *words)
+        output, _ = said.communicate(timeout=60)
+        return said.returncode, output.strip()
+
+    def states():
+        return [line.split()[2] for line in says("status")[1].splitlines()[:3]]
+
+    calls = f"import socket; socket.create_connection(('{hosts.address('host1')}', 6379), 2)"
+    reach = ["exec", "host2", "--", "python", "-c", calls]
+    assert says("exec", "host2", "--", "hostname") == (0, "host2")
+    assert says("exec", "host2", "--", "sh", "-c", "exit 7") == (7, "")
+    assert says(*reach)[0] == 0
+    assert says("cut", "host2") == (0, "")
+    assert states() == ["up", "cut", "up"]
+    assert says(*reach)[0] == 1
+    assert says("heal", "host2") == (0, "")
+    assert says(*reach)[0] == 0
+    assert says("kill", "host3") == (0, "")
+    assert states() == ["up", "up", "dead"]
+    for words, told in {
+        ("exec", "host3", "--", "true"): "host3: is dead; `up` starts it again",
+        ("cut", "host3"): "host3: is dead; `up` starts it again",
+        ("kill", "host9"): "host9: no such host; there are host1, host2, host3",
+        ("heal", "kiosk"): "kiosk: no such host; there are host1, host2, host3",
+        ("exec", "host1"): "exec host1: give the command after --",
+        ("cut",): "cut: which host?",
+        ("up", "many"): "up many: give a number of hosts from 1 to 50",
+    }.items():
+        assert says(*words) == (2, f"hosts.py: {told}")
+    code, output = says("up", "3")
+    assert (code, states()) == (0, ["up", "up", "up"]), output
+
+
+def drawn(count):
+    """Patients of so many drawn films."""
+    return {record.patient for record in SOURCES["phantom_cxr"].listing(Raw(""), Options(limit=count)).records}
+
+
 def command_lines():
     """Those of all processes of the machine, the hosts' included."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -146,32 +192,57 @@ def command_lines():
 
 
 def test_three_workers_on_three_hosts_equal_one_process_and_no_secret_is_written(hosts, submit):
+    """Every secret is used where it is looked for: the token by Ray, the patient key by a preparation, the W&B key by
+    what sends the run to a server."""
     secrets = {name: bytes.hex(os.urandom(20)) for name in ("W&B key", "patient key")}
     secrets["token"] = hosts.token.read_text()
-    for home in hosts.folder.glob("disks/*/home"):
-        (home / ".netrc").write_text(f"machine api.wandb.ai login user password {secrets['W&B key']}\n")
-        (home / ".config/medgan").mkdir(parents=True)
-        (home / ".config/medgan/patient.key").write_text(secrets["patient key"])
-    job = submit("three", "3", total_images=480, evaluate__interval_kimg=0.48, tracking__wandb="offline")
-    seen, end = set(), time.monotonic() + 300
-    while job.process.poll() is None and time.monotonic() < end:  # whatever runs while it submits, trains and ends
-        seen.update(command_lines())
-        time.sleep(0.3)
-    code, output = job.wait(1)
+    (hosts.shared / "patient.key").write_text(secrets["patient key"])
+    seen, printed = set(), ""
+
+    def watched(process, timeout):
+        """Keep the command lines of whatever runs until a process ends."""
+        end = time.monotonic() + timeout
+        while process.poll() is None and time.monotonic() < end:
+            seen.update(command_lines())
+            time.sleep(0.3)
+
+    prepare = ["jobs/prepare.py", "--source", "phantom_cxr", "--resolution", "32", "--limit", "60"]
+    prepare += ["--out", str(hosts.shared / "keyed"), "--patient-key-file", str(hosts.shared / "patient.key")]
+    preparing = job_of(hosts, *prepare)
+    watched(preparing, 120)
+    printed += preparing.communicate(timeout=1)[0]
+    assert preparing.returncode == 0, printed
+    with serve(address=hosts.address("")) as server:
+        for home in hosts.folder.glob("disks/*/home"):
+            machine = server.url.removeprefix("http://")
+            (home / ".netrc").write_text(f"machine {machine} login user password {secrets['W&B key']}\n")
+        settings = {"total_images": 480, "evaluate__interval_kimg": 0.48, "tracking__wandb": "auto"}
+        online = {"WANDB_MODE": "online", "WANDB_BASE_URL": server.url}
+        job = submit("three", "3", variables=online, **settings)
+        watched(job.process, 300)
+        code, output = job.wait(1)
+    printed += output
     assert code == 0, output
     assert "done: 480 images" in output
     assert "of the time, evaluations took " in output
     assert set(assert_every_image_once_per_epoch(job)) == {3}
     assert len(list(hosts.folder.glob("disks/*/cache/*/train.pixels.npy"))) == 3  # each host has a cache of its own
     assert_same_weights(job.folder, undisturbed(hosts, "one", job))
+
+    patients = {shards.keyed_id(bytes.fromhex(secrets["patient key"]), "phantom_cxr", name) for name in drawn(60)}
+    assert set(shards.column(hosts.shared / "keyed", "train", "patient")) <= patients
+    assert server.keys == {secrets["W&B key"]}
+    assert [row["images_seen"] for rows in server.history.values() for row in rows][-1] == 480
     assert any(b"RayTrainWorker" in line for line in seen)
-    written = [path for path in (*job.out.rglob("*"), *hosts.folder.glob("disks/*/ray/**/*")) if path.is_file()]
+    written = [*job.out.rglob("*"), *hosts.folder.glob("disks/*/ray/**/*"), *(hosts.shared / "keyed").rglob("*")]
+    written = [path for path in written if path.is_file()]
     assert len(written) > 50
     assert any("wandb" in path.parts for path in written)
     for name, secret in secrets.items():
-        assert not [path for path in written if secret.encode() in path.read_bytes()], name
-        assert secret not in output
-        assert not [line for line in seen if secret.encode() in line], name
+        for form in (secret, b64encode(f"api:{secret}".encode()).decode()):
+            assert not [path for path in written if form.encode() in path.read_bytes()], name
+            assert form not in printed
+            assert not [line for line in seen if form.encode() in line], name
 
 
 def test_an_elastic_run_outlives_a_worker_and_a_host_and_takes_up_one_that_joins(hosts, submit):
@@ -265,6 +336,16 @@ def test_a_stopped_job_saves_a_checkpoint_and_says_how_to_go_on(hosts, submit):
     assert told, logs[-2000:]
     assert job.folder.checkpoints() == [saved] == [int(told.group(1).replace(",", ""))]
     assert told.group(2).startswith("ray job submit --working-dir . -- python jobs/train.py --preset cgan --data ")
+
+
+def test_a_job_that_is_given_no_time_to_save_loses_at_most_one_interval(hosts, submit):
+    job = submit("hasty", "3", variables={"RAY_JOB_STOP_WAIT_TIME_S": "0"}, total_images=ENDLESS)
+    job.line("^960/")
+    saved = job.stop()
+    assert "to go on: " not in job.text
+    trained = read_rows(job.out / "metrics.jsonl")[-1]["images_seen"]
+    assert 0 <= trained - saved <= 240 + 48  # what is trained beside the writing of a checkpoint, too
+    assert open_checkpoint(job.folder.read_checkpoint(saved))["images_seen"] == saved
 
 
 def test_a_checkpoint_that_was_damaged_is_set_aside_and_the_one_before_goes_on(hosts, submit):

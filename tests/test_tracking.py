@@ -269,10 +269,20 @@ def test_wandb_is_online_only_where_a_key_is_set(monkeypatch, tmp_path, environm
     assert has_wandb_key() is expected
 
 
-def test_a_key_in_netrc_counts(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
+def test_a_key_in_netrc_sends_a_run_to_a_server_of_ones_own(tiny, run, monkeypatch, tmp_path):
+    """Found where W&B finds it: by host and port, in $NETRC too, also in a file that others may read."""
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password secret\n")
-    (tmp_path / ".netrc").chmod(0o600)
-    assert has_wandb_key()
+    assert not has_wandb_key()
+    with serve() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        lines = f"machine {server.url.removeprefix('http://')} login user password {KEY}\n"
+        (tmp_path / "elsewhere").write_text(lines)
+        assert not has_wandb_key()
+        monkeypatch.setenv("NETRC", str(tmp_path / "elsewhere"))
+        assert has_wandb_key()
+        monkeypatch.delenv("NETRC")
+        (tmp_path / ".netrc").write_text(lines)
+        write(tiny(total_images=64, tracking__wandb="auto"), run, [(64, {"metric/kid": 2.0})])
+    assert server.keys == {KEY}
+    assert [row["metric/kid"] for row in server.history["abc"]] == [2]

@@ -6,6 +6,7 @@ import json
 import re
 import threading
 import time
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ class Seen:
     done: dict[str, int] = field(default_factory=dict)
     """Exit codes of finished runs."""
     uploads: dict[str, bytes] = field(default_factory=dict)
+    keys: set[str] = field(default_factory=set)
+    """API keys that came with requests."""
     requests: int = 0
 
     def of(self, name: str) -> list[dict[str, Any]]:
@@ -109,8 +112,9 @@ def answer(seen: Seen, query: str, variables: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def serve(fault: str = "") -> Iterator[Seen]:
-    """fault: "refuses" with 500; "hangs": takes requests and never answers; "dies": does so after three answers."""
+def serve(fault: str = "", address: str = "127.0.0.1") -> Iterator[Seen]:
+    """fault: "refuses" with 500; "hangs": takes requests and never answers; "dies": does so after three answers.
+    address: of this machine; another than loopback for test hosts, who reach it by their bridge."""
     seen, release = Seen(), threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -121,6 +125,9 @@ def serve(fault: str = "") -> Iterator[Seen]:
         def handle_one(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             seen.requests += 1
+            scheme, _, given = self.headers.get("Authorization", "").partition(" ")
+            if scheme == "Basic":
+                seen.keys.add(b64decode(given).decode().partition(":")[2])
             if fault == "hangs" or (fault == "dies" and seen.requests > 3):
                 release.wait()
                 self.close_connection = True
@@ -158,10 +165,10 @@ def serve(fault: str = "") -> Iterator[Seen]:
             self.end_headers()
             self.wfile.write(content)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((address, 0), Handler)
     server.daemon_threads = True
     server.handle_error = lambda *_: None  # a client that was ended closes its connections
-    seen.url = f"http://127.0.0.1:{server.server_port}"
+    seen.url = f"http://{address}:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -61,14 +61,14 @@ def soak(hosts: Hosts, minutes: float, seed: int) -> dict[str, object]:
     began = time.monotonic()
     try:
         job.progress(timeout=120)
-        while time.monotonic() - began < minutes * 60:
-            time.sleep(EVERY_S - BACK_S)
+        for number in range(1, int(minutes * 60 / EVERY_S) + 1):
+            time.sleep(max(0.0, began + number * EVERY_S - time.monotonic()))
+            at = time.monotonic() - began
             what = disturb(hosts, job, chance)
-            happened.append(what)
-            print(f"{time.monotonic() - began:>6.0f} s  {what}", flush=True)
+            happened.append({"at_s": round(at), "what": what})
+            print(f"{at:>6.0f} s  {what}", flush=True)
             if job.process.poll() is not None:
                 raise AssertionError(f"the job ended:\n{job.text[-3000:]}")
-            time.sleep(BACK_S)
         until(lambda: alive(hosts) == 3, 90, "three hosts")
         last = job.finished()
     finally:
