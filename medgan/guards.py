@@ -5,12 +5,14 @@ Neither ends a run: the best checkpoint is kept by KID, and an alarm says where 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from medgan.config import Config
 from medgan.pixels import to_images
 from medgan.state import TrainState
+from medgan.step import augmented
 
 COLLAPSED = 0.5
 """Of the highest diversity seen: what is below is alarming."""
@@ -51,22 +53,26 @@ class Guard:
 
 
 @torch.no_grad()
-def overfit(state: TrainState, sides: dict[str, tuple[Tensor, Tensor]]) -> float | None:
+def overfit(state: TrainState, sides: dict[str, tuple[Tensor, Tensor]], rows: np.ndarray, n: int) -> float | None:
     """How much D takes held-out real images for generated: 0 not at all, 1 entirely (arXiv:2006.06676, eq. 1, r_v).
 
-    sides: {train, held-out, generated: (uint8 pixels (n, C, R, R), labels (n, K)) of this rank}. Every rank calls it
-    and gets the same. None where D normalises over a batch, or thinks no more of training images than of generated.
+    sides: {train, held-out, generated: (uint8 pixels (m, C, R, R), labels (m, K)) of this rank}, which stand at `rows`
+    among all n of a side. D judges them augmented as in training: it knows no others, and G learns from no others.
+    Every rank calls it and gets the same. None where D normalises over a batch, or thinks no more of training images
+    than of generated.
     """
     config, network = state.config, state.discriminator.module
     if not comparable(config):
         return None
     dtype = next(network.parameters()).dtype
-    means = []
-    for pixels, labels in sides.values():
+    whole, means = len(rows) // config.sample_group * config.sample_group, []  # D looks at whole groups
+    for side, (pixels, labels) in sides.items():
         total = torch.zeros(2, dtype=torch.float64, device=state.world.device)
-        whole = len(pixels) // config.sample_group * config.sample_group  # D looks at whole groups
-        for some, hot in zip(pixels[:whole].split(64), labels[:whole].split(64), strict=True):
-            logits = network(to_images(some.to(state.world.device), dtype), hot.to(state.world.device, dtype))
+        for first in range(0, whole, 64):
+            some = slice(first, min(first + 64, whole))
+            images = to_images(pixels[some].to(state.world.device), dtype)
+            images = augmented(state, rows[some], images, f"judged/{side}", of=n)
+            logits = network(images, labels[some].to(state.world.device, dtype))
             total += torch.stack([logits.double().sum(), logits.new_tensor(len(logits)).double()])
         summed, count = state.world.sum(total).tolist()
         means.append(summed / count if count else 0.0)

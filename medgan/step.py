@@ -208,22 +208,27 @@ def learn_generator(
     return sums(found)
 
 
-def augmented(state: TrainState, rows: np.ndarray, images: Tensor, side: str) -> Tensor:
-    """Images as D sees them. rows: their places; side: real or fake, which have draws of their own."""
+def augmented(state: TrainState, rows: np.ndarray, images: Tensor, side: str, of: int | None = None) -> Tensor:
+    """Images as D sees them. rows: their places in the global batch, or among so many; side: real, fake or what else
+    has draws of its own."""
     config = state.config
     kinds = config.augmentations
     if not kinds:
         return images
     strength = state.strength.of(config.augment, state.images_seen)
     padding = "zeros" if config.augment.name == "diffaugment" else "reflection"
-    return augment(images, drawn(state, rows, f"augment/{side}", len(KINDS), DRAWS), strength, kinds, padding)
+    draws = drawn(state, rows, f"augment/{side}", len(KINDS), DRAWS, of=of)
+    return augment(images, draws, strength, kinds, padding)
 
 
-def drawn(state: TrainState, rows: np.ndarray, name: str, *shape: int, normal: bool = False) -> Tensor:
-    """Some places of what is drawn for the global batch: uniform in [0, 1) or standard normal, on the device."""
+def drawn(
+    state: TrainState, rows: np.ndarray, name: str, *shape: int, normal: bool = False, of: int | None = None
+) -> Tensor:
+    """Some places of what is drawn for the global batch, or for so many: uniform in [0, 1) or standard normal, on the
+    device."""
     config = state.config
     random, kind = stream(config.seed, name, state.images_seen), torch.randn if normal else torch.rand
-    numbers = kind(config.global_batch, *shape, generator=random, dtype=state.dtype)
+    numbers = kind(of or config.global_batch, *shape, generator=random, dtype=state.dtype)
     return state.world.put(numbers[rows])
 
 

@@ -106,7 +106,7 @@ class Submitted:
     """
 
     def __init__(self, hosts, out, workers, *more, variables=None, **settings):
-        self.hosts, self.out = hosts, hosts.shared / out
+        self.hosts, self.name, self.workers, self.out = hosts, out, workers, hosts.shared / out
         self.folder = RunFolder(str(self.out))
         chosen = {**SETTINGS, **{key.replace("__", "."): value for key, value in settings.items()}}
         flags = [f for key, value in chosen.items() for f in ("--set", f"{key}={value}")]
@@ -169,16 +169,17 @@ class Submitted:
         self.wait(60)
         return self.folder.checkpoints()[-1]
 
-    def finished(self):
-        """Stop an endless run, and submit it again to end 480 images later; returns what was submitted."""
-        wanted = self.stop() + 20 * self.folder.config().global_batch
-        last = Submitted(self.hosts, self.out.name, "1-3", total_images=wanted)
+    def again(self, timeout=300):
+        """Submit it once more, to end 480 images after its newest checkpoint; returns that, which has ended well."""
+        wanted = self.folder.checkpoints()[-1] + 20 * self.folder.config().global_batch
+        last = Submitted(self.hosts, self.name, self.workers, total_images=wanted)
         try:
-            code, output = last.wait()
+            code, output = last.wait(timeout)
         finally:
             last.end()
         assert code == 0, output[-3000:]
         assert f"done: {wanted:,} images" in output
+        assert_every_image_once_per_epoch(last)
         return last
 
     def end(self):

@@ -1,5 +1,6 @@
 """Alarms: raised once by what is alarming, and not by what is not."""
 
+import numpy as np
 import torch
 
 from medgan.distributed import World
@@ -33,17 +34,32 @@ def test_diversity_is_of_variances():
     assert diversity(real, real[:1].expand(4000, -1)) == 0
 
 
+def side(grey, count=10):  # 10 are two whole groups of four, and two that are left out
+    return torch.full((count, 1, 32, 32), grey, dtype=torch.uint8), torch.zeros(count, 2)
+
+
 def test_overfit_says_which_side_held_out_images_are_on(tiny, monkeypatch):
     """A D that answers with an image's mean, so that every side's judgement is known."""
-    state = TrainState.create(tiny(), World())
+    state, rows = TrainState.create(tiny(), World()), np.arange(10)
     monkeypatch.setattr(state.discriminator.module, "forward", lambda images, labels: images.mean((1, 2, 3)))
-
-    def side(grey, count=10):  # 10 are two whole groups of four, and two that are left out
-        return torch.full((count, 1, 32, 32), grey, dtype=torch.uint8), torch.zeros(count, 2)
-
     for held_out, wanted in ((200, 0.0), (100, 1.0), (150, 0.5)):
         sides = {"train": side(200), "val": side(held_out), "generated": side(100)}
-        assert abs(overfit(state, sides) - wanted) < 1e-6
-    assert overfit(state, {"train": side(100), "val": side(50), "generated": side(100)}) is None
+        assert abs(overfit(state, sides, rows, 10) - wanted) < 1e-6
+    assert overfit(state, {"train": side(100), "val": side(50), "generated": side(100)}, rows, 10) is None
     batch_norm = TrainState.create(tiny("dcgan", model__norm_d="batch", loss__r1_gamma=0.0), World())
-    assert overfit(batch_norm, {}) is None
+    assert overfit(batch_norm, {}, rows, 10) is None
+
+
+def test_what_is_judged_by_heart_is_augmented_as_in_training_on_any_number_of_ranks(tiny, monkeypatch):
+    state, seen = TrainState.create(tiny(augment__name="ada", augment__p=0.7), World()), []
+
+    def judge(images, labels):
+        seen.append(images)
+        return images.mean((1, 2, 3))
+
+    monkeypatch.setattr(state.discriminator.module, "forward", judge)
+    for rows in (np.arange(8), np.arange(4, 8)):
+        overfit(state, {name: side(200, len(rows)) for name in ("train", "val", "generated")}, rows, 8)
+    whole, part = seen[:3], seen[3:]
+    assert all(torch.equal(one[4:], other) for one, other in zip(whole, part, strict=True))
+    assert len({image.mean().item() for images in whole for image in images}) > 10

@@ -14,11 +14,11 @@ import pytest
 from cluster import hosts as tool
 from medgan.data import shards
 from medgan.data.sources import SOURCES, Options, Raw
-from medgan.folder import checkpoint_name
+from medgan.folder import SearchFolder, checkpoint_name
 from medgan.state import open_checkpoint
 from medgan.tracking import read_rows
 
-from .conftest import fill_up, small_disk, write_phantoms
+from .conftest import TINY, fill_up, small_disk, write_phantoms
 from .hosts import (
     ENDLESS,
     SETTINGS,
@@ -268,7 +268,8 @@ def test_an_elastic_run_outlives_a_worker_and_a_host_and_takes_up_one_that_joins
     moment, _ = job.line(r"3 workers now; \d+ s and \d+ images lost", started, timeout=120)
     print(f"a host joined: taken up after {moment - started:.0f} s")
     job.progress(moment)
-    job = job.finished()
+    job.stop()
+    job = job.again()
     assert {2, 3} <= set(assert_every_image_once_per_epoch(job))
     rows = [row for row in read_rows(job.out / "metrics.jsonl") if "resume/lost_s" in row]
     assert [row["resume/workers"] for row in rows] == [3, 2, 3]
@@ -289,8 +290,8 @@ def test_a_host_that_is_cut_off_and_comes_back_splits_nothing(hosts, submit):
     hosts.heal(victim)
     moment, _ = job.line("3 workers now", moment, timeout=120)
     job.progress(moment)
-    job = job.finished()
-    assert_every_image_once_per_epoch(job)
+    job.stop()
+    job = job.again()
     assert not list((job.out / "checkpoints").glob("*.damaged"))
     assert_same_weights(job.folder, undisturbed(hosts, "cut-one", job))
 
@@ -357,13 +358,10 @@ def test_a_checkpoint_that_was_damaged_is_set_aside_and_the_one_before_goes_on(h
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    again = submit("damaged", "3", total_images=newest + 480)
-    code, output = again.wait()
-    assert code == 0, output
-    assert f"the checkpoint at {newest:,} images is damaged and set aside" in output
-    assert f"going on from the checkpoint at {before:,} images" in output
+    again = job.again()
+    assert f"the checkpoint at {newest:,} images is damaged and set aside" in again.text
+    assert f"going on from the checkpoint at {before:,} images" in again.text
     assert file.with_name(f"{file.name}.damaged").read_bytes() == content
-    assert_every_image_once_per_epoch(again)
     assert_same_weights(again.folder, undisturbed(hosts, "damaged-one", again))
 
 
@@ -378,11 +376,7 @@ def test_a_disk_that_fills_ends_the_run_with_one_line_and_leaves_a_checkpoint_to
     assert "/full cannot be written: No space left on device; " in told
     assert told.endswith(f"the last good checkpoint is at {saved:,} images")
     (job.out.parent / "others").unlink()
-    again = submit("small/full", "3", total_images=saved + 480)
-    code, output = again.wait()
-    assert code == 0, output
-    assert f"going on from the checkpoint at {saved:,} images" in output
-    assert_every_image_once_per_epoch(again)
+    assert f"going on from the checkpoint at {saved:,} images" in job.again().text
 
 
 def test_a_second_command_is_refused_and_the_same_command_goes_on_after_its_driver_was_killed(hosts, submit):
@@ -396,12 +390,9 @@ def test_a_second_command_is_refused_and_the_same_command_goes_on_after_its_driv
     hosts.exec("host1", ["kill", "-9", *driver])
     assert first.wait(60)[0] == 1
     saved = first.folder.checkpoints()[-1]
-    third = submit("twice", "2", total_images=saved + 480)
-    code, output = third.wait(240)
-    assert code == 0, output
-    assert "is silent: waiting 30 s in all" in output
-    assert f"going on from the checkpoint at {saved:,} images" in output
-    assert_every_image_once_per_epoch(third)
+    third = first.again()
+    assert "is silent: waiting 30 s in all" in third.text
+    assert f"going on from the checkpoint at {saved:,} images" in third.text
 
 
 def test_after_the_head_was_killed_and_started_again_the_same_command_resumes(hosts, submit):
@@ -409,14 +400,48 @@ def test_after_the_head_was_killed_and_started_again_the_same_command_resumes(ho
     job.line("^480/")
     hosts.kill("host1")
     job.process.kill()
-    saved = job.folder.checkpoints()[-1]
     hosts.up(3)
     until(lambda: alive(hosts) == 3, 60, "three hosts")
-    again = submit("head", "2", total_images=saved + 480)
-    code, output = again.wait(240)
-    assert code == 0, output
-    assert "going on from the checkpoint at" in output
-    assert_every_image_once_per_epoch(again)
+    assert "going on from the checkpoint at" in job.again().text
+
+
+def test_a_search_over_the_hosts_goes_on_after_its_head_was_killed_and_trains_nothing_twice(hosts):
+    folder = SearchFolder(str(hosts.shared / "search"))
+    length = {"total_images": 9600, "evaluate.interval_kimg": 4.8, "checkpoint.interval_kimg": 0.64}
+    fixed = [word for key, value in {**TINY, **length}.items() for word in ("--set", f"{key}={value}")]
+    words = ["--data", str(hosts.shared / "data"), "--out", folder.location, "--trials", "3", "--algorithm", "random"]
+    words += ["--space", "model.name=dcgan,cgan", "--scheduler", "none", "--finalists", "0", *fixed]
+
+    def submitted():
+        return job_of(hosts, "jobs/search.py", *words)
+
+    def trials_on(name):
+        return hosts.exec(name, ["pgrep", "-f", "Trainable.train"], capture_output=True).stdout.split()
+
+    job = submitted()
+    try:
+        saved = lambda: [path.parts[-3] for path in hosts.shared.glob("search/trials/*/checkpoints/*.pt")]
+        until(lambda: len(set(saved())) == 3 or job.poll() is not None, 180, "a checkpoint of every trial")
+        assert [len(trials_on(name)) for name in hosts.names()] == [1, 1, 1]
+        hosts.kill("host1")
+    finally:
+        job.kill()
+        job.communicate()
+    assert {record["status"] for record in folder.trials()} == {"running"}
+    hosts.up(3)
+    until(lambda: alive(hosts) == 3, 60, "three hosts")
+    again = submitted()
+    try:
+        output, _ = again.communicate(timeout=300)
+    finally:
+        again.kill()
+    assert again.returncode == 0, output[-3000:]
+    assert "is silent: waiting 30 s in all" in output
+    assert "winner: trial" in output
+    for record in folder.trials():
+        assert (record["status"], record["images_seen"]) == ("done", 9600)
+        trained = [row["images_seen"] for row in read_rows(Path(folder.run(record).location) / "metrics.jsonl")]
+        assert len(trained) == len(set(trained)) + 3  # two rows where there are figures, at the start, middle and end
 
 
 SRUN = """

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 import statistics
 from pathlib import Path
@@ -123,11 +122,12 @@ def table() -> str:
     yardstick = {(r["resolution"], r["minutes"]): r["kid"] for r in rows if r["model"] == YARDSTICK}
     for r in rows:
         name = f"{r['resolution']}-{r['model']}-{r['minutes']}"
-        share = r["kid"] / yardstick.get((r["resolution"], r["minutes"]), math.nan)
+        beside = yardstick.get((r["resolution"], r["minutes"]))
+        share = f"{r['kid'] / beside:.2f}" if beside else ""
         accuracy = f"{r['class_accuracy']:.0%}" if "class_accuracy" in r else ""
         lines.append(
             f"| {r['resolution']} | [`{r['model']}`](results/films/{name}.png) | {r['minutes']} | {r['kid']:.3f} | "
-            f"{share:.2f} | {r['fid']:.0f} | {r['coverage']:.2f} | {accuracy} | {r['images_seen']:,} | "
+            f"{share} | {r['fid']:.0f} | {r['coverage']:.2f} | {accuracy} | {r['images_seen']:,} | "
             f"{r['images_per_s']:.0f} |"
         )
     for resolution in sorted({r["resolution"] for r in rows}, reverse=True):

@@ -70,7 +70,8 @@ def soak(hosts: Hosts, minutes: float, seed: int) -> dict[str, object]:
             if job.process.poll() is not None:
                 raise AssertionError(f"the job ended:\n{job.text[-3000:]}")
         until(lambda: alive(hosts) == 3, 90, "three hosts")
-        last = job.finished()
+        job.stop()
+        last = job.again()
     finally:
         job.end()
     workers = assert_every_image_once_per_epoch(last)
