@@ -1,4 +1,4 @@
-"""Drawn films at 32x32: what every conditional architecture learns in ten minutes, and what ADA does for few images.
+"""Drawn films at 32x32: what every conditional architecture learns in ten minutes; augmentation where images are few.
 
     python -m tests.prove.learning                      # everything, into results/learning.json
     python -m tests.prove.learning --only cgan          # one row
@@ -21,7 +21,11 @@ from tests.prove.films import read_by_classifier, speed, training
 
 RESULTS = ROOT / "results/learning.json"
 MODELS = ("cgan", "stylegan2-lite", "resgan")
-FEW = ("few-none", "few-ada")
+FEW: dict[str, dict[str, Any]] = {
+    "few-none": {},
+    "few-ada": {"augment.name": "ada", "augment.target": 0.3, "augment.kimg": 20},
+    "few-diffaugment": {"augment.name": "diffaugment"},
+}
 MINUTES = 10
 WANTED = {"class_accuracy": 0.95, "coverage": 0.8}
 FEW_IMAGES, FEW_TRAINED = 260, 60_000
@@ -66,10 +70,11 @@ def learnt(model: str, work: Path, workers: int) -> dict[str, Any]:
 
 
 def few(name: str, work: Path, workers: int) -> dict[str, Any]:
-    """The cgan on about 200 films with or without ADA: how far D takes held-out films for generated, over time."""
+    """The cgan on about 200 films with or without augmentation: figures of val over time, and how far D takes held-out
+    films for generated."""
     data, out = prepared(work, FEW_IMAGES), work / name
     command = training("cgan", data, out, FEW_TRAINED, workers)
-    command += ["--set", f"augment.name={name.removeprefix('few-')}", "--set", "augment.kimg=50"]
+    command += [word for key, value in FEW[name].items() for word in ("--set", f"{key}={value}")]
     call(*command)
     rows = [row for row in read_rows(out / "metrics.jsonl") if "metric/kid" in row and row["images_seen"]]
     curve = [{key: row.get(f"metric/{key}") for key in ("overfit", "kid", "coverage")} for row in rows]
