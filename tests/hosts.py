@@ -129,7 +129,7 @@ class Submitted:
     def id(self):
         return re.search(r"'(raysubmit_\w+)' submitted", self.text).group(1)
 
-    def line(self, pattern, since=0.0, timeout=90):
+    def line(self, pattern, since=0.0, timeout=150):
         """The first line since a moment that matches, and when it came."""
         end = time.monotonic() + timeout
         while True:
@@ -141,7 +141,7 @@ class Submitted:
             assert self.process.poll() is None or self.reader.is_alive(), f"ended:\n{self.text[-3000:]}"
             time.sleep(0.1)
 
-    def progress(self, since=0.0, timeout=90):
+    def progress(self, since=0.0, timeout=150):
         return self.line(r"^([\d,]+)/[\d,]+ images", since, timeout)
 
     def wait(self, timeout=300):

@@ -130,7 +130,7 @@ def films(work: Path) -> dict[str, Any]:
     words = command(
         *(data, work / "kermany", TRIALS, "--finalists", "1", "--seeds", "2"),
         space=("model.name=dcgan,cgan", "model.width=16,32", "global_batch=32", "loss.critic_steps=1"),
-        fixed={"total_images": 50_000, "evaluate.n": 512, "tracking.wandb": "disabled"},
+        fixed={"total_images": 40_000, "evaluate.n": 512, "tracking.wandb": "disabled"},
     )
     records, minutes = search(words)
     best = finalists(records)[0]
