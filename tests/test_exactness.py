@@ -50,7 +50,8 @@ def allowed():
 CELLS = list(allowed())
 NAMES = ["-".join(str(value) for value in cell.values()) for cell in CELLS]
 assert len(set(NAMES)) == len(NAMES)
-# Every model with one loss and both penalties, BatchNorm in D, and every loss with one model; all others are heavy.
+# Every model with one loss and both penalties, BatchNorm in D, and every loss with one model; all others are heavy, and
+# slow on three ranks.
 FEW = [
     i
     for i, cell in enumerate(CELLS)
@@ -64,7 +65,8 @@ FEW = [
 REST = [i for i in range(len(CELLS)) if i not in FEW]
 # One rank differs from no ranks by its wrappers alone: that is looked at in the few.
 EACH = [pytest.param(world, i, id=f"{world}-{NAMES[i]}") for world in (1, 2, 3) for i in FEW]
-EACH += [pytest.param(world, i, id=f"{world}-{NAMES[i]}", marks=pytest.mark.heavy) for world in (2, 3) for i in REST]
+EACH += [pytest.param(2, i, id=f"2-{NAMES[i]}", marks=pytest.mark.heavy) for i in REST]
+EACH += [pytest.param(3, i, id=f"3-{NAMES[i]}", marks=(pytest.mark.heavy, pytest.mark.slow)) for i in REST]
 
 
 def run(overrides: dict, steps: int) -> dict:

@@ -405,6 +405,7 @@ def test_after_the_head_was_killed_and_started_again_the_same_command_resumes(ho
     assert "going on from the checkpoint at" in job.again().text
 
 
+@pytest.mark.slow  # a whole search, twice
 def test_a_search_over_the_hosts_goes_on_after_its_head_was_killed_and_trains_nothing_twice(hosts):
     folder = SearchFolder(str(hosts.shared / "search"))
     length = {"total_images": 6400, "evaluate.interval_kimg": 3.2, "checkpoint.interval_kimg": 0.64}
