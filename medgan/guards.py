@@ -45,7 +45,7 @@ class Guard:
         if overfit is not None and overfit > BY_HEART:
             found["overfit"] = (
                 f"D knows its training images by heart (it judges held-out ones {overfit:.0%} as generated); "
-                "augment.name=ada helps with few images"
+                "augment.name=diffaugment or ada helps with few images"
             )
         new = {what: text for what, text in found.items() if what not in self.said}
         self.said = set(found)

@@ -24,7 +24,7 @@ def test_samples_that_never_were_unlike_are_alarming_once_the_generator_had_time
 def test_a_discriminator_that_knows_its_images_by_heart_is_said():
     guard = Guard()
     assert guard.look({"metric/overfit": 0.4}) == {}
-    assert "augment.name=ada" in guard.look({"metric/overfit": 0.6})["overfit"]
+    assert "augment.name=diffaugment" in guard.look({"metric/overfit": 0.6})["overfit"]
     assert guard.look({}) == {}
 
 

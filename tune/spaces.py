@@ -101,8 +101,8 @@ KNOBS: tuple[Knob, ...] = (
     Knob("loss.path_weight", Range(0.2, 4.0), lambda cell: cell["path length"] == "weighted"),
     Knob("model.style_mixing", Choice((0.0, 0.9))),
     Knob("augment.p", Range(0.1, 0.8, "linear"), lambda cell: cell["augment.name"] == "ramp"),
-    Knob("augment.target", Range(0.4, 0.8, "linear"), lambda cell: cell["augment.name"] == "ada"),
-    Knob("augment.kimg", Range(20.0, 500.0), lambda cell: cell["augment.name"] in ("ada", "ramp")),
+    Knob("augment.target", Range(0.2, 0.8, "linear"), lambda cell: cell["augment.name"] == "ada"),
+    Knob("augment.kimg", Range(10.0, 500.0), lambda cell: cell["augment.name"] in ("ada", "ramp")),
     Knob("ema.half_life_kimg", Range(0.5, 50.0)),
     Knob("data.balance", Choice((0.0, 0.5, 1.0)), lambda cell: cell["condition"] == "class"),
 )

@@ -23,7 +23,7 @@ RESULTS = ROOT / "results/learning.json"
 MODELS = ("cgan", "stylegan2-lite", "resgan")
 FEW: dict[str, dict[str, Any]] = {
     "few-none": {},
-    "few-ada": {"augment.name": "ada", "augment.target": 0.3, "augment.kimg": 20},
+    "few-ada": {"augment.name": "ada"},
     "few-diffaugment": {"augment.name": "diffaugment"},
 }
 MINUTES = 10
