@@ -92,7 +92,8 @@ def table() -> str:
     for row in known(RESULTS):
         last = row["curve"][-1] if "curve" in row else row
         read = f"{row['class_accuracy']:.0%}" if "class_accuracy" in row else ""
-        heart = f"{last['overfit']:.2f}" if last.get("overfit") is not None else ""
+        known_by_heart = last.get("overfit")
+        heart = "" if known_by_heart is None else f"{known_by_heart:.2f}" if known_by_heart > 0 else "0"
         figures = f"{last['kid']:.3f} | {last['coverage']:.2f}"
         lines.append(f"| {row['name']} | {last['images_seen']:,} | {figures} | {read} | {heart} |")
     return "\n".join(lines)
