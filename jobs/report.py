@@ -8,6 +8,7 @@ python jobs/report.py --run runs/a --against runs/b --wandb ENTITY/PROJECT
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -36,6 +37,10 @@ def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     if args.watch and not args.search:
         raise Refused("--watch: follows a search; name it with --search")
+    if args.watch and args.wandb:
+        raise Refused("--watch: serves a page here, --wandb saves a report there; give one of them")
+    if not 0 <= args.port <= 65535:
+        raise Refused(f"--port {args.port}: must be from 0 to 65535")
     if bool(args.against) != bool(args.run and args.wandb):
         raise Refused("--against: compares two runs in a W&B Report, with --run and --wandb")
     subject = absolute("--run" if args.run else "--search", args.run or args.search)
@@ -84,6 +89,8 @@ def save(where: str, subject: RunFolder | SearchFolder, against: RunFolder | Non
     entity, _, project = where.partition("/")
     if not entity or not project or "/" in project:
         raise Refused(f"--wandb {where}: write it as ENTITY/PROJECT")
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        raise Refused(f"--wandb: WANDB_MODE={os.environ['WANDB_MODE']} keeps W&B off the network; unset it")
     if not has_wandb_key():
         raise Refused("--wandb: no API key; set WANDB_API_KEY or run `wandb login`")
     if isinstance(subject, SearchFolder):

@@ -28,6 +28,8 @@ from medgan.terminal import Failed, Parser, Stopped, absolute, again, command, d
 
 ALGORITHMS = ("random", "tpe", "pbt")
 OBJECTIVES = ("kid", "kid,images_per_s", "kid,coverage")
+USUAL: dict[str, Any] = {"objective": "kid", "scheduler": "asha", "finalists": 2, "seeds": 3}
+"""What holds where it is not said; a population has none of it."""
 
 
 def parser() -> Parser:
@@ -50,10 +52,10 @@ def parser() -> Parser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="fix one setting for all trials; repeatable"
     )
     parser.add_argument("--algorithm", choices=ALGORITHMS, default="tpe", help="how settings are chosen (default tpe)")
-    parser.add_argument("--objective", choices=OBJECTIVES, default="kid", help="what is searched for (default kid)")
-    parser.add_argument("--scheduler", choices=("asha", "none"), default="asha", help="who is stopped early")
-    parser.add_argument("--finalists", type=int, default=2, help="how many of the best are trained again (default 2)")
-    parser.add_argument("--seeds", type=int, default=3, help="fresh seeds for each finalist (default 3)")
+    parser.add_argument("--objective", choices=OBJECTIVES, help="what is searched for (default kid)")
+    parser.add_argument("--scheduler", choices=("asha", "none"), help="who is stopped early (default asha)")
+    parser.add_argument("--finalists", type=int, help="how many of the best are trained again (default 2)")
+    parser.add_argument("--seeds", type=int, help="fresh seeds for each finalist (default 3)")
     parser.add_argument("--search-seed", type=int, default=0, help="seed of the drawing (default 0)")
     parser.add_argument("--show-space", action="store_true", help="print what is searched, and end")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages and tracebacks")
@@ -68,6 +70,11 @@ def main(argv: Sequence[str]) -> None:
     for flag, least in (("trials", 1), ("workers_per_trial", 1), ("at_once", 1), ("finalists", 0), ("seeds", 1)):
         if getattr(args, flag) is not None and getattr(args, flag) < least:
             raise Refused(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be at least {least}")
+    if args.algorithm == "pbt":
+        for flag in USUAL:
+            if getattr(args, flag) is not None:
+                raise Refused(f"--{flag}: --algorithm pbt has none, its members change their settings as they train")
+    choice = {flag: getattr(args, flag) if getattr(args, flag) is not None else usual for flag, usual in USUAL.items()}
     data = absolute("--data", args.data)
     manifest, sha256 = shards.read_manifest(data)
     fixed = dict(map(configs.parse_override, args.set))
@@ -97,17 +104,18 @@ def main(argv: Sequence[str]) -> None:
         workers=args.workers_per_trial,
         use=args.use,
         at_once=args.at_once,
-        space=tuple(args.space),
+        space=spaces.spelled(args.space),
         fixed=search.with_defaults(fixed),
         algorithm=args.algorithm,
-        objectives=tuple(args.objective.split(",")),
-        scheduler="none" if args.algorithm == "pbt" else args.scheduler,
-        finalists=args.finalists,
-        seeds=args.seeds,
+        objectives=tuple(choice["objective"].split(",")),
+        scheduler="none" if args.algorithm == "pbt" else choice["scheduler"],
+        finalists=choice["finalists"],
+        seeds=choice["seeds"],
         seed=args.search_seed,
     )
     space = spaces.Space(space.labelled, space.narrowed, request.fixed, space.only)
     spaces.check_batches(space, data, manifest.rows("train"), request.workers)
+    search.check_data(space, request, manifest, sha256)
     folder = SearchFolder(out)
     wanted: dict[str, Any] = {"search": request.identity, "data": data, "manifest_sha256": sha256}
     stored = folder.settings()
@@ -210,6 +218,8 @@ class View:
         for record in failed:
             print(self.line(record))
         print(f"winner: trial {best[0]['name']}, {best[1]}")
+        if best[0].get("lineage"):
+            print("  it took over weights: best.yaml has its last settings, and begins anew with them")
         for name, what in (
             ("best.yaml", "its config, for jobs/train.py --config"),
             (f"trials/{best[0]['run']}/generator/", "its generator, already trained"),

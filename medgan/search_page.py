@@ -21,8 +21,8 @@ from medgan.metrics.fidelity import FIGURES
 Record = dict[str, Any]
 PICTURES = 800_000
 """Bytes of sample pictures on a page, so that it stays under 6 MB with the plot library's 4.8."""
-PICTURED = 24
-"""How many of the best trials have a picture."""
+PICTURED = 100
+"""How many of the best trials have a picture: with more, each would have too few bytes to show anything."""
 SAME_FOR_ALL = ("seed", "total_images", "precision", "evaluate.", "checkpoint.", "tracking.", "data.")
 AXES = 10
 """Most settings that the parallel coordinates show."""
@@ -36,11 +36,9 @@ def search_page(folder: SearchFolder, refresh_s: int = 0) -> str:
     assert settings is not None
     summary = json.loads(folder.read("summary.json")) if "summary.json" in folder.names() else {}
     trials = [record for record in records if record["kind"] == "trial"]
-    ranked = sorted(
-        (record for record in trials if record.get("kid") is not None),
-        key=lambda record: (record["status"] == "stopped", record["kid"]),
-    )
-    rest = [record for record in trials if record.get("kid") is None]
+    known = [record for record in trials if record.get("kid") is not None and record["status"] != "failed"]
+    ranked = sorted(known, key=lambda record: (record["status"] == "stopped", record["kid"]))
+    rest = [record for record in trials if record not in known]
     configured = {record["name"]: _settings(folder, record) for record in trials}
     varying = _varying(list(configured.values()))
     front = pareto(ranked)
@@ -61,11 +59,12 @@ def search_page(folder: SearchFolder, refresh_s: int = 0) -> str:
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("search.html")
     return template.render(
         title=folder.location.rstrip("/").rpartition("/")[2],
+        location=folder.location,
+        pictured=PICTURED,
         refresh_s=refresh_s,
         search=settings["search"],
         command=settings.get("command", ""),
         sha256=settings["manifest_sha256"],
-        commit=settings.get("commit"),
         versions=settings.get("versions", {}),
         summary=summary,
         counts={status: sum(r["status"] == status for r in trials) for status in STATUSES},

@@ -22,7 +22,7 @@ from medgan.ray_train import Outcome
 from tune import schedulers, search
 from tune.algorithms import Draws, trial_name
 from tune.spaces import Range, Space, space
-from tune.trial import Plan, Training, Wish, reason_of, seized, take_over
+from tune.trial import LOST_WORKER, Plan, Training, Trial, Wish, reason_of, seized, take_over
 
 SPACE = space(True, ["model.name=dcgan,cgan", "global_batch=16"])
 
@@ -79,6 +79,21 @@ def test_a_search_that_goes_on_draws_what_one_that_was_not_stopped_would_have(al
     draws.restore(json.loads(json.dumps(whole[:20])))
     assert draws.draw(20)[0] == whole[20]["settings"]
     assert len({json.dumps(record["settings"]) for record in whole}) == 24
+
+
+def test_a_search_that_goes_on_with_cut_trials_ends_with_the_study_of_one_that_was_not_stopped():
+    whole = searched("tpe", trials=16)
+    cut = [record | ({"status": "interrupted"} if record["name"] in ("012", "014") else {}) for record in whole]
+    draws = Draws(SPACE, "tpe", ("kid",), 0)
+    draws.restore(cut)
+    assert [trial.state.name for trial in draws.study.trials].count("RUNNING") == 2
+    for record in whole:
+        if record["name"] in ("012", "014"):
+            draws.tell(record)
+    undisturbed = Draws(SPACE, "tpe", ("kid",), 0)
+    undisturbed.restore(whole)
+    assert [t.values for t in draws.study.trials] == [t.values for t in undisturbed.study.trials]
+    assert draws.draw(16)[0] == undisturbed.draw(16)[0]
 
 
 def test_two_trials_that_start_together_are_not_the_same():
@@ -346,6 +361,42 @@ def test_another_search_is_refused_by_the_keys_that_differ():
         search.check_same(stored, other.identity, "o")
 
 
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (
+            ["--algorithm", "pbt", "--space", "model.name=cgan", "--finalists", "1"],
+            "--finalists: --algorithm pbt has none",
+        ),
+        (
+            ["--algorithm", "pbt", "--space", "model.name=cgan", "--scheduler", "none"],
+            "--scheduler: --algorithm pbt has",
+        ),
+        (["--set", "data.resolution=64"], "data.resolution=64: DATA has 32"),
+        (["--space", "model.name=cgan", "--space", "model.name=dcgan"], "--space model.name: given twice"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(phantoms, tmp_path, flags, reason):
+    main = runpy.run_path(str(Path(__file__).parent.parent / "jobs/search.py"), run_name="job")["main"]
+    with pytest.raises(Refused, match=reason):
+        main(["--data", phantoms, "--out", str(tmp_path / "search"), "--trials", "2", *flags])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_lost_its_worker_twice_at_the_same_place_is_not_trained_again(tmp_path):
+    folder = SearchFolder(str(tmp_path))
+    lost = {"status": "failed", "reason": LOST_WORKER, "images_seen": 640}
+    folder.write_trial(search.new_record("000", "trial", {}, 1000) | lost)
+    ledger = search.Ledger(folder, print)
+    assert ledger.records["000"]["status"] == "interrupted"
+    ledger.add(ledger.records["000"] | lost)
+    again = search.Ledger(folder, print).records["000"]
+    assert again["status"] == "failed"
+    assert "twice at the same place" in again["reason"]
+    folder.write_trial(again | lost | {"images_seen": 960})  # it got further
+    assert search.Ledger(folder, print).records["000"]["status"] == "interrupted"
+
+
 def test_the_identity_of_a_search_survives_yaml():
     request = search.Request("d", "o", 4, fixed={"total_images": 100}, space=("model.name=cgan",))
     search.check_same(yaml.safe_load(yaml.safe_dump({"search": request.identity})), request.identity, "o")
@@ -448,6 +499,37 @@ def test_a_child_gets_the_donors_weights_figures_and_generator(tmp_path):
     assert child.read("checkpoints/000000000100.pt") == b"weights 100"
     assert child.read("generator/model.safetensors") == b"g"
     assert take_over(donor, 50, RunFolder(str(tmp_path / "c"))) == 200  # dropped by the donor: its newest
+
+
+@pytest.mark.parametrize("figures", [True, False])
+def test_a_member_that_took_over_weights_goes_on_with_its_own_settings_wherever_the_search_ended(tmp_path, figures):
+    """Between the takeover and its next figures too: its record still has its settings of before then."""
+    plan = Plan("data", str(tmp_path), "{}", "", 1, False, segment=100)
+    donor, folder = RunFolder(str(tmp_path / "trials/001")), SearchFolder(str(tmp_path))
+    donor.write("checkpoints/000000000100.pt", "weights")
+    donor.write("metrics.jsonl", "{}\n")
+    seen = {"images_seen": 100, "kid": 0.5, "run": "001", "parent": "", "generation": 0, "settings": {"optim.lr_g": 3}}
+    before, after = {"optim.lr_g": 1}, {"optim.lr_g": 2}
+
+    def began(settings):
+        trial = Trial.__new__(Trial)
+        trial.setup({"job": {"name": "000", "settings": settings}}, plan, None)
+        return trial
+
+    trial = began(after)
+    trial.load_checkpoint({"run": donor.location, "images_seen": 100, "row": seen})
+    assert trial.row == seen | {"run": "000-after1", "parent": "001 at 100", "generation": 1, "settings": after}
+    ledger = search.Ledger(folder, lambda change: None)
+    ledger.add(search.new_record("000", "trial", before, 1000))
+    tuned = SimpleNamespace(config={"job": {"name": "000"}})
+    if figures:
+        ledger.on_trial_result(0, [], tuned, trial._end("interrupted"))
+    again = began(ledger.records["000"]["settings"])
+    assert (again.settings, again.parent, again.place(again.generation)) == (after, "001 at 100", trial.place(1))
+    ledger.on_trial_result(0, [], tuned, again._end("interrupted") | again._who())
+    (step,) = ledger.records["000"]["lineage"]
+    assert step == {"run": "000-after1", "from": "001 at 100", "settings": after, "before": before}
+    assert ledger.records["000"]["settings"] == after
 
 
 def test_a_trial_that_was_given_up_cannot_take_the_lease_of_the_one_after_it(tmp_path, tiny, monkeypatch):

@@ -86,6 +86,16 @@ def test_narrowing_keeps_to_what_is_named(tmp_path):
         assert 1 <= settings["ema.half_life_kimg"] <= 2
         assert (settings["model.z_dim"], settings["seed"]) == (32, 3)
         space.config(settings)
+    spelled = spaces.spelled([str(file), "model.name=cgan"])
+    assert spelled == (
+        "ema.half_life_kimg=1..2:linear",
+        "loss.name=hinge,rpgan",
+        "model.name=cgan",
+        "model.z_dim=32",
+    )
+    assert spaces.spelled(spelled) == spelled  # another file of that name is another search
+    with pytest.raises(Refused, match=r"--space loss\.name: given twice"):
+        spaces.space(True, [str(file), "loss.name=bce"])
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,8 @@ class Draws:
         self.space, self.algorithm, self.seed, self.startup = space, algorithm, seed, startup
         self.objectives = tuple(objectives)
         self.study = optuna.create_study(directions=[OBJECTIVES[name] for name in objectives])
-        self.asked: dict[str, optuna.Trial] = {}
+        self.asked: dict[str, int] = {}
+        """Optuna's numbers of the trials that run."""
 
     def _sampler(self, number: int) -> BaseSampler:
         seed = stream_seed(self.seed, self.algorithm, number) % 2**32
@@ -72,20 +73,18 @@ class Draws:
     def draw(self, number: int) -> tuple[Settings, dict[str, Any]]:
         """Trial `number`'s settings, and what was drawn by name (from which `restore` knows them again)."""
         self.study.sampler = self._sampler(number)
-        trial = self.asked[trial_name(number)] = self.study.ask()
+        trial = self.study.ask()
+        self.asked[trial_name(number)] = trial.number
         settings = self.space.settings(lambda name, domain: _suggest(trial, name, domain))
         return settings, trial.params
 
     def tell(self, record: Record) -> None:
-        """What a trial that was drawn here came to."""
-        trial = self.asked.pop(record["name"], None)
-        values = self._values(record)
-        if trial is None:
-            self._add(record, values)
-        elif values is None:
-            self.study.tell(trial, state=TrialState.FAIL)
+        """What a trial that was drawn here, or that goes on from an earlier search, came to."""
+        number, values = self.asked.pop(record["name"]), self._values(record)
+        if values is None:
+            self.study.tell(number, state=TrialState.FAIL)
         else:
-            self.study.tell(trial, values)
+            self.study.tell(number, values)
 
     def restore(self, records: Sequence[Record]) -> None:
         """Take over what an earlier search came to; trials that are to go on count as running."""
@@ -112,6 +111,7 @@ class Draws:
         state = TrialState.FAIL if values is None else TrialState.COMPLETE
         if record["status"] in UNFINISHED:
             state = TrialState.RUNNING
+            self.asked[record["name"]] = len(self.study.trials)
         self.study.add_trial(create_trial(state=state, params=record["draws"], distributions=known, values=values))
 
 

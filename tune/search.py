@@ -39,7 +39,7 @@ from medgan.tracking import parse_rows
 from tune import schedulers
 from tune.algorithms import UNFINISHED, Draws, distribution, trial_name
 from tune.spaces import Choice, Domain, Space
-from tune.trial import LOST_WORKER, Flag, Plan, Trial, reason_of
+from tune.trial import LOST_AGAIN, LOST_WORKER, Flag, Plan, Trial, reason_of
 
 Record = dict[str, Any]
 SHOWN = ("kid", "kid_at", "kid_now", "fid", "precision", "recall", "coverage", "floor", "images_seen", "images_per_s")
@@ -103,6 +103,12 @@ def check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], out: str) -
         raise Refused(f"--out {out}: another search: {', '.join(differing)}")
 
 
+def check_data(space: Space, request: Request, manifest: Manifest, sha256: str) -> None:
+    """Raises Refused where settings that all trials share do not suit DATA."""
+    settings, _ = Draws(space, "random", ("kid",), request.seed).draw(0)
+    Plan(request.data, request.out, manifest.to_json(), sha256, request.workers, False).config(settings)
+
+
 # -- the cluster -------------------------------------------------------------------------------------------------------
 
 
@@ -163,8 +169,11 @@ class Ledger(tune.Callback):
         self.folder, self.on_change = folder, on_change
         self.records: dict[str, Record] = {record["name"]: record for record in folder.trials()}
         for record in self.records.values():
-            if record["reason"] == LOST_WORKER:  # what was lost was no fault of the trial's
-                record |= {"status": "interrupted", "reason": ""}
+            if record["reason"] == LOST_WORKER:  # what was lost was no fault of the trial's, unless it happens again
+                if record.get("lost_at") == record["images_seen"]:
+                    record["reason"] = LOST_AGAIN
+                else:
+                    record |= {"status": "interrupted", "reason": "", "lost_at": record["images_seen"]}
         self.began: dict[str, float] = {}
         self.warned = False
 

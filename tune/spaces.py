@@ -31,6 +31,9 @@ class Choice:
 
     values: tuple[Value, ...]
 
+    def __str__(self) -> str:
+        return ",".join(map(str, self.values))
+
     def draw(self, random: np.random.Generator) -> Value:
         return self.values[random.integers(len(self.values))]
 
@@ -45,6 +48,9 @@ class Range:
     low: float
     high: float
     scale: str = "log"
+
+    def __str__(self) -> str:
+        return f"{self.low}..{self.high}:{self.scale}"
 
     @property
     def whole(self) -> bool:
@@ -261,12 +267,7 @@ def space(labelled: bool, narrowings: Sequence[str] = (), fixed: Mapping[str, Va
     {low, high, scale}. A range has whole numbers where the setting is one. Raises Refused, naming key, value and what
     is allowed.
     """
-    narrowed: dict[str, Domain] = {}
-    for text in narrowings:
-        key, equals, values = text.partition("=")
-        found = {key.strip(): _parse(key, values)} if equals else _from_yaml(text)
-        for name, domain in found.items():
-            narrowed[name] = _checked(name, domain)
+    narrowed = {name: _checked(name, domain) for name, domain in _given(narrowings)}
     for key in fixed or {}:
         if key not in configs.known_keys():
             near = difflib.get_close_matches(key, configs.known_keys(), n=1)
@@ -288,6 +289,24 @@ def space(labelled: bool, narrowings: Sequence[str] = (), fixed: Mapping[str, Va
         if key in made.fixed:
             raise Refused(f"--space {key}: --set {key}={made.fixed[key]} fixes it; leave one of them out")
     return made
+
+
+def _given(narrowings: Sequence[str]) -> list[tuple[str, Domain]]:
+    """(key, domain) of every narrowing, those in files among them. Raises Refused, also where a key comes twice."""
+    found: list[tuple[str, Domain]] = []
+    for text in narrowings:
+        key, equals, values = text.partition("=")
+        found += [(key.strip(), _parse(key, values))] if equals else _from_yaml(text).items()
+    keys = [key for key, _ in found]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise Refused(f"--space {key}: given twice; name all its values once, such as {key}=A,B")
+    return found
+
+
+def spelled(narrowings: Sequence[str]) -> tuple[str, ...]:
+    """Narrowings as text that says what a file says, sorted by key: what identifies a search."""
+    return tuple(sorted(f"{key}={domain}" for key, domain in _given(narrowings)))
 
 
 def check_batches(space: Space, data: str, rows: int, workers: int) -> None:

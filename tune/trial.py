@@ -7,6 +7,7 @@ whose whole search did, goes on from its newest checkpoint; Tune's own checkpoin
 from __future__ import annotations
 
 import contextlib
+import json
 import queue
 import secrets
 import threading
@@ -29,6 +30,10 @@ from medgan.run import settled
 from medgan.tracking import parse_rows
 
 Row = dict[str, Any]
+
+
+BIRTH = "takeover.json"
+"""In the folder of a run that began with another's weights: whose, and its settings. Written last."""
 
 
 @dataclass(frozen=True)
@@ -144,10 +149,14 @@ class Trial(tune.Trainable):
 
     def setup(self, config: dict[str, Any], plan: Plan, flag: Any) -> None:
         self.plan, self.flag = plan, flag
-        self.name, self.settings = config["job"]["name"], config["job"]["settings"]
+        self.name, self.given = config["job"]["name"], config["job"]["settings"]
+        self.settings = self.given
         self.generation, self.parent = 0, ""
-        while RunFolder(self.place(self.generation + 1)).exists("config.yaml"):
+        while RunFolder(self.place(self.generation + 1)).exists(BIRTH):
             self.generation += 1
+        if self.generation:  # the search may have ended before it heard of them
+            birth = json.loads(RunFolder(self.place(self.generation)).read(BIRTH))
+            self.settings, self.parent = birth["settings"], birth["parent"]
         self.row: Row = {"images_seen": 0}
 
     def place(self, generation: int) -> str:
@@ -187,10 +196,12 @@ class Trial(tune.Trainable):
         if pointer["run"] == self.place(self.generation):
             self.row = dict(pointer["row"])
             return
-        donor, self.generation = RunFolder(pointer["run"]), self.generation + 1
-        taken = take_over(donor, pointer["images_seen"], RunFolder(self.place(self.generation)))
+        donor, self.generation, self.settings = RunFolder(pointer["run"]), self.generation + 1, self.given
+        child = RunFolder(self.place(self.generation))
+        taken = take_over(donor, pointer["images_seen"], child)
         self.parent = f"{donor.location.rpartition('/')[2]} at {taken}"
-        self.row = dict(pointer["row"])
+        child.write(BIRTH, json.dumps({"parent": self.parent, "settings": self.settings}))
+        self.row = {**pointer["row"], **self._who()}
 
     def cleanup(self) -> None:
         """End the run at its next report, where it saves a checkpoint."""
@@ -232,13 +243,15 @@ class Trial(tune.Trainable):
             "kid_now": kid,
             "floor": event["floor/kid"],
             **best,
-            "run": self.place(self.generation).rpartition("/")[2],
-            "generation": self.generation,
-            "parent": self.parent,
-            "settings": self.settings,
+            **self._who(),
             "status": "running",
             "done": False,
         }
+
+    def _who(self) -> Row:
+        """Which run the figures are of."""
+        run = self.place(self.generation).rpartition("/")[2]
+        return {"run": run, "generation": self.generation, "parent": self.parent, "settings": self.settings}
 
     def _ended(self, training: Training) -> Row:
         outcome, self.training = training.outcome, None
@@ -277,6 +290,7 @@ LOST = ("actordied", "actor died", "node died", "workercrashed", "worker died", 
 
 
 LOST_WORKER = "lost its worker: the same command goes on with it"
+LOST_AGAIN = "lost its worker twice at the same place: perhaps for want of memory, as kernels say nothing"
 
 
 def reason_of(error: str) -> str:
