@@ -128,6 +128,10 @@ def forest(rows: Sequence[Interval], middle: float) -> Markup:
         for at in (middle - reach / 1.1, middle, middle + reach / 1.1)
     ]
     rule = Markup('<line x1="{}" x2="{}" y1="4" y2="{}" class="middle"/>').format(x(middle), x(middle), bottom - 10)
-    return Markup('<svg class="forest" viewBox="0 0 800 {}" role="img">{}{}{}</svg>').format(
-        bottom + 12, rule, Markup("").join(lines), Markup("").join(marks)
+    told = "; ".join(
+        f"{name} {value:.3f}" + (f" ({low:.3f} to {high:.3f})" if low is not None and high is not None else "")
+        for name, value, low, high in rows
+    )
+    return Markup('<svg class="forest" viewBox="0 0 800 {}" role="img" aria-label="{}">{}{}{}</svg>').format(
+        bottom + 12, told, rule, Markup("").join(lines), Markup("").join(marks)
     )

@@ -32,6 +32,9 @@ class Stuck(RuntimeError):
 class Folder:
     """A folder at a path or a URI, and what lies in it by name."""
 
+    kind = "folder"
+    """What people call it."""
+
     def __init__(self, location: str) -> None:
         self.location = location
 
@@ -67,6 +70,8 @@ class RunFolder(Folder):
     What grows line by line (metrics.jsonl, wandb/) needs a local file: `work` is RUN itself where RUN is a path, else
     a folder in the node's cache that is copied to the URI at checkpoints.
     """
+
+    kind = "run"
 
     def __init__(self, location: str) -> None:
         super().__init__(location)
@@ -160,6 +165,8 @@ def checksum_name(images_seen: int) -> str:
 
 class SearchFolder(Folder):
     """SEARCH: search.yaml, trials/ (a run folder and a record for each), best.yaml, results.parquet, report.html."""
+
+    kind = "search"
 
     def settings(self) -> dict[str, Any] | None:
         """search.yaml; None where the folder is empty or not there yet. Raises Refused where it is no search."""

@@ -112,12 +112,13 @@ class Lease:
                 return
             if self._beat_of(holder["owner"]) != before:
                 raise Refused(
-                    f"{self.folder.location}: another command, on {holder['host']}, writes this run: stop it first"
+                    f"{self.folder.location}: another command, on {holder['host']}, writes this {self.folder.kind}: "
+                    "stop it first"
                 )
             if waited > 2 * BEAT_S and not told:
                 told = True
-                say(f"the command that wrote this run, on {holder['host']}, is silent: waiting {STALE_S:.0f} s in all")
-        say(f"taking the run over from the command on {holder['host']}")
+                say(f"the command that wrote this {self.folder.kind}, on {holder['host']}, is silent: waiting {STALE_S:.0f} s in all")
+        say(f"taking the {self.folder.kind} over from the command on {holder['host']}")
         # Whoever takes over marks the dead holder's heartbeat, so that `renew` of any contender may go on.
         self.folder.write(f"{FOLDER}/{holder['owner']}.beat", "ended")
 

@@ -90,6 +90,7 @@ def test_what_was_not_asked_is_not_on_the_page():
 def test_an_interval_is_drawn_where_it_lies_and_names_cannot_break_out():
     picture = str(evaluation_page.forest([("<b>x", 0.05, 0.0, 0.1), ("y", -0.1, None, None)], 0.0))
     assert "<b>" not in picture
+    assert 'aria-label="&lt;b&gt;x 0.050 (0.000 to 0.100); y -0.100"' in picture
     middle = float(re.search(r'x1="([\d.]+)"[^>]*class="middle"', picture).group(1))
     low, high = map(float, re.search(r'x1="([\d.]+)" x2="([\d.]+)"[^>]*class="reach"', picture).groups())
     dots = [float(x) for x in re.findall(r'circle cx="([\d.]+)"', picture)]

@@ -1,6 +1,7 @@
 """The page of a run: what it says, and how it behaves in a browser."""
 
 import base64
+import importlib.metadata
 import json
 import re
 import shutil
@@ -55,6 +56,8 @@ def test_every_figure_stands_beside_its_floor(run):
     assert cells["coverage"][1:4] == ["0", "0.6", "0.6"]
     assert "n = 16, against the val split" in page
     assert "at 8,000 images" in page
+    assert f"--config {run.location}/config.yaml --data DATA" in page
+    assert f"torch {importlib.metadata.version('torch')}" in page
 
 
 def test_figures_of_another_n_stay_out_of_the_table(run):

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -45,7 +46,8 @@ def write_search(data, out, trials=TRIALS, noisy=False) -> SearchFolder:
         records.append(record)
     failed = records[1]
     failed |= {"status": "failed", "reason": "loss/D is nan at 2,000 images", "history": []}
-    failed["kid"] = 0.01  # from before it diverged
+    for key in (*search.SHOWN[:8],):
+        failed.pop(key, None)
     best = search.ranking(records)[0]
     for index in (1, 2, 3):
         more = {"kid": best["kid"] + 0.05 * index, "status": "done", "images_seen": 12000}
@@ -90,6 +92,17 @@ def test_the_front_is_what_nothing_beats_in_both():
 
     records = [record("a", 1.0, 10), record("b", 2.0, 20), record("c", 2.5, 20), record("d", 3.0, 5)]
     assert [r["name"] for r in search_page.pareto(records)] == ["a", "b"]
+
+
+def test_a_trial_that_failed_after_good_figures_is_neither_first_nor_on_the_front(phantoms, tmp_path):
+    folder = write_search(phantoms, tmp_path / "first")
+    record = next(record for record in folder.trials() if record["name"] == "001")
+    folder.write_trial(record | {"kid": 0.01, "coverage": 0.9, "images_per_s": 1e6})
+    page = search_page.search_page(folder)
+    rows = re.findall(r'<tr data-name="(\d+)">(.*?)</tr>', page, re.DOTALL)
+    assert [name for name, _ in rows][-1] == "001"
+    assert "◆" not in rows[-1][1]
+    assert " checked" not in rows[-1][1]
 
 
 def test_the_page_stays_under_six_megabytes_with_many_large_pictures(phantoms, tmp_path):
@@ -197,4 +210,28 @@ def test_a_telephone_and_paper_see_the_whole_page(scheme, folder, browser):  # n
     assert page.locator("#theme").is_hidden()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.locator("img:not([alt])").count() == 0
+    assert not complaints
+
+
+@pytest.mark.browser
+def test_what_a_reader_did_stays_when_the_page_of_a_running_search_comes_again(phantoms, tmp_path, browser):  # noqa: F811
+    folder = write_search(phantoms, tmp_path / "running")
+    folder.write("report.html", search_page.search_page(folder, refresh_s=600))
+    page, complaints = opened(browser, folder)
+    fieldset = page.locator("#filters fieldset", has=page.locator("legend", has_text="model.name"))
+    fieldset.locator("label", has_text="dcgan").locator("input").uncheck()
+    page.get_by_label("KID, most").fill("0.8")
+    page.locator("#words").fill("cgan")
+    page.locator("#trials th", has_text="images").locator("button").press("Enter")
+    page.get_by_label(f"compare trial {visible(page)[-1]}").check()
+    before = visible(page), page.locator("#cards h3").all_text_contents()
+    assert 0 < len(before[0]) < TRIALS
+    folder.write("report.html", search_page.search_page(folder, refresh_s=600))
+    page.reload()
+    assert (visible(page), sorted(page.locator("#cards h3").all_text_contents())) == (before[0], sorted(before[1]))
+    assert page.locator("#words").input_value() == "cgan"
+    assert not fieldset.locator("label", has_text="dcgan").locator("input").is_checked()
+    assert page.locator("#trials th", has_text="images").get_attribute("aria-sort") == "ascending"
+    page.locator("#reset").click()
+    assert len(visible(page)) == TRIALS
     assert not complaints
