@@ -105,6 +105,7 @@ class Lease:
         _, holder = self._top()
         if holder is None:
             return
+        what = f"{self.folder.kind}, on {holder['host']},"
         before, began, told = self._beat_of(holder["owner"]), time.monotonic(), False
         while (waited := time.monotonic() - began) < STALE_S:
             time.sleep(0.5)
@@ -117,7 +118,7 @@ class Lease:
                 )
             if waited > 2 * BEAT_S and not told:
                 told = True
-                say(f"the command that wrote this {self.folder.kind}, on {holder['host']}, is silent: waiting {STALE_S:.0f} s in all")
+                say(f"the command that wrote this {what} is silent: waiting {STALE_S:.0f} s in all")
         say(f"taking the {self.folder.kind} over from the command on {holder['host']}")
         # Whoever takes over marks the dead holder's heartbeat, so that `renew` of any contender may go on.
         self.folder.write(f"{FOLDER}/{holder['owner']}.beat", "ended")
