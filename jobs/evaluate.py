@@ -350,9 +350,9 @@ def plain(value: Any) -> Any:
 
 
 def carry(subject: str, args: Namespace, result: dict[str, Any]) -> None:
-    """The figures into the card of what was evaluated, and a run's page made again."""
-    from medgan import release, report
-    from medgan.folder import RunFolder
+    """The figures into the card of what was evaluated, and its page."""
+    from medgan import evaluation_page, release, report
+    from medgan.folder import Folder, RunFolder
     from medgan.sample import holds_generator
 
     if args.out:
@@ -360,10 +360,10 @@ def carry(subject: str, args: Namespace, result: dict[str, Any]) -> None:
     name = "generator/README.md" if args.run and holds_generator(subject) else "README.md"
     text = shards.read_file(subject, name).decode()
     shards.write_file(subject, name, release.with_evaluation(text, result).encode())
-    if args.run:
-        folder = RunFolder(subject)
-        if folder.exists("metrics.jsonl"):
-            folder.write("report.html", report.run_page(folder))
+    if args.synthetic:
+        Folder(subject).write("report.html", evaluation_page.release_page(Folder(subject)))
+    elif RunFolder(subject).exists("metrics.jsonl"):
+        RunFolder(subject).write("report.html", report.run_page(RunFolder(subject)))
 
 
 def show(result: dict[str, Any]) -> None:

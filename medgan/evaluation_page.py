@@ -1,16 +1,18 @@
-"""evaluation.json -> its section of a run's page: three answers, their tables, and intervals as pictures."""
+"""evaluation.json -> its section of a run's page, or the page of a release: three answers, their tables, and intervals
+as pictures."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, Template
 from markupsafe import Markup
 
-from medgan.folder import RunFolder
+from medgan.folder import Folder, RunFolder
 from medgan.metrics.classifiers import SCORES
 from medgan.metrics.fidelity import FIGURES, shifted, told_figure
 
@@ -18,6 +20,28 @@ Interval = tuple[str, float, float | None, float | None]
 """(name, value, low, high)"""
 SHOWN = ("macro_f1", "auc", "rare_sensitivity")
 """Scores whose differences are drawn."""
+
+
+def release_page(folder: Folder) -> str:
+    """The page of an evaluated release: one HTML file that opens from disk."""
+    result = json.loads(folder.read("evaluation.json"))
+    return _template("release.html").render(
+        title=folder.location.rstrip("/").rpartition("/")[2],
+        location=folder.location,
+        evaluation=render(result),
+        settings=result["settings"],
+        questions=[question for question in ("fidelity", "privacy", "utility") if question in result],
+        versions=versions("medgan", "torch"),
+    )
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Of installed packages."""
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def _template(name: str) -> Template:
+    return Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template(name)
 
 
 def section(folder: RunFolder) -> Markup:
@@ -29,11 +53,8 @@ def section(folder: RunFolder) -> Markup:
 
 def render(result: dict[str, Any]) -> Markup:
     """The section for the content of an evaluation.json."""
-    template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template(
-        "evaluation.html"
-    )
     return Markup(
-        template.render(
+        _template("evaluation.html").render(
             settings=result["settings"],
             figures=_figures(result.get("fidelity")),
             shifted=shifted(result.get("fidelity", {})),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.metadata
 import re
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ def run_page(folder: RunFolder) -> str:
     return template.render(
         title=folder.location.rstrip("/").rpartition("/")[2],
         location=folder.location,
-        versions={name: importlib.metadata.version(name) for name in ("medgan", "torch", "ray")},
+        versions=evaluation_page.versions("medgan", "torch", "ray"),
         config=config,
         data=_data(folder, config.data.manifest_sha256),
         images_seen=rows[-1]["images_seen"] if rows else 0,

@@ -125,6 +125,10 @@ def test_the_card_is_a_hub_card_and_takes_the_figures_of_an_evaluation(trained, 
     assert card.count("## Evaluation") == 1
     assert f"{figures['fidelity']['kid']['value']:.4g}" in card
     assert figures["privacy"]["claim"]["sentence"] in card
+    page = (out / "report.html").read_text()
+    assert figures["privacy"]["claim"]["sentence"] in page
+    assert f"--synthetic {out} --data DATA --fidelity --privacy" in page
+    assert sampler.config.data.manifest_sha256 in page
     assert not list(out.rglob("*.npz"))  # what was derived from real images is kept beside it
     assert (tmp_path / "out.cells").is_dir()
     assert shards.problems(out) == []

@@ -41,7 +41,7 @@ SMALL_STRATUM = 100
 OURS = re.compile(
     r"((train|val|test)/\d{5}\.parquet|png/[^/]+/\d{6}\.png|dicom/[^/]+/\d{6}\.dcm"
     r"|\.parts/(request|(train|val|test)-\d{5}\.parquet\.json|[0-9a-f]{32}\.(json|npz))"
-    r"|manifest\.json|rejected\.parquet|summary\.html|evaluation\.json|README\.md)(\.tmp)?"
+    r"|manifest\.json|rejected\.parquet|summary\.html|evaluation\.json|report\.html|README\.md)(\.tmp)?"
 )
 DEFAULT_KEY_FILE = Path("~/.config/medgan/patient.key")
 
