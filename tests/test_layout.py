@@ -49,7 +49,7 @@ RANKS = {
     "medgan.private": 4,
     "medgan.state": 6,
     "medgan.step": 7,
-    "medgan.guards": 7,
+    "medgan.guards": 8,
     "medgan.sample": 7,
     "medgan.loop": 8,
     "medgan.plan": 8,
