@@ -17,11 +17,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -411,8 +413,11 @@ def train_worker(payload: dict[str, Any]) -> None:
         torch.cuda.set_device(device)  # object collectives use the current device
     queue, group = payload["queue"], {"rank": world.rank, "group": os.environ.get(GROUP, "")}
 
+    sent: Any = None
+
     def tell(event: Event) -> None:
-        queue.actor.put.remote({"time": time.time(), "workers": world.size, **group, **event}, None)
+        nonlocal sent
+        sent = queue.actor.put.remote({"time": time.time(), "workers": world.size, **group, **event}, None)
 
     def say(event: Event) -> None:
         if world.first:
@@ -441,3 +446,8 @@ def train_worker(payload: dict[str, Any]) -> None:
             tell({"event": "waited", "timeout_s": payload["timeout_s"]})
             time.sleep(PATIENCE_S)
         raise
+    finally:
+        # Once all workers have returned the driver listens no longer: what is said last must have arrived. Where the
+        # driver itself is gone nobody listens.
+        with suppress(RayActorError, GetTimeoutError):
+            ray.get(sent, timeout=30)
