@@ -70,11 +70,11 @@ def main(argv: Sequence[str]) -> None:
     for flag, least in (("trials", 1), ("workers_per_trial", 1), ("at_once", 1), ("finalists", 0), ("seeds", 1)):
         if getattr(args, flag) is not None and getattr(args, flag) < least:
             raise Refused(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be at least {least}")
-    if args.algorithm == "pbt":
-        for flag in USUAL:
-            if getattr(args, flag) is not None:
-                raise Refused(f"--{flag}: --algorithm pbt has none, its members change their settings as they train")
-    choice = {flag: getattr(args, flag) if getattr(args, flag) is not None else usual for flag, usual in USUAL.items()}
+    for flag, usual in USUAL.items():
+        if getattr(args, flag) is None:
+            setattr(args, flag, usual)
+        elif args.algorithm == "pbt":
+            raise Refused(f"--{flag}: --algorithm pbt has none, its members change their settings as they train")
     data = absolute("--data", args.data)
     manifest, sha256 = shards.read_manifest(data)
     fixed = dict(map(configs.parse_override, args.set))
@@ -107,10 +107,10 @@ def main(argv: Sequence[str]) -> None:
         space=spaces.spelled(args.space),
         fixed=search.with_defaults(fixed),
         algorithm=args.algorithm,
-        objectives=tuple(choice["objective"].split(",")),
-        scheduler="none" if args.algorithm == "pbt" else choice["scheduler"],
-        finalists=choice["finalists"],
-        seeds=choice["seeds"],
+        objectives=tuple(args.objective.split(",")),
+        scheduler="none" if args.algorithm == "pbt" else args.scheduler,
+        finalists=args.finalists,
+        seeds=args.seeds,
         seed=args.search_seed,
     )
     space = spaces.Space(space.labelled, space.narrowed, request.fixed, space.only)

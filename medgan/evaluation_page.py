@@ -3,15 +3,13 @@ as pictures."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, Template
 from markupsafe import Markup
 
+from medgan import page
 from medgan.folder import Folder, RunFolder
 from medgan.metrics.classifiers import SCORES
 from medgan.metrics.fidelity import FIGURES, shifted, told_figure
@@ -25,23 +23,15 @@ SHOWN = ("macro_f1", "auc", "rare_sensitivity")
 def release_page(folder: Folder) -> str:
     """The page of an evaluated release: one HTML file that opens from disk."""
     result = json.loads(folder.read("evaluation.json"))
-    return _template("release.html").render(
+    return page.render(
+        "release.html",
         title=folder.location.rstrip("/").rpartition("/")[2],
         location=folder.location,
         evaluation=render(result),
         settings=result["settings"],
         questions=[question for question in ("fidelity", "privacy", "utility") if question in result],
-        versions=versions("medgan", "torch"),
+        versions=page.versions("medgan", "torch"),
     )
-
-
-def versions(*names: str) -> dict[str, str]:
-    """Of installed packages."""
-    return {name: importlib.metadata.version(name) for name in names}
-
-
-def _template(name: str) -> Template:
-    return Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template(name)
 
 
 def section(folder: RunFolder) -> Markup:
@@ -54,7 +44,8 @@ def section(folder: RunFolder) -> Markup:
 def render(result: dict[str, Any]) -> Markup:
     """The section for the content of an evaluation.json."""
     return Markup(
-        _template("evaluation.html").render(
+        page.render(
+            "evaluation.html",
             settings=result["settings"],
             figures=_figures(result.get("fidelity")),
             shifted=shifted(result.get("fidelity", {})),

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import re
-from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from jinja2 import Environment, FileSystemLoader
 from plotly.offline import get_plotlyjs
 
-from medgan import evaluation_page
+from medgan import evaluation_page, page
 from medgan.config import Config
 from medgan.data.shards import Manifest
 from medgan.folder import RunFolder
@@ -34,11 +32,11 @@ def run_page(folder: RunFolder) -> str:
     best: dict[str, Any] = min(trained, key=lambda row: row["metric/kid"], default={})
     if config.private and trained:  # the last is exported, whatever its figures
         best = trained[-1]
-    template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("report.html")
-    return template.render(
+    return page.render(
+        "report.html",
         title=folder.location.rstrip("/").rpartition("/")[2],
         location=folder.location,
-        versions=evaluation_page.versions("medgan", "torch", "ray"),
+        versions=page.versions("medgan", "torch", "ray"),
         config=config,
         data=_data(folder, config.data.manifest_sha256),
         images_seen=rows[-1]["images_seen"] if rows else 0,

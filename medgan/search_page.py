@@ -6,15 +6,14 @@ import base64
 import io
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from medgan import config as configs
+from medgan import page
 from medgan.folder import RunFolder, SearchFolder
 from medgan.metrics.fidelity import FIGURES
 
@@ -56,8 +55,8 @@ def search_page(folder: SearchFolder, refresh_s: int = 0) -> str:
         curves.append(("What mattered, of the choices that every trial has", _importance(summary["importance"])))
     if summary.get("finalists"):
         curves.append(("Finalists over fresh seeds, 95 % intervals", _finalists(summary["finalists"])))
-    template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("search.html")
-    return template.render(
+    return page.render(
+        "search.html",
         title=folder.location.rstrip("/").rpartition("/")[2],
         location=folder.location,
         pictured=PICTURED,

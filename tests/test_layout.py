@@ -53,6 +53,7 @@ RANKS = {
     "medgan.sample": 7,
     "medgan.loop": 8,
     "medgan.plan": 8,
+    "medgan.page": 1,
     "medgan.evaluation_page": 7,
     "medgan.report": 8,
     "medgan.metrics.evidence": 10,

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -105,7 +106,7 @@ def check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], out: str) -
 
 def check_data(space: Space, request: Request, manifest: Manifest, sha256: str) -> None:
     """Raises Refused where settings that all trials share do not suit DATA."""
-    settings, _ = Draws(space, "random", ("kid",), request.seed).draw(0)
+    settings = space.random(np.random.default_rng(0))
     Plan(request.data, request.out, manifest.to_json(), sha256, request.workers, False).config(settings)
 
 
