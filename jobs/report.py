@@ -84,12 +84,12 @@ def save(where: str, subject: RunFolder | SearchFolder, against: RunFolder | Non
     """Save a W&B Report, and say where it is."""
     from medgan import wandb_report
     from medgan.folder import SearchFolder
-    from medgan.tracking import has_wandb_key
+    from medgan.tracking import has_wandb_key, kept_offline
 
     entity, _, project = where.partition("/")
     if not entity or not project or "/" in project:
         raise Refused(f"--wandb {where}: write it as ENTITY/PROJECT")
-    if os.environ.get("WANDB_MODE", "online") != "online":
+    if kept_offline():
         raise Refused(f"--wandb: WANDB_MODE={os.environ['WANDB_MODE']} keeps W&B off the network; unset it")
     if not has_wandb_key():
         raise Refused("--wandb: no API key; set WANDB_API_KEY or run `wandb login`")

@@ -105,21 +105,18 @@ class Lease:
         _, holder = self._top()
         if holder is None:
             return
-        what = f"{self.folder.kind}, on {holder['host']},"
+        kind, host = self.folder.kind, holder["host"]
         before, began, told = self._beat_of(holder["owner"]), time.monotonic(), False
         while (waited := time.monotonic() - began) < STALE_S:
             time.sleep(0.5)
             if self._top()[1] != holder:
                 return
             if self._beat_of(holder["owner"]) != before:
-                raise Refused(
-                    f"{self.folder.location}: another command, on {holder['host']}, writes this {self.folder.kind}: "
-                    "stop it first"
-                )
+                raise Refused(f"{self.folder.location}: another command, on {host}, writes this {kind}: stop it first")
             if waited > 2 * BEAT_S and not told:
                 told = True
-                say(f"the command that wrote this {what} is silent: waiting {STALE_S:.0f} s in all")
-        say(f"taking the {self.folder.kind} over from the command on {holder['host']}")
+                say(f"the command that wrote this {kind}, on {host}, is silent: waiting {STALE_S:.0f} s in all")
+        say(f"taking the {kind} over from the command on {host}")
         # Whoever takes over marks the dead holder's heartbeat, so that `renew` of any contender may go on.
         self.folder.write(f"{FOLDER}/{holder['owner']}.beat", "ended")
 

@@ -290,12 +290,17 @@ def parse_rows(text: str) -> list[dict[str, Any]]:
     return rows
 
 
+def kept_offline() -> bool:
+    """Whether WANDB_MODE keeps W&B off the network."""
+    return os.environ.get("WANDB_MODE", "online") != "online"
+
+
 def has_wandb_key() -> bool:
     """Whether W&B would find an API key: WANDB_API_KEY, or $NETRC (~/.netrc) for its host and port.
 
-    WANDB_MODE=offline says no.
+    Not where W&B is kept offline.
     """
-    if os.environ.get("WANDB_MODE", "online") != "online":
+    if kept_offline():
         return False
     if os.environ.get("WANDB_API_KEY"):
         return True
