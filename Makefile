@@ -21,7 +21,7 @@ train: setup ## draw the embedded data set and train a cGAN on two workers
 	@$(BIN)/python jobs/train.py --config jobs/demo.yaml --data $(DEMO_DATA) --out $(DEMO_RUN) --workers 2
 
 test: setup ## the tests, under 10 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not slow and not ($(HEAVY))"
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow and not ($(HEAVY))"
 
 test-heavy: setup ## tests that start Ray, hosts or a browser, or read real images
 	$(BIN)/python -m pytest -m "($(HEAVY)) and not slow"

@@ -50,23 +50,41 @@ def allowed():
 CELLS = list(allowed())
 NAMES = ["-".join(str(value) for value in cell.values()) for cell in CELLS]
 assert len(set(NAMES)) == len(NAMES)
-# Every model with one loss and both penalties, BatchNorm in D, and every loss with one model; all others are heavy, and
-# slow on three ranks.
+# In float64 a step of the nets with filters and groups takes ten times as long as one of the others.
+LONG_NETS = ("stylegan2-lite", "resgan")
+# In every `make test`, on one to three ranks: every loss of cgan, dcgan with and without BatchNorm in D.
 FEW = [
     i
     for i, cell in enumerate(CELLS)
-    if (
-        (cell["loss.name"] == "bce" or cell["model.name"] == "cgan")
-        and (cell["loss.r1_gamma"] == cell["loss.r2_gamma"] > 0 or cell["loss.name"] == "wgan-gp")
+    if cell["model.name"] not in LONG_NETS
+    and (
+        (
+            (cell["loss.name"] == "bce" or cell["model.name"] == "cgan")
+            and (cell["loss.r1_gamma"] == cell["loss.r2_gamma"] > 0 or cell["loss.name"] == "wgan-gp")
+        )
+        or (cell.get("model.norm_d") == "batch" and cell["loss.name"] == "bce")
+        or cell.get("augment.name") == "ada"
     )
-    or (cell.get("model.norm_d") == "batch" and cell["loss.name"] == "bce")
-    or cell.get("augment.name") == "ada"
 ]
-REST = [i for i in range(len(CELLS)) if i not in FEW]
+# In `make test-heavy`: a long net each with every piece that it may have, and all of the others on two ranks.
+NETS = [
+    i
+    for i, cell in enumerate(CELLS)
+    if cell["model.name"] in LONG_NETS
+    and (cell["loss.name"] == "rpgan" and cell["loss.r1_gamma"] and cell["loss.r2_gamma"])
+    and (cell["model.name"] == "resgan" or "loss.path_weight" in cell)
+]
+SHORT = [i for i in range(len(CELLS)) if i not in FEW and CELLS[i]["model.name"] not in LONG_NETS]
+# In `make prove`: the rest.
+LONG = [i for i in range(len(CELLS)) if i not in FEW + NETS + SHORT]
+GROUPS = (FEW, NETS, SHORT, LONG)
+SLOW = (pytest.mark.heavy, pytest.mark.slow)
 # One rank differs from no ranks by its wrappers alone: that is looked at in the few.
 EACH = [pytest.param(world, i, id=f"{world}-{NAMES[i]}") for world in (1, 2, 3) for i in FEW]
-EACH += [pytest.param(2, i, id=f"2-{NAMES[i]}", marks=pytest.mark.heavy) for i in REST]
-EACH += [pytest.param(3, i, id=f"3-{NAMES[i]}", marks=(pytest.mark.heavy, pytest.mark.slow)) for i in REST]
+EACH += [pytest.param(world, i, id=f"{world}-{NAMES[i]}", marks=pytest.mark.heavy) for world in (2, 3) for i in NETS]
+EACH += [pytest.param(2, i, id=f"2-{NAMES[i]}", marks=pytest.mark.heavy) for i in SHORT]
+EACH += [pytest.param(3, i, id=f"3-{NAMES[i]}", marks=SLOW) for i in SHORT]
+EACH += [pytest.param(world, i, id=f"{world}-{NAMES[i]}", marks=SLOW) for world in (2, 3) for i in LONG]
 
 
 def run(overrides: dict, steps: int) -> dict:
@@ -125,15 +143,15 @@ def ranks(tmp_path_factory):
     """ranks(world, index) -> what so many ranks made of a cell; 0: one process without torch.distributed."""
 
     @functools.cache
-    def results(world: int, few: bool) -> dict:
-        out, cells = str(tmp_path_factory.mktemp("exactness") / "results.pt"), FEW if few else REST
+    def results(world: int, group: int) -> dict:
+        out, cells = str(tmp_path_factory.mktemp("exactness") / "results.pt"), GROUPS[group]
         if world:
             mp.spawn(worker, (world, free_port(), cells, out), nprocs=world)
             return torch.load(out, weights_only=True)
         mp.spawn(alone, (cells, out), nprocs=2)
         return torch.load(f"{out}.0", weights_only=True) | torch.load(f"{out}.1", weights_only=True)
 
-    return lambda world, index: results(world, index in FEW)[index]
+    return lambda world, index: results(world, [index in group for group in GROUPS].index(True))[index]
 
 
 @pytest.mark.parametrize(("world", "index"), EACH)
