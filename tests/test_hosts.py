@@ -371,6 +371,7 @@ def test_a_job_that_is_given_no_time_to_save_loses_at_most_one_interval(hosts, s
     assert open_checkpoint(job.folder.read_checkpoint(saved))["images_seen"] == saved
 
 
+@pytest.mark.slow  # on one host, test_run.py fills disks in every `make test`
 def test_a_disk_that_fills_ends_the_run_with_one_line_and_leaves_a_checkpoint_to_go_on_from(hosts, submit):
     job = submit("small/full", "3", total_images=ENDLESS)
     job.line("^480/")

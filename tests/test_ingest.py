@@ -134,6 +134,15 @@ def test_what_another_request_left_half_done_is_not_taken_over(films, tmp_path, 
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "fresh")
 
 
+def test_a_folder_without_a_manifest_and_without_notes_is_begun_again(films, tmp_path):
+    ingest.write(planned(films, tmp_path / "out"))
+    whole = bytes_of(tmp_path / "out")
+    (tmp_path / "out/manifest.json").unlink()
+    (tmp_path / "out/train/00000.parquet").write_bytes(b"half")
+    ingest.write(planned(films, tmp_path / "out"))
+    assert bytes_of(tmp_path / "out") == whole
+
+
 # -- copies ------------------------------------------------------------------------------------------------------------
 
 

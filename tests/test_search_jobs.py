@@ -32,9 +32,10 @@ def command(data, out, *more, trials=TRIALS, **overrides):
 
 @pytest.fixture(scope="module")
 def whole(phantoms, tmp_path_factory):
-    """A search that nothing disturbed, with two finals of one finalist."""
+    """A search that nothing disturbed, with two finals of one finalist, and a cache of its own beside it."""
     out = tmp_path_factory.mktemp("searches") / "whole"
-    code, output = run_job("search", *command(phantoms, out, "--finalists", 1, "--seeds", 2))
+    asked, cache = command(phantoms, out, "--finalists", 1, "--seeds", 2), out.parent / "cache"
+    code, output = run_job("search", *asked, env={"MEDGAN_CACHE": str(cache)})
     assert code == 0, output
     return SearchFolder(str(out)), output
 
@@ -150,7 +151,7 @@ def test_ctrl_c_leaves_a_usable_result_and_says_how_to_go_on(phantoms, tmp_path)
 def test_a_trial_that_fails_or_loses_its_worker_is_marked_and_the_search_goes_on(phantoms, tmp_path):
     # Trial 001 diverges: it goes on from a checkpoint in which Adam's memory of one gradient is spoilt.
     folder = SearchFolder(str(tmp_path / "search"))
-    arguments = command(phantoms, folder.location, "--scheduler", "none", "--finalists", 0, total_images=12800)
+    arguments = command(phantoms, folder.location, "--scheduler", "none", "--finalists", 0, total_images=6400)
     job = Job("search", *arguments)
     try:
         until(
@@ -194,15 +195,11 @@ def test_two_workers_per_trial_are_refused_where_there_is_one_core_and_train_whe
     assert by_name(SearchFolder(str(out)))["000"]["status"] == "done"
 
 
-def test_data_and_real_features_are_prepared_once_before_trials_start(phantoms, tmp_path, monkeypatch):
-    cache = tmp_path / "cache"
-    arguments = command(phantoms, tmp_path / "search", "--finalists", 0, trials=2, total_images=640)
-    code, output = run_job("search", *arguments, env={"MEDGAN_CACHE": str(cache)})
-    assert code == 0, output
-    sha256 = shards.read_manifest(phantoms)[1]
-    features = sorted(cache.glob(f"{sha256[:32]}/features-*"))
+def test_data_and_real_features_are_prepared_once_before_trials_start(whole, phantoms):
+    out = Path(whole[0].location)
+    features = sorted(out.parent.glob(f"cache/{shards.read_manifest(phantoms)[1][:32]}/features-*"))
     assert len(features) == 2  # val and train
-    first = min((tmp_path / "search/trials").glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    first = min(out.glob("trials/*/config.yaml"), key=lambda path: path.stat().st_mtime)
     assert all(file.stat().st_mtime < first.stat().st_mtime for file in features)
 
 
@@ -216,7 +213,7 @@ def test_a_member_of_a_population_takes_over_weights_and_images_seen_of_a_better
     folder = SearchFolder(str(tmp_path / "search"))
     ranges = ["--space", "optim.lr_g=1e-9..5e-3"]  # some members learn nothing
     more = ["--algorithm", "pbt", "--space", "model.name=cgan", *ranges, "--search-seed", 1]
-    fixed = settings(total_images=2560, evaluate__interval_kimg=0.64, checkpoint__keep=9, tracking__interval_kimg=0.064)
+    fixed = settings(total_images=1920, evaluate__interval_kimg=0.64, checkpoint__keep=9, tracking__interval_kimg=0.064)
     code, output = run_job("search", "--data", phantoms, "--out", folder.location, "--trials", 4, *more, *fixed)
     assert code == 0, output
     trials = by_name(folder)
@@ -232,7 +229,7 @@ def test_a_member_of_a_population_takes_over_weights_and_images_seen_of_a_better
         assert child.config().optim.lr_g == step["settings"]["optim.lr_g"] != parent.config().optim.lr_g
         seen = [row["images_seen"] for row in rows(child) if "loss/D" in row]
         assert seen == list(range(64, seen[-1] + 1, 64))
-    assert max(folder.run(record).checkpoints()[-1] for record in trials.values()) == 2560
+    assert max(folder.run(record).checkpoints()[-1] for record in trials.values()) == 1920
 
 
 def test_a_search_may_be_submitted_as_a_job(head, phantoms, tmp_path):  # noqa: F811
