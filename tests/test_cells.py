@@ -70,7 +70,7 @@ def all_cells(rank: int, world: int, port: int, out: str) -> None:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_allowed_cell_trains(world, tmp_path):
     out = str(tmp_path / "found.pt")
     mp.spawn(all_cells, (world, free_port(), out), nprocs=2)

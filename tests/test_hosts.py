@@ -361,6 +361,7 @@ def test_a_checkpoint_that_was_damaged_is_set_aside_and_the_one_before_goes_on(h
     assert_same_weights(again.folder, undisturbed(hosts, "stopped-one", again))
 
 
+@pytest.mark.slow  # what every killed run shows, by another way to end
 def test_a_job_that_is_given_no_time_to_save_loses_at_most_one_interval(hosts, submit):
     job = submit("hasty", "3", variables={"RAY_JOB_STOP_WAIT_TIME_S": "0"}, total_images=ENDLESS)
     job.line("^960/")

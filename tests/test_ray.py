@@ -391,22 +391,27 @@ def test_the_submitted_job_of_the_readme_works_as_written(head, phantoms, tmp_pa
     assert refused.returncode != 0
 
 
-def test_the_demo_learns_films_whose_class_can_be_read(tmp_path, key_file):
-    """Half of what `make train` runs: KID falls at least ten-fold, and a classifier of real films reads the samples."""
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("images", "fall", "read"), [(10_000, 4, 0.75), pytest.param(40_000, 10, 0.9, marks=pytest.mark.slow)]
+)
+def test_the_demo_learns_films_whose_class_can_be_read(tmp_path, key_file, images, fall, read):
+    """What `make train` runs, and its first quarter: KID falls so many times, and a classifier of real films reads the
+    class of so many samples."""
     from .classifier import accuracy, fit
 
-    data, out, half = tmp_path / "data", tmp_path / "run", "total_images=20000"
+    data, out, length = tmp_path / "data", tmp_path / "run", f"total_images={images}"
     for command in (
         ("prepare", "--source", "phantom_cxr", "--out", data, "--resolution", 32, "--patient-key-file", key_file),
-        ("train", "--config", "jobs/demo.yaml", "--data", data, "--out", out, "--workers", 2, "--set", half),
+        ("train", "--config", "jobs/demo.yaml", "--data", data, "--out", out, "--workers", 2, "--set", length),
         ("generate", "--run", out, "--out", tmp_path / "synthetic", "--per-class", 200),
     ):
-        code, output = run_job(*command, timeout=500)
+        code, output = run_job(*command, timeout=1200)
         assert code == 0, output
     kids = [row["metric/kid"] for row in read_rows(out / "metrics.jsonl") if "metric/kid" in row]
     network = fit(str(data))
     assert accuracy(network, str(data), "test") > 0.95
     synthetic = accuracy(network, str(tmp_path / "synthetic"), "train")
     print(json.dumps({"kid": kids, "class_accuracy": synthetic}))
-    assert kids[0] / min(kids) >= 10
-    assert synthetic >= 0.9
+    assert kids[0] / min(kids) >= fall
+    assert synthetic >= read
