@@ -192,10 +192,10 @@ class Submitted:
 
 
 def undisturbed(hosts, out, job):
-    """The same run on one process without Ray, which nothing happened to, as far as the newest checkpoint."""
+    """The same run on one process without Ray, which nothing happened to."""
     config = job.folder.config()
     tracking = config.tracking.model_copy(update={"wandb": "disabled"})
-    config = config.model_copy(update={"tracking": tracking, "total_images": job.folder.checkpoints()[-1]})
+    config = config.model_copy(update={"tracking": tracking})
     folder = RunFolder(str(hosts.shared / out))
     folder.write("config.yaml", configs.to_yaml(config))
     data = str(hosts.shared / "data")

@@ -269,6 +269,7 @@ def test_an_elastic_run_outlives_a_worker_and_a_host_and_takes_up_one_that_joins
     print(f"a host joined: taken up after {moment - started:.0f} s")
     job.progress(moment)
     job.stop()
+    job = job.again()
     assert {2, 3} <= set(assert_every_image_once_per_epoch(job))
     rows = [row for row in read_rows(job.out / "metrics.jsonl") if "resume/lost_s" in row]
     assert [row["resume/workers"] for row in rows] == [3, 2, 3]
