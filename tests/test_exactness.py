@@ -66,7 +66,7 @@ FEW = [
         or cell.get("augment.name") == "ada"
     )
 ]
-# In `make test-heavy`: a long net each with every piece that it may have, and all of the others on two ranks.
+# In `make test-heavy`: of each long net the cell with most pieces, and all cells of the other nets on two ranks.
 NETS = [
     i
     for i, cell in enumerate(CELLS)
@@ -78,13 +78,20 @@ SHORT = [i for i in range(len(CELLS)) if i not in FEW and CELLS[i]["model.name"]
 # In `make prove`: the rest.
 LONG = [i for i in range(len(CELLS)) if i not in FEW + NETS + SHORT]
 GROUPS = (FEW, NETS, SHORT, LONG)
-SLOW = (pytest.mark.heavy, pytest.mark.slow)
+HEAVY, SLOW = (pytest.mark.heavy,), (pytest.mark.heavy, pytest.mark.slow)
 # One rank differs from no ranks by its wrappers alone: that is looked at in the few.
-EACH = [pytest.param(world, i, id=f"{world}-{NAMES[i]}") for world in (1, 2, 3) for i in FEW]
-EACH += [pytest.param(world, i, id=f"{world}-{NAMES[i]}", marks=pytest.mark.heavy) for world in (2, 3) for i in NETS]
-EACH += [pytest.param(2, i, id=f"2-{NAMES[i]}", marks=pytest.mark.heavy) for i in SHORT]
-EACH += [pytest.param(3, i, id=f"3-{NAMES[i]}", marks=SLOW) for i in SHORT]
-EACH += [pytest.param(world, i, id=f"{world}-{NAMES[i]}", marks=SLOW) for world in (2, 3) for i in LONG]
+EACH = [
+    pytest.param(world, i, id=f"{world}-{NAMES[i]}", marks=marks)
+    for group, worlds, marks in (
+        (FEW, (1, 2, 3), ()),
+        (NETS, (2, 3), HEAVY),
+        (SHORT, (2,), HEAVY),
+        (SHORT, (3,), SLOW),
+        (LONG, (2, 3), SLOW),
+    )
+    for world in worlds
+    for i in group
+]
 
 
 def run(overrides: dict, steps: int) -> dict:
