@@ -77,7 +77,7 @@ NETS = [
 SHORT = [i for i in range(len(CELLS)) if i not in FEW and CELLS[i]["model.name"] not in LONG_NETS]
 # In `make prove`: the rest.
 LONG = [i for i in range(len(CELLS)) if i not in FEW + NETS + SHORT]
-GROUPS = (FEW, NETS, SHORT, LONG)
+GROUPS = tuple(map(tuple, (FEW, NETS, SHORT, LONG)))
 HEAVY, SLOW = (pytest.mark.heavy,), (pytest.mark.heavy, pytest.mark.slow)
 # One rank differs from no ranks by its wrappers alone: that is looked at in the few.
 EACH = [
@@ -127,7 +127,7 @@ def everything(cell: dict) -> dict:
     return {"exact": exact, "gradients": gradients}
 
 
-def worker(rank: int, world: int, port: int, cells: list[int], out: str) -> None:
+def worker(rank: int, world: int, port: int, cells: tuple[int, ...], out: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=world)
@@ -138,7 +138,7 @@ def worker(rank: int, world: int, port: int, cells: list[int], out: str) -> None
     dist.destroy_process_group()
 
 
-def alone(part: int, cells: list[int], out: str) -> None:
+def alone(part: int, cells: tuple[int, ...], out: str) -> None:
     """Every second cell in a process without torch.distributed, with torch's own batch_norm."""
     torch.set_num_threads(1)
     assert not dist.is_initialized()
@@ -150,15 +150,15 @@ def ranks(tmp_path_factory):
     """ranks(world, index) -> what so many ranks made of a cell; 0: one process without torch.distributed."""
 
     @functools.cache
-    def results(world: int, group: int) -> dict:
-        out, cells = str(tmp_path_factory.mktemp("exactness") / "results.pt"), GROUPS[group]
+    def results(world: int, cells: tuple[int, ...]) -> dict:
+        out = str(tmp_path_factory.mktemp("exactness") / "results.pt")
         if world:
             mp.spawn(worker, (world, free_port(), cells, out), nprocs=world)
             return torch.load(out, weights_only=True)
         mp.spawn(alone, (cells, out), nprocs=2)
         return torch.load(f"{out}.0", weights_only=True) | torch.load(f"{out}.1", weights_only=True)
 
-    return lambda world, index: results(world, [index in group for group in GROUPS].index(True))[index]
+    return lambda world, index: results(world, next(group for group in GROUPS if index in group))[index]
 
 
 @pytest.mark.parametrize(("world", "index"), EACH)
