@@ -215,15 +215,18 @@ LABELS = np.eye(3, dtype=np.uint8)[[0] * 60 + [1] * 30 + [2] * 10]
 
 
 def test_synthetic_images_have_the_classes_of_the_draw_or_fill_up_the_rarer_ones():
-    alike, filling = utility.pool_labels(LABELS, 2, 0, 0)
+    alike, filling = utility.pool_labels(LABELS, 2, 0, 0, 0)
     assert alike.sum(0).tolist() == [120, 60, 20]
     assert alike[: len(LABELS)].sum(0).tolist() == [60, 30, 10]  # what an arm takes first is as frequent
     assert filling.sum(0).tolist() == [0, 30, 50]
     several = np.array([[1, 0]] * 5 + [[1, 1]] * 2 + [[0, 0]] * 90, np.uint8)
-    alike, filling = utility.pool_labels(several, 2, 0, 0)
+    alike, filling = utility.pool_labels(several, 2, 0, 0, 0)
     assert alike.sum(0).tolist() == [14, 4]
     assert 170 < len(filling) <= 171  # lacking: 83 and 88
     assert filling.any(1).all()
+    alike, filling = utility.pool_labels(LABELS, 2, 450, 0, 0)
+    assert alike.sum(0).tolist() == [300, 150, 50]
+    assert filling.sum(0).tolist() == [0, 30, 50]
 
 
 def test_a_release_serves_the_classes_of_the_draw_as_far_as_it_has_them():
@@ -242,6 +245,7 @@ def test_every_arm_learns_from_the_images_it_is_named_for(monkeypatch, phantoms)
     def watch(images, network, seed, *, weights=None, begin=None, **_):
         share = np.ones(len(images)) if weights is None else weights
         learnt.setdefault("shown", []).append((len(images), (share @ images.labels / share.sum()).round(3)))
+        learnt["first"] = share[: len(kept)].sum() / share.sum()
         return torch.nn.Identity()
 
     train = open_split(phantoms, "train")
@@ -250,7 +254,7 @@ def test_every_arm_learns_from_the_images_it_is_named_for(monkeypatch, phantoms)
     rows = utility.drawn_rows(train.labels, np.arange(len(train)), "20%", 0, 0)
     kept = np.append(rows[train.labels[rows, 0] > 0], rows[train.labels[rows, 1] > 0][:10])  # uneven
     monkeypatch.setattr(utility, "_train_rows", lambda *_: (train, kept))
-    alike, filling = utility.pool_labels(train.labels[kept], 2, 0, 0)
+    alike, filling = utility.pool_labels(train.labels[kept], 2, 5 * len(kept), 0, 0)
     labels = np.concatenate([alike, filling])
     pool = {"pixels": np.zeros((len(labels), *train.pixels.shape[1:]), np.uint8), "labels": labels, "alike": len(alike)}
     common = {"data": {"location": phantoms}, "scenario": "20%", "draw": 0, "seed": 0}
@@ -259,6 +263,8 @@ def test_every_arm_learns_from_the_images_it_is_named_for(monkeypatch, phantoms)
     for arm, size, shares in (
         (utility.BASELINE, len(kept), prior),
         (utility.CANDIDATE, 2 * len(kept), prior),
+        ("real+classical+many", 6 * len(kept), prior),
+        ("pretrained+classical", 5 * len(kept), prior),
         ("real+classical+oversampled", len(kept), [0.5, 0.5]),
         ("real+classical+balanced", len(kept) + len(filling), [0.5, 0.5]),
     ):
@@ -266,6 +272,8 @@ def test_every_arm_learns_from_the_images_it_is_named_for(monkeypatch, phantoms)
         utility.classify(pool, **common, arm=arm, network="small-cnn", classifier=0, steps=1)
         assert learnt["shown"][0][0] == size
         assert learnt["shown"][0][1].tolist() == pytest.approx(shares, abs=2e-3)
+        if arm == "real+classical+many":
+            assert learnt["first"] == pytest.approx(0.5)
     with pytest.raises(Refused, match="the release lacks a class of --data"):
         utility.classify(
             {**pool, "alike": 0}, **common, arm=utility.CANDIDATE, network="small-cnn", classifier=0, steps=1
@@ -279,10 +287,10 @@ def test_a_draw_whose_generator_diverged_is_left_out_and_counted(monkeypatch, ph
     monkeypatch.setattr(retrain, "fit", diverge)
     data, which = {"location": phantoms}, {"scenario": "20%", "draw": 1, "seed": 0}
     config = tiny(total_images=64).dump()
-    pool = utility.strict_pool(data=data, **which, amount=2, config=config, images=64)
+    pool = utility.strict_pool(data=data, **which, amount=2, least=9, config=config, images=64)
     assert pool == {"failed": "loss/d is nan at 64 images"}
     assert retrain.unlabelled(data=data, config=config, images=64, seed=0) == pool
-    assert utility.strict_pool(pool, data=data, **which, amount=2, config=config, images=64) == pool
+    assert utility.strict_pool(pool, data=data, **which, amount=2, least=9, config=config, images=64) == pool
     how = {"network": "small-cnn", "classifier": 0, "steps": 1}
     lost = utility.classify(pool, data=data, **which, arm=utility.CANDIDATE, **how)
     answers = np.eye(2)[open_split(phantoms, "test").labels[:, 1]]

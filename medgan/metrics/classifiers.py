@@ -36,7 +36,7 @@ def small_cnn(channels: int, resolution: int, classes: int) -> nn.Module:
     """Four convolutions, about 60,000 weights; its last maps are averaged, so that any resolution will do."""
     layers: list[nn.Module] = []
     for below, width in pairwise((channels, 16, 32, 64, 64)):
-        layers += [nn.Conv2d(below, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [nn.Conv2d(below, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.MaxPool2d(2), nn.ReLU()]
     side = min(4, resolution // 16)
     layers += [nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * side**2, classes)]
     return nn.Sequential(*layers)
@@ -105,7 +105,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "classifier", 0))
         model = begin if begin is not None else NETWORKS[network](channels, resolution, classes)
-        model.to(device).train()
+        model.to(device, memory_format=torch.channels_last).train()
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         random = np.random.default_rng(stream_seed(seed, "classifier/rows", 0))
@@ -120,7 +120,7 @@ def train(
             if augment:
                 inputs = augmented(inputs, stream(seed, "classifier/augment", step), mirror=mirror)
             targets = torch.from_numpy(images.labels[rows]).to(device, torch.float32)
-            logits = model(inputs.to(device))
+            logits = model(inputs.to(device, memory_format=torch.channels_last))
             loss = F.cross_entropy(logits, targets) if single else F.binary_cross_entropy_with_logits(logits, targets)
             optimizer.zero_grad()
             loss.backward()

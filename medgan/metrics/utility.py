@@ -9,6 +9,7 @@ classes alone gain is not theirs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ from medgan.streams import stream_seed
 HERE = "medgan.metrics.utility"
 POOL = 2
 """Synthetic images that are drawn for each real one; arms take some of them. At most as many fill up rarer classes."""
+FEWEST = 2_000
+"""However few the real ones are, so many are drawn at least."""
 MATTERS = 0.02
 """A smaller gain than this is none."""
 RESAMPLES = 200
@@ -46,7 +49,9 @@ class Arm:
     oversampled: bool = False
     """All classes equally often."""
     synthetic: float = 0.0
-    """Generated images for each real one, classes as frequent as among those."""
+    """Generated images for each real one, classes as frequent as among those; inf: all that were drawn."""
+    halved: bool = False
+    """Half of what a classifier is shown is real and half generated, however many there are of each."""
     balanced: bool = False
     """Generated images fill up the rarer classes."""
     confident: bool = False
@@ -69,9 +74,10 @@ ARMS = {
     "real+synthetic 1x": Arm(synthetic=1.0),
     "real+synthetic 2x": Arm(synthetic=2.0),
     "real+classical+synthetic": Arm(classical=True, synthetic=1.0),
+    "real+classical+many": Arm(classical=True, synthetic=math.inf, halved=True),
     "real+classical+confident": Arm(classical=True, synthetic=1.0, confident=True),
     "real+classical+balanced": Arm(classical=True, oversampled=True, balanced=True),
-    "pretrained+classical": Arm(classical=True, synthetic=2.0, pretrained=True),
+    "pretrained+classical": Arm(classical=True, synthetic=math.inf, pretrained=True),
 }
 BASELINE, CANDIDATE = "real+classical", "real+classical+synthetic"
 RIVALS = {"real+classical+balanced": ("real+classical+oversampled", BASELINE)}
@@ -129,7 +135,7 @@ def plan(question: Question, grid: Grid, recipe: dict[str, Any]) -> dict[str, Ce
     for scenario in grid.scenarios:
         for draw in range(grid.draws):
             which = {"data": question.data, "scenario": scenario, "draw": draw, "seed": question.seed}
-            drawn = {**which, "amount": POOL}
+            drawn = {**which, "amount": POOL, "least": FEWEST}
             if grid.strict:
                 made = {**drawn, "config": recipe, "images": grid.images}
                 pool = Cell(f"generator of {scenario}, draw {draw}", f"{HERE}:strict_pool", made, before)
@@ -184,12 +190,14 @@ def _train_rows(data: dict[str, str], scenario: str, draw: int, seed: int) -> tu
     return train, drawn_rows(train.labels, patients, scenario, draw, seed)
 
 
-def pool_labels(labels: np.ndarray, amount: int, draw: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of synthetic images for uint8 (N, K): (`amount` times these, shuffled; what the rarer classes lack of the
-    most frequent, at most as many again). Where an image may have several classes, what fills up is as real rows are.
+def pool_labels(labels: np.ndarray, amount: int, least: int, draw: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of synthetic images for uint8 (N, K): (`amount` times these, shuffled, and more until they are `least`;
+    what the rarer classes lack of the most frequent, at most `amount` times as many as these). Where an image may have
+    several classes, what fills up is as real rows are.
     """
     random = np.random.default_rng(stream_seed(seed, "utility/pool", draw))
-    alike = np.concatenate([labels[random.permutation(len(labels))] for _ in range(amount)])
+    times = max(amount, math.ceil(least / len(labels)))
+    alike = np.concatenate([labels[random.permutation(len(labels))] for _ in range(times)])
     hot = kinds(labels)
     lacking = np.where(hot.any(0), hot.sum(0).max() - hot.sum(0), 0)
     share = min(1.0, amount * len(labels) / max(1, lacking.sum()))
@@ -224,6 +232,7 @@ def strict_pool(
     draw: int,
     seed: int,
     amount: int,
+    least: int,
     config: dict[str, Any],
     images: int,
 ) -> Result:
@@ -240,18 +249,18 @@ def strict_pool(
         state, spent = retrain.fit(settled, train, rows, device(), begin)
     except Diverged as error:
         return {"failed": str(error)}
-    alike, filling = pool_labels(train.labels[rows], amount, draw, seed)
+    alike, filling = pool_labels(train.labels[rows], amount, least, draw, seed)
     labels = np.concatenate([alike, filling])
     pixels = retrain.draw(state.ema, settled, labels, "utility")
     return {"pixels": pixels, "labels": labels, "alike": len(alike), **spent}
 
 
 def given_pool(
-    *, data: dict[str, str], scenario: str, draw: int, seed: int, amount: int, subject: dict[str, str]
+    *, data: dict[str, str], scenario: str, draw: int, seed: int, amount: int, least: int, subject: dict[str, str]
 ) -> Result:
     """As `strict_pool`, of the generator, or of the release, that is evaluated."""
     train, rows = _train_rows(data, scenario, draw, seed)
-    alike, filling = pool_labels(train.labels[rows], amount, draw, seed)
+    alike, filling = pool_labels(train.labels[rows], amount, least, draw, seed)
     if "synthetic" in subject:
         release = open_split(subject["synthetic"], "train")
         random = np.random.default_rng(stream_seed(seed, "utility/release", draw))
@@ -296,7 +305,7 @@ def classify(
                 f"--arms {arm}: the release lacks a class of --data; one that fills up rarer classes is judged by "
                 "--arms real+classical+oversampled,real+classical+balanced"
             )
-        wanted = min(len(made), round(what.synthetic * len(real)))
+        wanted = round(min(len(made), what.synthetic * len(real)))
         if what.confident:
             reader = classifiers.train(real, network, own, steps=steps, **{**common, "augment": True})
             made = surest(made, classifiers.predict(reader, made.pixels, single=single))
@@ -307,6 +316,8 @@ def classify(
     else:
         learnt = Images.together([real] * what.real + [made] * (len(made) > 0))
         weights = row_weights(learnt.labels, 1.0) if what.oversampled else None
+        if what.halved:
+            weights = np.repeat([1 / len(real), 1 / len(made)], [len(real), len(made)])
         model = classifiers.train(learnt, network, own, steps=steps, weights=weights, **common)
     answers = classifiers.predict(model, test.pixels, single=single)
     rare = int(train.labels.sum(0).argmin())

@@ -40,33 +40,46 @@ SOURCES = {
     "nih": ("--source", "nih_cxr14", "--raw", "nih", "--resolution", "64"),
 }
 AUGMENTED = ("--gan-set", "augment.name=diffaugment")
+"""D sees augmented images: few are not learnt by heart."""
+AGAINST = "real+classical,real+classical+synthetic"
 ATTEMPTS = {
     "claim": Attempt("kermany", (), "the default grid"),
-    "augmented": Attempt("kermany", AUGMENTED, "D sees augmented images: few are not learnt by heart"),
-    "selected": Attempt(
+    "rare": Attempt(
         "kermany",
-        (*AUGMENTED, "--arms", "real+classical,real+classical+confident,pretrained+classical"),
-        "the surest half of the samples; synthetic first, real after",
-    ),
-    "mixed": Attempt(
-        "kermany",
-        (*AUGMENTED, "--arms", "real+classical,real+synthetic 0.5x,real+synthetic 1x,real+synthetic 2x"),
-        "mixing ratios, without classical augmentation",
-    ),
-    "filled": Attempt(
-        "kermany",
-        (*AUGMENTED, "--arms", "real+classical,real+classical+oversampled,real+classical+balanced"),
-        "synthetic images fill up the rarer class, against oversampling it",
+        (
+            *AUGMENTED,
+            "--scenarios",
+            "rare 5%",
+            "--arms",
+            f"{AGAINST},real+classical+oversampled,real+classical+balanced",
+        ),
+        "all films but 5 % of the patients of the rarer class; also filled up by synthetic ones, against oversampling",
     ),
     "unlabelled": Attempt(
         "kermany",
-        (*AUGMENTED, "--gan-unlabelled", "200000"),
-        "generators that begin with all films, without labels",
-    ),
-    "rare": Attempt(
-        "kermany", (*AUGMENTED, "--scenarios", "rare 5%"), "all films but 5 % of the patients of the rarer class"
+        (
+            *(*AUGMENTED, "--scenarios", "1%", "--arms", f"{AGAINST},real+classical+many,pretrained+classical"),
+            *("--gan-unlabelled", "100000", "--gan-images", "10000"),
+        ),
+        "few labels, many films: generators begin with all films, without labels; also 2,000 synthetic ones and more, "
+        "as half of what is shown, or first",
     ),
     "finding": Attempt("nih", (*AUGMENTED, "--scenarios", "50%"), "findings of ChestX-ray14, 132 patients"),
+    "few": Attempt(
+        "kermany",
+        (*AUGMENTED, "--scenarios", "1%", "--arms", f"{AGAINST},real+classical+many,pretrained+classical"),
+        "few films: as `unlabelled`, without the films that have no label",
+    ),
+    "mixed": Attempt(
+        "kermany",
+        (
+            *AUGMENTED,
+            "--arms",
+            f"{AGAINST},real+synthetic 0.5x,real+synthetic 1x,real+synthetic 2x,real+classical+confident,"
+            "pretrained+classical",
+        ),
+        "mixing ratios; the surest half of the samples; synthetic first, real after",
+    ),
 }
 
 
