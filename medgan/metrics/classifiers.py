@@ -105,7 +105,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "classifier", 0))
         model = begin if begin is not None else NETWORKS[network](channels, resolution, classes)
-        model.to(device, memory_format=torch.channels_last).train()
+        model.to(device).to(memory_format=torch.channels_last).train()
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         random = np.random.default_rng(stream_seed(seed, "classifier/rows", 0))

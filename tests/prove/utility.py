@@ -76,7 +76,8 @@ ATTEMPTS = {
         "kermany32",
         grid(
             *("--gan-images", "40000"),
-            arms="real+synthetic 0.5x,real+synthetic 1x,real+synthetic 2x,real+classical+confident,pretrained+classical",
+            arms="real+synthetic 0.5x,real+synthetic 1x,real+synthetic 2x,real+classical+confident,"
+            "pretrained+classical",
         ),
         "mixing ratios; the surest half of the samples; synthetic first, real after",
     ),
