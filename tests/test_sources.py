@@ -121,6 +121,7 @@ def test_nih_films_have_several_findings_one_or_none(tmp_path):
     assert listing("nih_cxr14", raw).notes == ["1 films of the table have no image here"]
     assert [row[1] for row in found("nih_cxr14", raw, classes=("Mass",))] == ["Mass", "Mass"]
     assert found("nih_cxr14", raw, single_label=True) == [("images_002/images/c.png", "Mass", "2")]
+    assert [row[1] for row in found("nih_cxr14", raw, classes=("Hernia", "No Finding"))] == ["Hernia", "No Finding"]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ FINDINGS = (
     *("Hernia", "Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax"),
 )
 NOTHING = "No Finding"
+"""A class where it is asked for by --classes; else films of it have none."""
+LABELS = (*FINDINGS, NOTHING)
 COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
 
 
@@ -48,11 +50,11 @@ class NihCxr14(Source):
                 raise SourceError(f"--raw {raw.location}: one film is in two folders below images*; leave one")
         records, missing = self._rows(raw, tables[0], images)
         extra = len(images) - len(records)
-        classes = chosen_classes(FINDINGS, options.classes, "ChestX-ray14")
+        classes = chosen_classes(LABELS, options.classes or FINDINGS, "ChestX-ray14")
         if options.single_label:
             records = [record for record in records if len(record.labels) == 1]
         labelled_only = options.single_label or bool(options.classes)
-        kept = relabel(records, FINDINGS, classes, lambda record: bool(record.labels) or not labelled_only)
+        kept = relabel(records, LABELS, classes, lambda record: bool(record.labels) or not labelled_only)
         notes = [f"{missing:,} films of the table have no image here"] if missing else []
         notes += [f"{extra:,} images are not in the table, and were left out"] if extra else []
         return Listing(classes, balanced(kept, options), (), notes)
@@ -77,14 +79,14 @@ class NihCxr14(Source):
             if name in listed:
                 raise SourceError(f"{table} row {number}: the same film as in row {listed[name]}")
             listed[name] = number
-            findings = [] if text == NOTHING else text.split("|")
+            findings = text.split("|")
             for finding in findings:
-                if finding not in FINDINGS:
+                if finding not in LABELS:
                     raise SourceError(f"{table} row {number}: unknown label {finding!r}")
             if name not in images:
                 missing += 1
                 continue
-            records.append(Record(images[name], tuple(sorted(map(FINDINGS.index, findings))), patient))
+            records.append(Record(images[name], tuple(sorted(map(LABELS.index, findings))), patient))
         return records, missing
 
 
