@@ -265,6 +265,7 @@ def test_every_arm_learns_from_the_images_it_is_named_for(monkeypatch, phantoms)
         (utility.CANDIDATE, 2 * len(kept), prior),
         ("real+classical+many", 6 * len(kept), prior),
         ("pretrained+classical", 5 * len(kept), prior),
+        ("real+classical+confident", len(kept), prior),  # who says which are sure; then those
         ("real+classical+oversampled", len(kept), [0.5, 0.5]),
         ("real+classical+balanced", len(kept) + len(filling), [0.5, 0.5]),
     ):
@@ -272,7 +273,7 @@ def test_every_arm_learns_from_the_images_it_is_named_for(monkeypatch, phantoms)
         utility.classify(pool, **common, arm=arm, network="small-cnn", classifier=0, steps=1)
         assert learnt["shown"][0][0] == size
         assert learnt["shown"][0][1].tolist() == pytest.approx(shares, abs=2e-3)
-        if arm == "real+classical+many":
+        if arm in ("real+classical+many", "real+classical+confident"):
             assert learnt["first"] == pytest.approx(0.5)
     with pytest.raises(Refused, match="the release lacks a class of --data"):
         utility.classify(

@@ -75,7 +75,7 @@ ARMS = {
     "real+synthetic 2x": Arm(synthetic=2.0),
     "real+classical+synthetic": Arm(classical=True, synthetic=1.0),
     "real+classical+many": Arm(classical=True, synthetic=math.inf, halved=True),
-    "real+classical+confident": Arm(classical=True, synthetic=1.0, confident=True),
+    "real+classical+confident": Arm(classical=True, synthetic=math.inf, halved=True, confident=True),
     "real+classical+balanced": Arm(classical=True, oversampled=True, balanced=True),
     "pretrained+classical": Arm(classical=True, synthetic=math.inf, pretrained=True),
 }

@@ -69,6 +69,14 @@ ATTEMPTS = {
         "few labels, many films: generators begin with all of them, without labels; also 2,000 synthetic ones, as half "
         "of what is shown or before the real ones",
     ),
+    "surer": Attempt(
+        "kermany32",
+        grid(
+            *("--scenarios", "1%", "--gan-unlabelled", "200000", "--gan-images", "40000"),
+            arms="real+classical+many,real+classical+confident",
+        ),
+        "as `unlabelled`, with four times as long to learn the labels, and only the samples whose class is sure",
+    ),
     "few": Attempt(
         "kermany32",
         grid("--scenarios", "1%", "--gan-images", "20000", arms=LEARNT),
@@ -107,7 +115,7 @@ def attempt(name: str, work: Path, more: list[str]) -> list[dict[str, Any]]:
     """One row for each arm and score."""
     tried = ATTEMPTS[name]
     data, run = prepared(tried.data, work)
-    out = work / f"{name}.json"
+    out = work / f"{tried.data}.json"  # beside it cells, which attempts with the same generators share
     asked = [*tried.asked, *more]
     began = time.monotonic()
     call("jobs/evaluate.py", "--run", run, "--data", data, "--utility", *asked, "--seed", SEED, "--out", out)
