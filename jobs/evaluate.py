@@ -35,8 +35,6 @@ GRID = {
     "scenarios": "shares of the train patients, such as 5%%, or 'rare 5%%': of the rarest class's alone",
     "networks": "small-cnn, resnet18",
 }
-PRESET = "cgan"
-"""Recipe of strict trainings and shadow generators where there is no run to take it from."""
 
 
 def parser() -> Parser:
@@ -98,9 +96,19 @@ def main(argv: Sequence[str]) -> None:
     for name in ("draws", "seeds", "gan_images", "steps"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise Refused(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
-    shadows = (8 if args.full else 0) if args.shadows is None else args.shadows
+    shadows = (8 if args.full and args.run else 0) if args.shadows is None else args.shadows
     if args.strict and args.synthetic:
         raise Refused("--strict: a finished release cannot be drawn again for fewer patients; name its --run")
+    strict = args.strict if args.strict is not None else args.run is not None
+    if args.gan_unlabelled < 0:
+        raise Refused(f"--gan-unlabelled {args.gan_unlabelled}: must be at least 0")
+    trains = (args.utility and strict) or ("privacy" in asked and shadows)
+    if (args.gan_set or args.gan_images) and not trains:
+        raise Refused("--gan-set, --gan-images: nothing that is asked for trains a generator")
+    if args.gan_unlabelled and not (args.utility and strict):
+        raise Refused("--gan-unlabelled: is of --utility --strict, where generators are trained")
+    if shadows and args.synthetic:
+        raise Refused("--shadows: a release does not say by which recipe it was made; ask it of its --run")
     neighbours = absolute("--neighbours", args.neighbours) if args.neighbours else None
     shared = subject if args.synthetic else f"{subject}/generator"
     if neighbours and neighbours.startswith(f"{shared}/"):
@@ -130,10 +138,11 @@ def main(argv: Sequence[str]) -> None:
             raise Refused(f"--weights {args.weights}: --extractor {args.extractor} has its own")
         BUILDERS[args.extractor]("cpu", weights)
     about, recipe, available, labelled = told_of(args, subject, manifest, sha256)
-    changes = dict(map(configs.parse_override, args.gan_set))
-    recipe = configs.load(overrides={**configs.flatten(recipe), **changes}).dump()
-    grid = grid_of(args, args.gan_images or utility.Grid.images)
-    if recipe["privacy"]["dp"]["epsilon"] and (shadows or (args.utility and grid.strict)):
+    grid = grid_of(args, strict, args.gan_images or utility.Grid.images)
+    if trains:
+        changes = dict(map(configs.parse_override, args.gan_set))
+        recipe = configs.load(overrides={**configs.flatten(recipe), **changes}).dump()
+    if trains and recipe["privacy"]["dp"]["epsilon"]:
         raise Refused(
             f"--run {subject}: a private training cannot be rehearsed on fewer patients; judge the generator itself "
             "with --no-strict, or the recipe without its privacy with --gan-set privacy.dp.epsilon=0"
@@ -208,12 +217,11 @@ def same_data(args: Namespace, subject: str, trained_on: str | None, sha256: str
 def told_of(
     args: Namespace, subject: str, manifest: shards.Manifest, sha256: str
 ) -> tuple[dict[str, str], dict[str, Any], int, bool]:
-    """(what is evaluated, see Question; the recipe of short trainings, as plain types; how many images it can give;
-    whether they are of DATA's classes).
+    """(what is evaluated, see Question; the recipe of short trainings, as plain types, which a release does not tell;
+    how many images it can give; whether they are of DATA's classes).
 
     Raises Refused where it does not fit DATA or the questions.
     """
-    from medgan.run import precision_of
     from medgan.sample import Sampler
 
     if args.run:
@@ -238,19 +246,13 @@ def told_of(
         raise Refused(f"--utility: the classes of {subject} are not those of --data")
     same_data(args, subject, release.trained_on, sha256)
     about = {"synthetic": subject, "sha256": digest}
-    preset = configs.load(PRESET if manifest.classes else "dcgan", overrides={"precision": precision_of("auto", False)})
-    config = configs.for_data(
-        preset,
-        **manifest.facts(sha256),
-    )
-    return about, config.dump(), release.rows("train"), release.classes == manifest.classes
+    return about, {}, release.rows("train"), release.classes == manifest.classes
 
 
-def grid_of(args: Namespace, images: int) -> Any:
+def grid_of(args: Namespace, strict: bool, images: int) -> Any:
     """The grid of --utility. Raises Refused."""
     from medgan.metrics import classifiers, utility
 
-    strict = args.strict if args.strict is not None else args.run is not None
     chosen: dict[str, Any] = {}
     for name, known in (("arms", utility.ARMS), ("networks", classifiers.NETWORKS), ("scenarios", None)):
         if given := getattr(args, name):

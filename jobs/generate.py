@@ -154,6 +154,7 @@ def main(argv: Sequence[str]) -> None:
     if sampler.epsilon is not None:
         bound = f"epsilon {sampler.epsilon:.4g} at delta {config.privacy.dp.delta:.4g}, by patient"
         without = "; filtering by the training images is not covered" if data else ""
+        without += "; nor is what the weights that it began with tell" if sampler.begun_with else ""
         lineage.insert(4, ("differential privacy of the generator", bound + without))
     card = release.card(manifest, lineage, source_of(run), args.licence, looked=data is not None)
     shards.remove(out, shards.PARTS)  # what was derived from real images on the way

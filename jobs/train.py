@@ -163,7 +163,7 @@ def plan(config: configs.Config, manifest: Any, gigabits: str) -> None:
 
 
 def check_init(folder: Any, config: configs.Config) -> None:
-    """Refuse a run whose networks are not those of the config."""
+    """Refuse a run whose networks are not those of the config, or that would give a private run's patients away."""
     other = folder.config()
     if other is None or not folder.checkpoints():
         raise Refused(f"--init {folder.location}: no run with a checkpoint")
@@ -171,6 +171,19 @@ def check_init(folder: Any, config: configs.Config) -> None:
         ours, theirs = (getattr(c if key == "model" else c.data, key) for c in (config, other))
         if ours != theirs:
             raise Refused(f"--init {folder.location}: has another {key} ({theirs}) than this run ({ours})")
+    if config.private:
+        from medgan.folder import CheckpointError
+        from medgan.state import open_checkpoint
+
+        try:
+            before = open_checkpoint(folder.read_checkpoint(max(folder.checkpoints())))["begun_with"]
+        except CheckpointError as error:
+            raise Refused(f"--init {folder.location}: its newest checkpoint: {error}") from None
+        if config.data.manifest_sha256 in (*before, other.data.manifest_sha256):
+            raise Refused(
+                f"--init {folder.location}: learnt from these very images, which epsilon would not count; "
+                "begin a private run anew, or with weights learnt from other patients"
+            )
 
 
 class View:

@@ -11,13 +11,13 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import medgan
 from medgan.data.shards import names, read_file, write_file
 
 Result = dict[str, Any]
@@ -28,7 +28,7 @@ Result = dict[str, Any]
 class Cell:
     """`call` is "module:function"; it gets the results of `needs` in their order, then the arguments by name.
 
-    Equal calls, arguments and needs are the same cell, whatever it is named for people.
+    Equal calls, arguments and needs are the same cell, whatever it is named for people, as long as the code is.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Cell:
 
     @cached_property
     def digest(self) -> str:
-        parts = [medgan.__version__, self.call, self.arguments, [need.digest for need in self.needs]]
+        parts = [code(), self.call, self.arguments, [need.digest for need in self.needs]]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def compute(self, folder: str) -> None:
@@ -63,6 +63,15 @@ class Cell:
             return dict(note["result"])
         with np.load(io.BytesIO(read_file(folder, f"{self.digest}.npz"))) as arrays:
             return {**note["result"], **arrays}
+
+
+@cache
+def code() -> str:
+    """SHA-256 of this package's sources: what one version of a function found is not taken for what another would."""
+    root, digest = Path(__file__).parent, hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root).as_posix()}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def missing(wanted: Sequence[Cell], folder: str) -> list[Cell]:

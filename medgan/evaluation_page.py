@@ -3,6 +3,7 @@ as pictures."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -20,13 +21,24 @@ SHOWN = ("macro_f1", "auc", "rare_sensitivity")
 """Scores whose differences are drawn."""
 
 
+OUTDATED = Markup(
+    '<p class="soft" id="outdated">evaluation.json is of an earlier generator of this run: the same command of '
+    "jobs/evaluate.py judges the present one.</p>"
+)
+SEEN = {
+    "test": "which training never saw",
+    "val": "which was not trained on, but by which the best generator was chosen",
+    "train": "which was trained on, and which the reader of classes has seen too",
+}
+
+
 def release_page(folder: Folder) -> str:
     """The page of an evaluated release: one HTML file that opens from disk."""
     result = json.loads(folder.read("evaluation.json"))
     return page.render(
         "release.html",
         title=folder.location.rstrip("/").rpartition("/")[2],
-        location=folder.location,
+        location=folder.location.rstrip("/").rpartition("/")[2],  # not where it lay with whoever evaluated it
         evaluation=render(result),
         settings=result["settings"],
         questions=[question for question in ("fidelity", "privacy", "utility") if question in result],
@@ -35,10 +47,14 @@ def release_page(folder: Folder) -> str:
 
 
 def section(folder: RunFolder) -> Markup:
-    """HTML; empty where nothing was evaluated yet."""
+    """HTML; empty where nothing was evaluated yet, a line where what was evaluated is not the generator of today."""
     if not folder.exists("evaluation.json"):
         return Markup("")
-    return render(json.loads(folder.read("evaluation.json")))
+    result = json.loads(folder.read("evaluation.json"))
+    now = hashlib.sha256(folder.read("generator/model.safetensors")).hexdigest()
+    if result["settings"]["subject_sha256"] != now:
+        return OUTDATED
+    return render(result)
 
 
 def render(result: dict[str, Any]) -> Markup:
@@ -49,6 +65,8 @@ def render(result: dict[str, Any]) -> Markup:
             settings=result["settings"],
             figures=_figures(result.get("fidelity")),
             shifted=shifted(result.get("fidelity", {})),
+            seen=SEEN[result["settings"]["split"]] if "fidelity" in result else "",
+            kids=forest(_kids(result["fidelity"]), 0.0) if "fidelity" in result else "",
             utility=result.get("utility"),
             arms=_arms(result.get("utility")),
             scores=SCORES,
@@ -57,6 +75,16 @@ def render(result: dict[str, Any]) -> Markup:
             membership=forest(_attacks(result["privacy"]), 0.5) if "privacy" in result else "",
         )
     )
+
+
+def _kids(fidelity: dict[str, Any]) -> list[Interval]:
+    """KID of the samples and of real images, overall and by class."""
+    rows: list[Interval] = []
+    for group, values in (("", fidelity), *fidelity["classes"].items()):
+        if told_figure(values, "kid"):
+            kid, name = values["kid"], f"KID, {group}" if group else "KID"
+            rows += [(name, kid["value"], kid.get("low"), kid.get("high")), (f"{name}, real", kid["floor"], None, None)]
+    return rows
 
 
 def _figures(fidelity: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -88,7 +116,7 @@ def _arms(utility: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _differences(utility: dict[str, Any] | None) -> list[tuple[str, Markup]]:
-    return [(SCORES[score][0], forest(_gains(utility, score), 0.0)) for score in SHOWN] if utility else []
+    return [(SCORES[score][0], forest(_gains(utility, score), 0.0, signed=True)) for score in SHOWN] if utility else []
 
 
 def _gains(utility: dict[str, Any], score: str) -> list[Interval]:
@@ -115,8 +143,11 @@ def _attacks(privacy: dict[str, Any]) -> list[Interval]:
     return rows
 
 
-def forest(rows: Sequence[Interval], middle: float) -> Markup:
-    """Intervals below each other around the value that means nothing was found, as an SVG that follows the theme."""
+def forest(rows: Sequence[Interval], middle: float, signed: bool = False) -> Markup:
+    """Intervals below each other around the value that means nothing was found, as an SVG that follows the theme.
+
+    signed: values are differences.
+    """
     if not rows:
         return Markup("")
     reach = max(0.02, *(abs(edge - middle) for _, *edges in rows for edge in edges if edge is not None)) * 1.1
@@ -132,7 +163,7 @@ def forest(rows: Sequence[Interval], middle: float) -> Markup:
         if low is not None and high is not None:
             lines.append(Markup('<line x1="{}" x2="{}" y1="{}" y2="{}" class="reach"/>').format(x(low), x(high), y, y))
         lines.append(Markup('<circle cx="{}" cy="{}" r="4"/>').format(x(value), y))
-        told = f"{value:+.3f}" if middle == 0 else f"{value:.3f}"
+        told = f"{value:+.3f}" if signed else f"{value:.3f}"
         lines.append(Markup('<text x="{}" y="{}">{}</text>').format(left + width + 12, y + 4, told))
     bottom = 18 + len(rows) * step
     marks = [

@@ -180,6 +180,22 @@ def guarded(
         noise_multiplier=dp.noise,
         max_grad_norm=dp.clip,
         expected_batch_size=config.global_batch / world.size,
-        generator=torch.Generator(device).manual_seed(secrets.randbits(63)),
+        generator=unforeseen(device),
     )
     return wrapped, private, keeper
+
+
+MT19937 = slice(24, 24 + 624 * 8)
+"""Where the state of torch's CPU generator holds its 624 words of 32 bits, each in 64."""
+
+
+def unforeseen(device: torch.device) -> torch.Generator:
+    """A generator of noise that nobody can draw again. On a CPU torch takes 32 bits of a seed, few enough to try them
+    all: there its whole state comes from the operating system."""
+    generator = torch.Generator(device)
+    if device.type != "cpu":
+        return generator.manual_seed(secrets.randbits(64))
+    state = generator.get_state().numpy().copy()
+    state[MT19937].view(np.uint64)[:] = np.frombuffer(secrets.token_bytes(624 * 4), np.uint32)
+    generator.set_state(torch.from_numpy(state))
+    return generator

@@ -230,7 +230,8 @@ SAID = "<!-- persons -->", "<!-- /persons -->"
 def persons(looked: bool, verdict: str | None) -> str:
     """What is known of whether images are of a person: by near-copies that were dropped, and by an audit's verdict."""
     told = {
-        "no leak found": "None of these images is of a person: an audit looked for one and found no leak.",
+        "no leak found": "An audit looked for images of patients and for who was trained on, and found no leak (see "
+        "Evaluation): no proof that there is none.",
         "leaks": "An audit found that they give patients away (see Evaluation): treat them as those patients' images.",
         "cannot tell": "Whether they give any of those patients away, an audit could not tell (see Evaluation).",
         None: "Near-copies of training images were dropped. Whether the others give patients away was not audited yet."

@@ -1,5 +1,6 @@
 """What the page says of an evaluation, in words, tables and pictures."""
 
+import hashlib
 import json
 import re
 
@@ -10,6 +11,8 @@ from medgan.metrics.classifiers import SCORES
 from medgan.metrics.utility import BASELINE, CANDIDATE
 
 from .test_report import browser, opened, write_run  # noqa: F401
+
+WEIGHTS = b"of the generator"
 
 
 def figure(value, floor=0.01, n=500):
@@ -46,7 +49,8 @@ def evaluation() -> dict:
     sentence = "With 5 % of the training patients synthetic images help beyond classical augmentation."
     inside = {"tpr": 0.012, "tpr_low": 0.0, "tpr_high": 0.03, "false_positive_rate": 0.01}
     return {
-        "settings": {"extractor": "efficientnet-lite0", "split": "test", "n": 500, "manifest_sha256": "ab"},
+        "settings": {"extractor": "efficientnet-lite0", "split": "test", "n": 500, "manifest_sha256": "ab"}
+        | {"subject_sha256": hashlib.sha256(WEIGHTS).hexdigest()},
         "fidelity": {"kid": {**figure(0.25), "low": 0.2, "high": 0.3}, "fid": figure(90.0, 20.0), "classes": classes},
         "utility": {"cells": cells, "differences": differences, "claim": {"sentence": sentence, "verdict": "helps"}},
         "privacy": {
@@ -72,7 +76,9 @@ def test_every_answer_is_on_the_page_in_words_and_numbers():
     assert "|3 of 2,000|" in rows["near-copies of training films"]
     assert "|210||210|" in rows[CANDIDATE]
     assert "|0.805|" in rows[CANDIDATE]  # the mean over draws
-    assert page.count('class="forest"') == 3  # two scores, and membership
+    assert page.count('class="forest"') == 4  # KID, two scores, and membership
+    assert "KID 0.250 (0.200 to 0.300); KID, real 0.010; KID, NORMAL 0.300" in page
+    assert "against the test split, which training never saw" in page
     assert ">+0.031<" in page
     assert f"{CANDIDATE} over oversampled, 5%" in page
     assert "they are not adjusted for how many there are" in page
@@ -104,16 +110,31 @@ def test_a_run_that_was_not_evaluated_has_no_such_section(tiny, phantoms, tmp_pa
     run = write_run(tiny(), phantoms, tmp_path / "demo")
     assert "Is it faithful?" not in report.run_page(run)
     run.write("evaluation.json", json.dumps(evaluation()))
+    run.write("generator/model.safetensors", WEIGHTS)
     assert "Is it faithful?" in report.run_page(run)
+    run.write("generator/model.safetensors", b"trained on")
+    page = report.run_page(run)
+    assert "Is it faithful?" not in page
+    assert "evaluation.json is of an earlier generator of this run" in page
+
+
+def test_the_page_says_how_the_split_took_part_in_training():
+    result = evaluation()
+    for split, told in (("train", "which was trained on"), ("val", "by which the best generator was chosen")):
+        result["settings"]["split"] = split
+        page = str(evaluation_page.render(result))
+        assert told in page
+        assert "never saw" not in page
 
 
 @pytest.mark.browser
 def test_the_section_is_shown_in_a_browser_without_a_complaint(tiny, phantoms, tmp_path, browser):  # noqa: F811
     run = write_run(tiny(), phantoms, tmp_path / "demo")
     run.write("evaluation.json", json.dumps(evaluation()))
+    run.write("generator/model.safetensors", WEIGHTS)
     run.write("report.html", report.run_page(run))
     page, complaints = opened(browser, run, viewport={"width": 390, "height": 800})
     assert page.locator("#leaks").inner_text().startswith("It leaks: 3")
-    assert page.locator(".forest").count() == 3
+    assert page.locator(".forest").count() == 4
     page.wait_for_function("document.documentElement.scrollWidth <= 390", timeout=5000)
     assert not complaints

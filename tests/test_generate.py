@@ -210,8 +210,24 @@ def test_a_release_of_another_request_is_begun_anew(trained, phantoms, tmp_path,
     assert shards.read_manifest(out)[0].rows("train") == 12
 
 
+def test_what_was_found_of_a_release_goes_with_it(trained, tmp_path):
+    out = made(trained, tmp_path / "out", "--count", 20)
+    for name in ("evaluation.json", "report.html"):
+        (out / name).write_text("No leak found")
+    made(trained, out, "--count", 20)  # there already: nothing happens
+    assert (out / "report.html").exists()
+    made(trained, out, "--count", 20, "--seed", 3, "--overwrite")
+    assert not any((out / name).exists() for name in ("evaluation.json", "report.html"))
+
+
+def test_seeds_that_agree_in_their_low_bits_make_other_images(trained):
+    sampler = Sampler.open(trained)
+    first, second = sampler.at(np.eye(2, dtype=np.uint8)[[0, 0]], [7, 7 + (5 << 32)])
+    assert not np.array_equal(first, second)
+
+
 def test_the_card_calls_nobody_in_it_a_stranger_before_an_audit_did(trained, phantoms, tmp_path):
-    nobody, unknown = "None of these images is of a person", "repeats an image of a patient was not looked for"
+    nobody, unknown = "and found no leak (see Evaluation)", "repeats an image of a patient was not looked for"
     card = (made(trained, tmp_path / "plain", "--count", 20) / "README.md").read_text()
     assert unknown in card
     assert nobody not in card

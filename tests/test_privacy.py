@@ -1,5 +1,7 @@
 """The audit finds leaks that were planted, and none where there are none."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from PIL import Image
 from medgan.data import copies, phantom, shards
 from medgan.data.loader import open_split
 from medgan.data.shards import Manifest, read_manifest, write_shard
-from medgan.metrics import privacy
+from medgan.metrics import privacy, retrain
 from medgan.metrics.evidence import Question
 from medgan.pixels import fit_image
 
@@ -138,6 +140,33 @@ def shadows(leak, count=8, films=400, seed=0):
             near = -np.exp(hard + 0.1 * random.normal(size=films) - leak * member)
             made.append({"nearness": near, "member": member, "patients": np.arange(films)})
     return made
+
+
+def test_a_shadow_is_trained_on_its_half_of_the_patients_and_its_twin_on_the_other(monkeypatch, phantoms, tiny):
+    shown = []
+
+    def watch(config, split, rows):
+        shown.append(rows)
+        return SimpleNamespace(ema=None), {}
+
+    def blank(generator, config, labels, name):
+        return np.zeros((len(labels), 1, 32, 32), np.uint8)
+
+    monkeypatch.setattr(retrain, "fit", lambda config, split, rows, *_: watch(config, split, rows))
+    monkeypatch.setattr(retrain, "draw", blank)
+    pixels = lambda some: np.asarray(some, np.float32).reshape(len(some), -1)
+    monkeypatch.setattr(privacy, "describer", lambda space: (pixels, lambda ours, theirs: (ours.sum(1), None)))
+    common = {"data": {"location": phantoms}, "config": tiny(total_images=64).dump(), "images": 64, "seed": 0}
+    made = [privacy.shadow(**common, index=index) for index in range(4)]
+    patients = np.array(shards.column(phantoms, "train", "patient"))
+    whole = np.sort(np.concatenate(shown[:2]))
+    assert np.array_equal(whole, np.arange(len(patients)))
+    for one, rows in zip(made, shown, strict=True):
+        assert np.array_equal(whole[one["member"]], rows)
+        assert not set(patients[rows]) & set(patients[np.delete(whole, rows)])
+        assert 0.4 < len(rows) / len(whole) < 0.6
+    assert np.array_equal(made[0]["member"], ~made[1]["member"])
+    assert not np.array_equal(made[0]["member"], made[2]["member"])
 
 
 def test_a_likelihood_ratio_sees_what_a_plain_distance_does_not():

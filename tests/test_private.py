@@ -1,5 +1,6 @@
 """Private training: what a patient adds is clipped as one, hidden in noise, drawn independently and accounted for."""
 
+import io
 import os
 import secrets
 
@@ -10,15 +11,17 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from opacus.accountants import RDPAccountant
 
+from jobs import train as job
 from medgan import config as configs
 from medgan import private, run, step
-from medgan.config import ConfigError
+from medgan.config import ConfigError, Refused
 from medgan.data import shards
 from medgan.data.loader import Split
 from medgan.distributed import World
+from medgan.folder import RunFolder
 from medgan.losses import LOSSES
 from medgan.private import Ledger
-from medgan.state import TrainState, open_checkpoint
+from medgan.state import SCHEMA_VERSION, TrainState, open_checkpoint
 from medgan.step import cut, draw, learn_discriminator, train_step
 from medgan.tracking import read_rows
 
@@ -188,6 +191,7 @@ def some_steps(out, world):
 def worker(rank, size, port, out):
     torch.set_num_threads(1)
     secrets.randbits = lambda bits: 7
+    secrets.token_bytes = lambda count: np.random.default_rng(7).bytes(count)
     if size > 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         dist.init_process_group("gloo", rank=rank, world_size=size)
@@ -224,6 +228,27 @@ def test_two_workers_train_and_account_as_one(tmp_path):
     assert torch.equal(*noise[2])
 
 
+def test_noise_comes_from_more_than_the_32_bits_that_torch_takes_of_a_seed(monkeypatch):
+    count = 100_000
+    first, second = (torch.randn(count, generator=private.unforeseen(torch.device("cpu"))) for _ in range(2))
+    assert abs(float(first @ second)) / count < 0.02
+    assert float(first.mean()) == pytest.approx(0, abs=0.02)
+    assert float(first.var()) == pytest.approx(1, abs=0.02)
+    state = private.unforeseen(torch.device("cpu")).get_state().numpy()
+    words = state[private.MT19937].view(np.uint64)
+    assert len(np.unique(words)) > 620
+    assert words.max() < 2**32
+    own = np.random.default_rng(0).bytes(624 * 4)
+    for changed in (0, 623):  # every word counts
+        other = bytearray(own)
+        other[4 * changed + 3] ^= 128
+        drawn = []
+        for content in (own, bytes(other)):
+            monkeypatch.setattr(private.secrets, "token_bytes", lambda _, content=content: content)
+            drawn.append(torch.rand(2000, generator=private.unforeseen(torch.device("cpu"))))
+        assert not torch.equal(*drawn)
+
+
 @pytest.fixture
 def strict(tiny):
     """strict(key=value, ...) -> a settled private config for the phantoms."""
@@ -234,6 +259,27 @@ def strict(tiny):
         return run.settled(config, shards.Manifest("", (), 32, 1, {}, patients={"train": patients}), gpu=False)
 
     return make
+
+
+@pytest.mark.parametrize(("manifest", "before"), [("same", []), ("other", ["same"]), ("other", ["another"])])
+def test_it_may_not_begin_with_weights_learnt_from_the_same_images(strict, tiny, tmp_path, manifest, before):
+    config = strict(1000)
+    known = [config.data.manifest_sha256 if one == "same" else one for one in (manifest, *before)]
+    data = config.data.model_copy(update={"manifest_sha256": known[0]})
+    other = config.model_copy(update={"data": data, "privacy": tiny().privacy})
+    folder, content = RunFolder(str(tmp_path / "other")), io.BytesIO()
+    folder.write("config.yaml", configs.to_yaml(other))
+    torch.save({"schema_version": SCHEMA_VERSION, "begun_with": known[1:]}, content)
+    folder.save_checkpoint(64, content.getvalue(), 2, None)
+    if config.data.manifest_sha256 in known:
+        with pytest.raises(Refused, match="learnt from these very images, which epsilon would not count"):
+            job.check_init(folder, config)
+        job.check_init(folder, other)  # not private: as it likes
+    else:
+        job.check_init(folder, config)
+        folder.save_checkpoint(128, b"cut", 2, None)
+        with pytest.raises(Refused, match="other: its newest checkpoint: "):
+            job.check_init(folder, config)
 
 
 def test_a_private_run_ends_within_its_budget_and_exports_its_last_generator(strict, phantoms, tmp_path):

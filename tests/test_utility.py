@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from medgan.config import Refused
+from medgan.data import shards
 from medgan.data.loader import open_split
 from medgan.loop import Diverged
 from medgan.metrics import classifiers, retrain, utility
@@ -23,6 +24,7 @@ def test_a_rate_is_read_where_at_most_so_many_others_are_accused():
     negative = np.arange(100)
     assert classifiers.rate_at(np.array([98, 99.5, 120]), negative, 0.01) == pytest.approx(2 / 3)
     assert classifiers.rate_at(np.array([50, 97.5]), negative, 0.0) == 0
+    assert classifiers.rate_at(np.array([89.5]), negative, 1 - classifiers.SPECIFICITY) == 1  # ten of a hundred
 
 
 def test_scores_of_one_class_per_image_by_their_definitions():
@@ -145,14 +147,14 @@ def test_an_interval_holds_the_test_patients_too(monkeypatch):
     monkeypatch.setattr(utility, "RESAMPLES", 100)
     random = np.random.default_rng(0)
     patients = np.repeat(np.arange(20), 10)
-    labels = np.eye(2, dtype=np.uint8)[patients % 2]
-    of_patient = random.normal(size=20)[patients]
-    better, worse = (answers_of(labels, skill, random) + 0.1 * of_patient[:, None] for skill in (1.0, 0.7))
+    of_patients = np.eye(2, dtype=np.uint8)[np.arange(20) % 2]
+    labels = of_patients[patients]
+    better, worse = (answers_of(of_patients, skill, random)[patients] for skill in (1.0, 0.7))
     same = [{draw: [answers] for draw in range(5)} for answers in (better, worse)]
     found = utility.difference(*same, labels, patients, 1, random, single=True)["auc"]
     alone = utility.difference(*same, labels, np.arange(200), 1, random, single=True)["auc"]
-    assert found["high"] - found["low"] > 0.02
     assert alone["high"] - alone["low"] > 0.02
+    assert found["high"] - found["low"] > 1.5 * (alone["high"] - alone["low"])  # ten images tell as much as one
 
 
 def test_one_draw_has_no_interval_and_says_nothing(monkeypatch):
@@ -279,6 +281,24 @@ def test_every_arm_learns_from_the_images_it_is_named_for(monkeypatch, phantoms)
         utility.classify(
             {**pool, "alike": 0}, **common, arm=utility.CANDIDATE, network="small-cnn", classifier=0, steps=1
         )
+
+
+def test_a_strict_generator_sees_the_patients_of_its_draw_and_no_others(monkeypatch, phantoms, tiny):
+    shown = []
+
+    def watch(config, split, rows, *_):
+        shown.append(rows)
+        raise Diverged("enough")
+
+    monkeypatch.setattr(retrain, "fit", watch)
+    data, which = {"location": phantoms}, {"scenario": "20%", "draw": 1, "seed": 0}
+    utility.strict_pool(data=data, **which, amount=2, least=9, config=tiny(total_images=64).dump(), images=64)
+    train, mine = utility._train_rows(data, **which)
+    assert np.array_equal(shown[0], mine)
+    patients = np.array(shards.column(phantoms, "train", "patient"))
+    others = np.delete(patients, mine)
+    assert not set(patients[mine]) & set(others)
+    assert 0.1 < len(mine) / len(train) < 0.3
 
 
 def test_a_draw_whose_generator_diverged_is_left_out_and_counted(monkeypatch, phantoms, tiny):

@@ -369,10 +369,10 @@ def check_target(out: str | Path) -> None:
 
 
 def clear(out: str | Path) -> None:
-    """Remove the manifest, then shards and pictures, and nothing that is not ours."""
+    """Remove the manifest, then shards, pictures and what was found of them, and nothing that is not ours."""
     check_target(out)
     remove(out, "manifest.json")  # first: without it the rest is no data set
-    for name in (*SPLITS, "png", "dicom", PARTS):
+    for name in (*SPLITS, "png", "dicom", PARTS, "evaluation.json", "report.html"):
         remove(out, name)
 
 

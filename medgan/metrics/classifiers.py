@@ -202,7 +202,7 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float:
 
 def rate_at(positive: np.ndarray, negative: np.ndarray, false_rate: float) -> float:
     """Share of positives above a threshold that at most such a share of negatives is above."""
-    allowed = int(false_rate * len(negative))
+    allowed = int(false_rate * len(negative) + 1e-9)  # 1 - 0.9 is a little less than a tenth
     threshold = np.sort(negative)[::-1][allowed] if allowed < len(negative) else -np.inf
     return float((positive > threshold).mean())
 
