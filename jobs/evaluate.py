@@ -371,7 +371,7 @@ def carry(subject: str, args: Namespace, result: dict[str, Any]) -> None:
 def show(result: dict[str, Any]) -> None:
     """Tables for people."""
     from medgan.evaluation_page import SHOWN, gain_of
-    from medgan.metrics.fidelity import FIGURES, shifted, told_figure
+    from medgan.metrics.fidelity import FIGURES, shifted, told_figure, told_interval
 
     if "fidelity" in result:
         figures = result["fidelity"]
@@ -382,7 +382,7 @@ def show(result: dict[str, Any]) -> None:
                 if told_figure(values, name):
                     told, value = f"{title}, {group}" if group else title, values[name]
                     few = f"  (n {value['n']})" if group else ""
-                    print(f"  {told:<42}{value['value']:>10.4g}{value['floor']:>10.4g}{few}")
+                    print(f"  {told:<42}{value['value']:>10.4g}{value['floor']:>10.4g}{few}{told_interval(value)}")
         if warning := shifted(figures):
             print(warning)
     if "utility" in result:

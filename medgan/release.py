@@ -23,7 +23,7 @@ from medgan.data import shards
 from medgan.data.loader import open_split
 from medgan.data.shards import Manifest
 from medgan.metrics import evidence, privacy
-from medgan.metrics.fidelity import FIGURES, shifted, told_figure
+from medgan.metrics.fidelity import FIGURES, shifted, told_figure, told_interval
 from medgan.metrics.retrain import device
 from medgan.pixels import encode_png
 from medgan.sample import Sampler, intended, learnt_from
@@ -260,12 +260,14 @@ def with_evaluation(text: str, result: dict[str, Any] | None) -> str:
             figures = result["fidelity"]
             for name, (title, meaning) in FIGURES.items():
                 if told_figure(figures, name):
+                    one = figures[name]
                     lines.append(
-                        f"| {title} | {figures[name]['value']:.4g} | {figures[name]['floor']:.4g} | {meaning} |"
+                        f"| {title} | {one['value']:.4g}{told_interval(one)} | {one['floor']:.4g} | {meaning} |"
                     )
             for group, values in figures["classes"].items():
                 if told_figure(values, "kid"):
-                    lines.append(f"| KID, {group} | {values['kid']['value']:.4g} | {values['kid']['floor']:.4g} | |")
+                    one = values["kid"]
+                    lines.append(f"| KID, {group} | {one['value']:.4g}{told_interval(one)} | {one['floor']:.4g} | |")
             lines += ["", *([shifted(figures), ""] if shifted(figures) else [])]
         if "utility" in result:
             lines += [f"**Useful?** {result['utility']['claim']['sentence']}", ""]

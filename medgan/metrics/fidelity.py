@@ -39,6 +39,12 @@ def told_figure(values: dict[str, Any], name: str) -> bool:
     return name in values and values[name]["value"] is not None and values[name]["floor"] is not None
 
 
+def told_interval(figure: dict[str, Any]) -> str:
+    """The interval of a figure that has one, to stand after it."""
+    low, high = figure.get("low"), figure.get("high")
+    return "" if low is None or high is None else f" ({low:.4g} to {high:.4g})"
+
+
 def shifted(section: dict[str, Any]) -> str:
     """A warning where the samples' classes are mixed otherwise than those of the real images; else empty."""
     share = section.get("class_shift") or 0.0
