@@ -99,13 +99,15 @@ def main(argv: Sequence[str]) -> None:
     shadows = (8 if args.full and args.run else 0) if args.shadows is None else args.shadows
     if args.strict and args.synthetic:
         raise Refused("--strict: a finished release cannot be drawn again for fewer patients; name its --run")
-    strict = args.strict if args.strict is not None else args.run is not None
+    if args.strict is None:
+        args.strict = args.run is not None
+    rehearses = args.utility and args.strict
+    trains = rehearses or ("privacy" in asked and shadows)
     if args.gan_unlabelled < 0:
         raise Refused(f"--gan-unlabelled {args.gan_unlabelled}: must be at least 0")
-    trains = (args.utility and strict) or ("privacy" in asked and shadows)
     if (args.gan_set or args.gan_images) and not trains:
         raise Refused("--gan-set, --gan-images: nothing that is asked for trains a generator")
-    if args.gan_unlabelled and not (args.utility and strict):
+    if args.gan_unlabelled and not rehearses:
         raise Refused("--gan-unlabelled: is of --utility --strict, where generators are trained")
     if shadows and args.synthetic:
         raise Refused("--shadows: a release does not say by which recipe it was made; ask it of its --run")
@@ -138,15 +140,15 @@ def main(argv: Sequence[str]) -> None:
             raise Refused(f"--weights {args.weights}: --extractor {args.extractor} has its own")
         BUILDERS[args.extractor]("cpu", weights)
     about, recipe, available, labelled = told_of(args, subject, manifest, sha256)
-    grid = grid_of(args, strict, args.gan_images or utility.Grid.images)
+    grid = grid_of(args, args.gan_images or utility.Grid.images)
     if trains:
         changes = dict(map(configs.parse_override, args.gan_set))
         recipe = configs.load(overrides={**configs.flatten(recipe), **changes}).dump()
-    if trains and recipe["privacy"]["dp"]["epsilon"]:
-        raise Refused(
-            f"--run {subject}: a private training cannot be rehearsed on fewer patients; judge the generator itself "
-            "with --no-strict, or the recipe without its privacy with --gan-set privacy.dp.epsilon=0"
-        )
+        if recipe["privacy"]["dp"]["epsilon"]:
+            raise Refused(
+                f"--run {subject}: a private training cannot be rehearsed on fewer patients; judge the generator "
+                "itself with --no-strict, or the recipe without its privacy with --gan-set privacy.dp.epsilon=0"
+            )
     sides = {"--split " + args.split: manifest.rows(args.split), f"the {other} split": manifest.rows(other)}
     n = enough({"--n": args.n, f"--synthetic {subject}": available, **sides}, "fidelity" in asked)
     question = Question(
@@ -205,7 +207,7 @@ def enough(sides: dict[str, int], needed: bool) -> int:
 
 def same_data(args: Namespace, subject: str, trained_on: str | None, sha256: str) -> None:
     """Raises Refused where a question is about who was trained on, and --data is not what was."""
-    given = args.utility and not (args.run if args.strict is None else args.strict)
+    given = args.utility and not args.strict
     if trained_on is not None and trained_on != sha256 and (args.privacy or given):
         flag, question = "--run" if args.run else "--synthetic", "--privacy" if args.privacy else "--utility"
         raise Refused(
@@ -249,7 +251,7 @@ def told_of(
     return about, {}, release.rows("train"), release.classes == manifest.classes
 
 
-def grid_of(args: Namespace, strict: bool, images: int) -> Any:
+def grid_of(args: Namespace, images: int) -> Any:
     """The grid of --utility. Raises Refused."""
     from medgan.metrics import classifiers, utility
 
@@ -269,7 +271,7 @@ def grid_of(args: Namespace, strict: bool, images: int) -> Any:
     chosen |= {key: getattr(args, key) for key in ("draws", "seeds", "steps") if getattr(args, key)}
     return replace(
         utility.FULL if args.full else utility.Grid(),
-        strict=strict,
+        strict=args.strict,
         images=images,
         unlabelled=args.gan_unlabelled,
         **chosen,

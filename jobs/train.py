@@ -173,13 +173,13 @@ def check_init(folder: Any, config: configs.Config) -> None:
             raise Refused(f"--init {folder.location}: has another {key} ({theirs}) than this run ({ours})")
     if config.private:
         from medgan.folder import CheckpointError
-        from medgan.state import open_checkpoint
+        from medgan.state import learnt_from, open_checkpoint
 
         try:
-            before = open_checkpoint(folder.read_checkpoint(max(folder.checkpoints())))["begun_with"]
+            known = learnt_from(open_checkpoint(folder.read_checkpoint(max(folder.checkpoints()))))
         except CheckpointError as error:
             raise Refused(f"--init {folder.location}: its newest checkpoint: {error}") from None
-        if config.data.manifest_sha256 in (*before, other.data.manifest_sha256):
+        if config.data.manifest_sha256 in known:
             raise Refused(
                 f"--init {folder.location}: learnt from these very images, which epsilon would not count; "
                 "begin a private run anew, or with weights learnt from other patients"

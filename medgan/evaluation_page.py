@@ -37,8 +37,7 @@ def release_page(folder: Folder) -> str:
     result = json.loads(folder.read("evaluation.json"))
     return page.render(
         "release.html",
-        title=folder.location.rstrip("/").rpartition("/")[2],
-        location=folder.location.rstrip("/").rpartition("/")[2],  # not where it lay with whoever evaluated it
+        title=folder.location.rstrip("/").rpartition("/")[2],  # not where it lay with whoever evaluated it
         evaluation=render(result),
         settings=result["settings"],
         questions=[question for question in ("fidelity", "privacy", "utility") if question in result],
@@ -59,14 +58,15 @@ def section(folder: RunFolder) -> Markup:
 
 def render(result: dict[str, Any]) -> Markup:
     """The section for the content of an evaluation.json."""
+    figures = _figures(result.get("fidelity"))
     return Markup(
         page.render(
             "evaluation.html",
             settings=result["settings"],
-            figures=_figures(result.get("fidelity")),
+            figures=figures,
             shifted=shifted(result.get("fidelity", {})),
-            seen=SEEN[result["settings"]["split"]] if "fidelity" in result else "",
-            kids=forest(_kids(result["fidelity"]), 0.0) if "fidelity" in result else "",
+            seen=SEEN[result["settings"]["split"]],
+            kids=forest(_kids(figures), 0.0),
             utility=result.get("utility"),
             arms=_arms(result.get("utility")),
             scores=SCORES,
@@ -77,26 +77,29 @@ def render(result: dict[str, Any]) -> Markup:
     )
 
 
-def _kids(fidelity: dict[str, Any]) -> list[Interval]:
-    """KID of the samples and of real images, overall and by class."""
-    rows: list[Interval] = []
-    for group, values in (("", fidelity), *fidelity["classes"].items()):
-        if told_figure(values, "kid"):
-            kid, name = values["kid"], f"KID, {group}" if group else "KID"
-            rows += [(name, kid["value"], kid.get("low"), kid.get("high")), (f"{name}, real", kid["floor"], None, None)]
-    return rows
-
-
 def _figures(fidelity: dict[str, Any] | None) -> list[dict[str, Any]]:
     if fidelity is None:
         return []
     groups = [("", fidelity), *fidelity["classes"].items()]
     return [
-        {"name": f"{title}, {group}" if group else title, "meaning": "" if group else meaning, **values[name]}
+        {
+            **{"figure": name, "name": f"{title}, {group}" if group else title, "meaning": "" if group else meaning},
+            **values[name],
+        }
         for name, (title, meaning) in FIGURES.items()
         for group, values in groups
         if told_figure(values, name)
     ]
+
+
+def _kids(figures: Sequence[dict[str, Any]]) -> list[Interval]:
+    """KID of the samples and of real images, overall and by class."""
+    rows: list[Interval] = []
+    for row in figures:
+        if row["figure"] == "kid":
+            rows.append((row["name"], row["value"], row.get("low"), row.get("high")))
+            rows.append((f"{row['name']}, real", row["floor"], None, None))
+    return rows
 
 
 def _arms(utility: dict[str, Any] | None) -> list[dict[str, Any]]:

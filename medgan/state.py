@@ -249,7 +249,7 @@ class TrainState:
         self.generator.module.load_state_dict(saved["ema"])
         self.discriminator.module.load_state_dict(saved["discriminator"])
         self.ema.load_state_dict(saved["ema"])
-        self.begun_with = [*saved["begun_with"], saved["config"]["data"]["manifest_sha256"]]
+        self.begun_with = learnt_from(saved)
 
 
 def _copied(value: Any) -> Any:
@@ -265,6 +265,11 @@ def packed(snapshot: Snapshot) -> bytes:
     buffer = io.BytesIO()
     torch.save(snapshot, buffer)
     return buffer.getvalue()
+
+
+def learnt_from(saved: dict[str, Any]) -> list[str]:
+    """SHA-256 of every manifest whose images an opened checkpoint's networks tell of, the first run's first."""
+    return [*saved["begun_with"], saved["config"]["data"]["manifest_sha256"]]
 
 
 def open_checkpoint(content: bytes) -> dict[str, Any]:

@@ -145,14 +145,14 @@ def shadows(leak, count=8, films=400, seed=0):
 def test_a_shadow_is_trained_on_its_half_of_the_patients_and_its_twin_on_the_other(monkeypatch, phantoms, tiny):
     shown = []
 
-    def watch(config, split, rows):
+    def watch(config, split, rows, *_):
         shown.append(rows)
         return SimpleNamespace(ema=None), {}
 
     def blank(generator, config, labels, name):
         return np.zeros((len(labels), 1, 32, 32), np.uint8)
 
-    monkeypatch.setattr(retrain, "fit", lambda config, split, rows, *_: watch(config, split, rows))
+    monkeypatch.setattr(retrain, "fit", watch)
     monkeypatch.setattr(retrain, "draw", blank)
     pixels = lambda some: np.asarray(some, np.float32).reshape(len(some), -1)
     monkeypatch.setattr(privacy, "describer", lambda space: (pixels, lambda ours, theirs: (ours.sum(1), None)))

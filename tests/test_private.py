@@ -269,7 +269,8 @@ def test_it_may_not_begin_with_weights_learnt_from_the_same_images(strict, tiny,
     other = config.model_copy(update={"data": data, "privacy": tiny().privacy})
     folder, content = RunFolder(str(tmp_path / "other")), io.BytesIO()
     folder.write("config.yaml", configs.to_yaml(other))
-    torch.save({"schema_version": SCHEMA_VERSION, "begun_with": known[1:]}, content)
+    saved = {"schema_version": SCHEMA_VERSION, "begun_with": known[1:], "config": other.dump()}
+    torch.save(saved, content)
     folder.save_checkpoint(64, content.getvalue(), 2, None)
     if config.data.manifest_sha256 in known:
         with pytest.raises(Refused, match="learnt from these very images, which epsilon would not count"):

@@ -121,20 +121,8 @@ def answered(tried: Attempt, split: int, work: Path, more: list[str]) -> dict[st
     settings = (f"total_images={20_000 if split == SEED else 2_000}", f"seed={SEED}", "tracking.wandb=disabled")
     sets = [word for setting in settings for word in ("--set", setting)]
     call("jobs/train.py", "--preset", "cgan", "--data", data, "--out", run, *sets)
-    call(
-        "jobs/evaluate.py",
-        "--run",
-        run,
-        "--data",
-        data,
-        "--utility",
-        *tried.asked,
-        *more,
-        "--seed",
-        split,
-        "--out",
-        out,
-    )
+    asked = ("--utility", *tried.asked, *more, "--seed", split)
+    call("jobs/evaluate.py", "--run", run, "--data", data, *asked, "--out", out)
     return dict(json.loads(out.read_text())["utility"])
 
 
