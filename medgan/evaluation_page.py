@@ -69,6 +69,7 @@ def render(result: dict[str, Any]) -> Markup:
             kids=forest(_kids(figures), 0.0),
             utility=result.get("utility"),
             arms=_arms(result.get("utility")),
+            read=_read(result.get("utility")),
             scores=SCORES,
             differences=_differences(result.get("utility")),
             privacy=result.get("privacy"),
@@ -116,6 +117,18 @@ def _arms(utility: dict[str, Any] | None) -> list[dict[str, Any]]:
         sizes = {name: round(sum(cell[name] for cell in cells) / len(cells)) for name in ("real", "synthetic")}
         rows.append({"scenario": scenario, "network": network, "arm": arm, **sizes, **means})
     return rows
+
+
+def _read(utility: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """How the synthetic images of the draws are read: the lowest and the highest share for each scenario and class."""
+    shares: dict[tuple[str, str], list[float]] = {}
+    for one in utility.get("read", []) if utility else []:
+        for name, found in one["classes"].items():
+            shares.setdefault((one["scenario"], name), []).append(found["value"])
+    return [
+        {"scenario": scenario, "class": name, "low": min(each), "high": max(each)}
+        for (scenario, name), each in shares.items()
+    ]
 
 
 def _differences(utility: dict[str, Any] | None) -> list[tuple[str, Markup]]:

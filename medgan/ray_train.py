@@ -217,7 +217,7 @@ def fit(
         training.start()
         return training
 
-    folder, roll = RunFolder(out), Roll()
+    folder, roll, hosts = RunFolder(out), Roll(), Hosts()
     interrupt, told = interrupt or Interrupt(), False
     saved, training = max(folder.checkpoints(), default=0), start()
 
@@ -237,6 +237,8 @@ def fit(
 
     with interrupt:
         while (event := _next(queue)) or training.is_alive() or again():
+            if not fixed:
+                hosts.look()
             if interrupt.asked and not told:
                 told = True
                 on_event({"event": "stopping"})
@@ -301,6 +303,32 @@ class Roll:
         silent = {rank: host for rank, host in self.joined.items() if rank not in self.waited}
         self.waited = set()
         return [{"event": "silent", "ranks": silent, "timeout_s": self.timeout_s}]
+
+
+class Hosts:
+    """Tells Ray's resource coordinator at once when a host has gone or come.
+
+    By itself the coordinator looks every 20 s, and until then Ray Train goes on trying to start as many workers as
+    there were before.
+    """
+
+    def __init__(self) -> None:
+        self.alive: set[str] = set()
+        self.looked = 0.0
+
+    def look(self) -> None:
+        """Compare the hosts that are alive with those of the last look, a second ago at least."""
+        if time.monotonic() - self.looked < 1:
+            return
+        self.looked = time.monotonic()
+        before, self.alive = self.alive, {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        if self.alive == before:
+            return
+        try:
+            coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+        except ValueError:  # the run has asked it for nothing yet: it will look when it starts
+            return
+        coordinator.get_reserved_resources.remote(requester_id="", recompute=True)
 
 
 class Interrupt:

@@ -144,6 +144,17 @@ class Submitted:
     def progress(self, since=0.0, timeout=150):
         return self.line(r"^([\d,]+)/[\d,]+ images", since, timeout)
 
+    def restarted(self, before, timeout=150):
+        """The row of the first figures after a restart, once there are more such rows than before, and when it came.
+
+        From what the run writes: what `ray job submit` shows of a job can stand still for a minute after a host died.
+        """
+        end = time.monotonic() + timeout
+        while len(rows := [row for row in read_rows(self.out / "metrics.jsonl") if "resume/lost_s" in row]) <= before:
+            assert time.monotonic() < end, f"not training again within {timeout} s:\n{self.text[-3000:]}"
+            time.sleep(0.1)
+        return time.monotonic(), rows[before]
+
     def wait(self, timeout=300):
         try:
             code = self.process.wait(timeout)
@@ -189,6 +200,8 @@ class Submitted:
         self.process.wait()
         self.reader.join(10)
         self.process.stdout.close()
+        for moment, line in self.lines:  # shown where a test fails
+            print(f"{self.name} {moment:.1f} {line}")
 
 
 def undisturbed(hosts, out, job):

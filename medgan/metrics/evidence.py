@@ -6,6 +6,7 @@ modules of their own. Functions that take results and plain arguments and return
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,21 +142,36 @@ def faithful(reader: Result, *parts: Result, data: dict[str, str], split: str) -
     asked = np.flatnonzero(real.labels[:, fake.labels.any(0)].any(1)) if single else np.arange(len(real))
     if not len(asked):
         return {}
-    answers = [read_by(reader, fake.pixels), read_by(reader, real.pixels[asked])]
-    truths = [fake.labels, real.labels[asked]]
+    sides = [fake, Images(real.pixels, real.labels).some(asked)]
+    answers = [read_by(reader, side.pixels) for side in sides]
     rare = int(train.labels.sum(0).argmin())
     overall = [
-        classifiers.scores(said, truth, rare, single=single)["balanced_accuracy"]
-        for said, truth in zip(answers, truths, strict=True)
+        classifiers.scores(said, side.labels, rare, single=single)["balanced_accuracy"]
+        for said, side in zip(answers, sides, strict=True)
     ]
-    hits = [said == said.max(1, keepdims=True) if single else said >= 0.5 for said in answers]
     classes = shards.read_manifest(data["location"])[0].classes
+    ours, theirs = (
+        recognised(said, side.labels, classes, single=single) for said, side in zip(answers, sides, strict=True)
+    )
     of_classes = {
-        name: {"value": float(hits[0][a, k].mean()), "floor": float(hits[1][b, k].mean()), "n": int(a.sum())}
-        for k, name in enumerate(classes)
-        if (a := truths[0][:, k] > 0).any() and (b := truths[1][:, k] > 0).any()
+        name: {"value": ours[name]["value"], "floor": theirs[name]["value"], "n": ours[name]["n"]}
+        for name in ours
+        if name in theirs
     }
     return {"value": overall[0], "floor": overall[1], "n": len(fake), "classes": of_classes}
+
+
+def recognised(
+    answers: np.ndarray, labels: np.ndarray, classes: Sequence[str], *, single: bool
+) -> dict[str, dict[str, float]]:
+    """{class: {value: share of its images that are read as it, n}}, of probabilities (N, K) for labels (N, K)."""
+    said = answers == answers.max(1, keepdims=True) if single else answers >= 0.5
+    of = {name: labels[:, k] > 0 for k, name in enumerate(classes)}
+    return {
+        name: {"value": float(said[which, k].mean()), "n": int(which.sum())}
+        for k, (name, which) in enumerate(of.items())
+        if which.any()
+    }
 
 
 def reader(*, data: dict[str, str], seed: int) -> Result:

@@ -24,7 +24,7 @@ from medgan.data.loader import open_split, row_weights
 from medgan.loop import Diverged
 from medgan.metrics import classifiers, retrain
 from medgan.metrics.classifiers import SCORES, Images
-from medgan.metrics.evidence import Question
+from medgan.metrics.evidence import Question, read_by, reader_of, recognised
 from medgan.metrics.retrain import device
 from medgan.sample import Sampler
 from medgan.streams import stream_seed
@@ -127,7 +127,8 @@ def parse_scenario(text: str) -> tuple[float, bool]:
 
 def plan(question: Question, grid: Grid, recipe: dict[str, Any]) -> dict[str, Cell]:
     """One cell, `utility`, that needs all the others. recipe: config of the strict trainings, as plain types."""
-    trained = []
+    trained, read = [], []
+    reader = reader_of(question.data, stream_seed(question.seed, "judge", 0))
     before: tuple[Cell, ...] = ()
     if grid.strict and grid.unlabelled:
         wanted = {"data": question.data, "config": recipe, "images": grid.unlabelled, "seed": question.seed}
@@ -143,6 +144,9 @@ def plan(question: Question, grid: Grid, recipe: dict[str, Any]) -> dict[str, Ce
                 pool = Cell(
                     f"pool of {scenario}, draw {draw}", f"{HERE}:given_pool", {**drawn, "subject": question.subject}
                 )
+            if any(ARMS[arm].generated for arm in grid.arms):
+                named = {"data": question.data, "scenario": scenario, "draw": draw}
+                read.append(Cell(f"classes read, {scenario}, draw {draw}", f"{HERE}:read", named, (reader, pool)))
             for network in grid.networks:
                 for arm in grid.arms:
                     for seed in range(grid.seeds):
@@ -158,7 +162,7 @@ def plan(question: Question, grid: Grid, recipe: dict[str, Any]) -> dict[str, Ce
     if grid.strict:
         settings |= {"images": grid.images, "unlabelled": grid.unlabelled}
     arguments = {"data": question.data, "settings": settings, "seed": question.seed}
-    return {"utility": Cell("differences", f"{HERE}:compare", arguments, tuple(trained))}
+    return {"utility": Cell("differences", f"{HERE}:compare", arguments, (*trained, *read))}
 
 
 # -- cells ---------------------------------------------------------------------------------------------------------
@@ -272,6 +276,19 @@ def given_pool(
     return {"pixels": pixels, "labels": labels, "alike": len(alike)}
 
 
+def read(reader: Result, pool: Result, *, data: dict[str, str], scenario: str, draw: int) -> Result:
+    """Whether a draw's synthetic images show what was asked for, to a classifier of all real train images.
+
+    {read: {scenario, draw, classes: see evidence.recognised}}; without classes where there are no images. That
+    classifier has seen more patients than the draw: it explains what arms gain, and no arm learns of it.
+    """
+    row: dict[str, Any] = {"scenario": scenario, "draw": draw, "classes": {}}
+    if "failed" not in pool and len(pool["pixels"]):
+        answers, classes = read_by(reader, pool["pixels"]), shards.read_manifest(data["location"])[0].classes
+        row["classes"] = recognised(answers, pool["labels"], classes, single=reader["single"])
+    return {"read": row}
+
+
 def classify(
     *pool: Result,
     data: dict[str, str],
@@ -338,22 +355,24 @@ def surest(images: Images, answers: np.ndarray) -> Images:
 # -- what follows from them -----------------------------------------------------------------------------------------
 
 
-def compare(*trained: Result, data: dict[str, str], settings: dict[str, Any], seed: int) -> Result:
-    """The section `utility` of an evaluation: every cell, differences to BASELINE and RIVALS, and the claim."""
+def compare(*found: Result, data: dict[str, str], settings: dict[str, Any], seed: int) -> Result:
+    """The section `utility` of an evaluation: every cell, differences to BASELINE and RIVALS, and the claim, and how
+    the synthetic images' classes are read. found: of `classify` and of `read`.
+    """
     test = open_split(data["location"], "test")
     patients = np.unique(shards.column(data["location"], "test", "patient"), return_inverse=True)[1]
     labels = open_split(data["location"], "train").labels
     single, rare = classifiers.exclusive(labels), int(labels.sum(0).argmin())
-    failed = {(one["row"]["scenario"], one["row"]["draw"]): one["failed"] for one in trained if "failed" in one}
-    trained = tuple(one for one in trained if "failed" not in one)
-    rows = [one["row"] for one in trained]
-    found: dict[tuple[str, str], dict[str, dict[int, list[np.ndarray]]]] = {}
+    failed = {(one["row"]["scenario"], one["row"]["draw"]): one["failed"] for one in found if "failed" in one}
+    trained = [one for one in found if "row" in one and "failed" not in one]
+    rows, read_as = [one["row"] for one in trained], [one["read"] for one in found if "read" in one]
+    answered: dict[tuple[str, str], dict[str, dict[int, list[np.ndarray]]]] = {}
     for one in trained:
         row = one["row"]
-        of_arm = found.setdefault((row["scenario"], row["network"]), {}).setdefault(row["arm"], {})
+        of_arm = answered.setdefault((row["scenario"], row["network"]), {}).setdefault(row["arm"], {})
         of_arm.setdefault(row["draw"], []).append(one["answers"])
     differences = []
-    for (scenario, network), arms in found.items():
+    for (scenario, network), arms in answered.items():
         for arm in arms:
             for against in RIVALS.get(arm, (BASELINE,)):
                 if arm == against or not arms[arm].keys() & arms.get(against, {}).keys():
@@ -364,7 +383,7 @@ def compare(*trained: Result, data: dict[str, str], settings: dict[str, Any], se
                 lost = sum(name == scenario for name, _ in failed) if ARMS[arm].generated else 0
                 differences += [{**which, "failed": lost, "score": score, **values} for score, values in gained.items()]
     without = [{"scenario": scenario, "draw": draw, "why": why} for (scenario, draw), why in failed.items()]
-    result = {"settings": settings, "cells": rows, "differences": differences, "failed": without}
+    result = {"settings": settings, "cells": rows, "differences": differences, "failed": without, "read": read_as}
     classes = shards.read_manifest(data["location"])[0].classes
     return {**result, "rare": classes[rare], "claim": claim(differences, settings, len(without))}
 

@@ -138,9 +138,16 @@ def attempt(name: str, work: Path, more: list[str]) -> list[dict[str, Any]]:
         for difference in one["differences"]
         if difference["score"] in SHOWN
     ]
+    read = {
+        name: [
+            round(one["classes"][name]["value"], 4) for part in found for one in part["read"] if name in one["classes"]
+        ]
+        for name in found[0]["read"][0]["classes"]
+    }
     seed = str(SEED) if len(tried.splits) == 1 else "SPLIT"
     words = ["jobs/evaluate.py", "--run", "RUN", "--data", "DATA", "--utility", *tried.asked, *more, "--seed", seed]
     common = {"attempt": name, "data": tried.data, "what": tried.what, "rare": found[0]["rare"], **found[0]["settings"]}
+    common["read_as_asked"] = read
     made = {
         **{"seed": SEED, "splits": list(tried.splits), "wall_minutes": round(minutes, 1), "commit": commit()},
         "command": f"python {shlex.join(words)}",
