@@ -52,7 +52,13 @@ def evaluation() -> dict:
         "settings": {"extractor": "efficientnet-lite0", "split": "test", "n": 500, "manifest_sha256": "ab"}
         | {"subject_sha256": hashlib.sha256(WEIGHTS).hexdigest()},
         "fidelity": {"kid": {**figure(0.25), "low": 0.2, "high": 0.3}, "fid": figure(90.0, 20.0), "classes": classes},
-        "utility": {"cells": cells, "differences": differences, "claim": {"sentence": sentence, "verdict": "helps"}},
+        "utility": {
+            **{"cells": cells, "differences": differences, "claim": {"sentence": sentence, "verdict": "helps"}},
+            "read": [
+                {"scenario": "5%", "draw": draw, "classes": {"NORMAL": {"value": 0.7 + 0.2 * draw, "n": 50}}}
+                for draw in range(2)
+            ],
+        },
         "privacy": {
             "membership": {**attack(0.52), **inside, "spaces": {"pixels": attack(0.52), "aligned": attack(0.49)}},
             "closeness": {"pixels": {"value": 0.81, "expected": 0.8}},
@@ -79,6 +85,7 @@ def test_every_answer_is_on_the_page_in_words_and_numbers():
     assert page.count('class="forest"') == 4  # KID, two scores, and membership
     assert "KID 0.250 (0.200 to 0.300); KID, real 0.010; KID, NORMAL 0.300" in page
     assert "against the test split, which training never saw" in page
+    assert "reads as what was asked for, from draw to draw:\nNORMAL 70 to 90 % (5%).</p>" in page
     assert ">+0.031<" in page
     assert f"{CANDIDATE} over oversampled, 5%" in page
     assert "they are not adjusted for how many there are" in page

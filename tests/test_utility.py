@@ -10,6 +10,7 @@ from medgan.data.loader import open_split
 from medgan.loop import Diverged
 from medgan.metrics import classifiers, retrain, utility
 from medgan.metrics.classifiers import SCORES, Images
+from medgan.metrics.evidence import Question
 
 RANDOM = np.random.default_rng(0)
 
@@ -329,6 +330,30 @@ def test_a_draw_whose_generator_diverged_is_left_out_and_counted(monkeypatch, ph
     alone = utility.compare(*baseline, lost, **asked)
     assert alone["differences"] == []
     assert "the trainings of 1 generators diverged" in alone["claim"]["sentence"]
+
+
+def test_how_the_classes_of_a_draw_are_read_stands_beside_what_it_gained(monkeypatch, phantoms):
+    labels = np.eye(2, dtype=np.uint8)[[0] * 4 + [1] * 6]
+    pool = {"pixels": np.zeros((10, 1, 32, 32), np.uint8), "labels": labels}
+    monkeypatch.setattr(utility, "read_by", lambda reader, pixels: np.eye(2)[[0] * 3 + [1] * 7])
+    which = {"data": {"location": phantoms}, "scenario": "5%"}
+    one = utility.read({"single": True}, pool, **which, draw=0)
+    assert one["read"]["classes"] == {"NORMAL": {"value": 0.75, "n": 4}, "PNEUMONIA": {"value": 1.0, "n": 6}}
+    none = utility.read({"single": True}, {"failed": "diverged"}, **which, draw=1)
+    assert none["read"]["classes"] == {}
+    found = utility.compare(one, none, data={"location": phantoms}, settings={"strict": True}, seed=0)
+    assert found["read"] == [one["read"], none["read"]]
+
+
+def test_classes_are_read_only_where_an_arm_has_synthetic_images():
+    question = Question({"run": "r", "sha256": "a"}, {"location": "d", "sha256": "b"}, ("NORMAL",), "test", "val", 9, 0)
+
+    def names(*arms):
+        (cell,) = utility.plan(question, utility.Grid(arms=arms, draws=2), {}).values()
+        return [need.name for need in cell.needs if need.name.startswith("classes read")]
+
+    assert names(utility.BASELINE, utility.CANDIDATE) == ["classes read, 5%, draw 0", "classes read, 5%, draw 1"]
+    assert names(utility.BASELINE, "real") == []
 
 
 def test_filling_up_is_held_against_oversampling_too(phantoms):
