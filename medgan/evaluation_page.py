@@ -154,8 +154,12 @@ def _attacks(privacy: dict[str, Any]) -> list[Interval]:
         rows.append((f"by {space}", found["auc"], found["low"], found["high"]))
         rows.append((f"by {space}, control", found["control"], found["control_low"], found["control_high"]))
     if (shadows := privacy.get("shadows")) and shadows["auc"] is not None:
-        rows.append((f"{shadows['shadows']} shadow generators", shadows["auc"], shadows["low"], shadows["high"]))
-        rows.append(("shadows, control", shadows["control"], shadows["control_low"], shadows["control_high"]))
+        for name, one in (
+            (f"by {shadows['shadows']} shadow generators", shadows["released"]),
+            ("the shadows by each other", shadows),
+        ):
+            rows.append((name, one["auc"], one["low"], one["high"]))
+            rows.append((f"{name}, control", one["control"], one["control_low"], one["control_high"]))
     return rows
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 Fit = Literal["crop", "pad", "squash"]
@@ -74,11 +75,13 @@ def fit_image(image: Image.Image, resolution: int, channels: int, fit: Fit = "cr
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def encode_png(pixels: np.ndarray) -> bytes:
-    """uint8 (1 or 3, H, W) -> the bytes of a PNG file."""
+def encode_png(pixels: np.ndarray, comment: str = "") -> bytes:
+    """uint8 (1 or 3, H, W) -> the bytes of a PNG file. comment: its text of that name, if any."""
     array = pixels[0] if pixels.shape[0] == 1 else pixels.transpose(1, 2, 0)
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "png")
+    buffer, notes = io.BytesIO(), PngInfo()
+    if comment:
+        notes.add_text("Comment", comment)
+    Image.fromarray(array).save(buffer, "png", pnginfo=notes)
     return buffer.getvalue()
 
 

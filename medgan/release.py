@@ -33,6 +33,8 @@ HERE = "medgan.release"
 ROWS_PER_SHARD = 1024
 TRIES = 20
 """Attempts at a slot before it is left empty."""
+MARK = "Synthetic image, not of a patient, not for diagnosis."
+"""What every PNG and DICOM file says of itself, wherever it lies."""
 
 
 # -- drawing -------------------------------------------------------------------------------------------------------
@@ -117,7 +119,7 @@ def shard(
         having = [name for name, has in zip(sampler.classes, hot[slot], strict=True) if has]
         folder = ("+".join(having) or "none") if sampler.classes else "all"
         if png:
-            shards.write_file(out, f"png/{folder}/{first + slot:06d}.png", encode_png(pixels[slot]))
+            shards.write_file(out, f"png/{folder}/{first + slot:06d}.png", encode_png(pixels[slot], MARK))
         if dicom:
             content = secondary_capture(pixels[slot], folder, sha256, int(seeds[slot]), first + int(slot), request)
             shards.write_file(out, f"dicom/{folder}/{first + slot:06d}.dcm", content)
@@ -151,7 +153,7 @@ def secondary_capture(pixels: np.ndarray, label: str, sha256: str, seed: int, nu
     file.SeriesNumber, file.InstanceNumber, file.Laterality = None, number + 1, ""
     file.Manufacturer, file.SoftwareVersions = "medgan", medgan.__version__
     file.SeriesDescription = f"SYNTHETIC {label}"[:64]
-    file.ImageComments = f"Synthetic image, not of a patient, not for diagnosis. Class {label}, seed {seed}."
+    file.ImageComments = f"{MARK} Class {label}, seed {seed}."
     file.DerivationDescription = f"Generative adversarial network, SHA-256 {sha256}"
     file.BurnedInAnnotation, file.PatientOrientation = "NO", ""
     channels, file.Rows, file.Columns = pixels.shape

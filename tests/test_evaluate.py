@@ -181,13 +181,13 @@ def test_what_shadows_found_stays_and_is_part_of_the_claim():
         "patients": {"value": 0.0, "expected": 0.01, "p": 1.0},
         "closeness": {"pixels": {"value": 0.8, "expected": 0.8, "p": 0.5}},
     }
-    found = {"privacy": audit, "shadows": {**attack, "low": 0.7, "auc": 0.8, "shadows": 8}}
+    found = {"privacy": audit, "shadows": {**attack, "low": 0.7, "auc": 0.8, "shadows": 8, "released": attack}}
     first = evaluate.assemble({}, 9, found, {})
     again = evaluate.assemble({}, 9, {"privacy": audit}, before=first)
     for result in (first, again):
         assert result["privacy"]["shadows"]["auc"] == 0.8
         assert result["privacy"]["claim"]["verdict"] == "cannot tell"
-        assert "8 shadow generators of its recipe membership AUC 0.80" in result["privacy"]["claim"]["sentence"]
+        assert "of themselves membership AUC 0.80" in result["privacy"]["claim"]["sentence"]
     assert evaluate.assemble({}, 9, {"privacy": audit}, {})["privacy"]["claim"]["verdict"] == "no leak found"
 
 

@@ -65,7 +65,7 @@ def evaluation() -> dict:
             "copies": {"value": 3, "n": 2000, "held_out": 0, "n_held_out": 1000, "threshold": 0.97}
             | {"patients": 2, "most_of_one_patient": 2},
             "patients": {"value": 0.012, "expected": 0.01, "p": 0.4},
-            "shadows": {**attack(0.55), "shadows": 8},
+            "shadows": {**attack(0.55), "shadows": 8, "released": attack(0.53)},
             "claim": {"sentence": "It leaks: 3 of 2,000 samples are near-copies.", "verdict": "leaks"},
         },
     }
@@ -89,7 +89,8 @@ def test_every_answer_is_on_the_page_in_words_and_numbers():
     assert ">+0.031<" in page
     assert f"{CANDIDATE} over oversampled, 5%" in page
     assert "they are not adjusted for how many there are" in page
-    assert "8 shadow generators" in page
+    assert "by 8 shadow generators 0.530" in page
+    assert "the shadows by each other, control 0.500" in page
 
 
 def test_what_was_not_asked_is_not_on_the_page():

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pydicom
 import pytest
 import yaml
+from PIL import Image
 
 from jobs import evaluate, generate
 from medgan import release
@@ -37,6 +38,8 @@ def test_a_release_is_read_back_by_others(trained, tmp_path):
     table = pq.read_table(out / "train")
     assert table.num_rows == 12
     assert table.column_names == ["pixels", "labels", "seed"]
+    (shard,) = (out / "train").glob("*.parquet")  # alone too it says what it holds
+    assert json.loads(pq.read_schema(shard).metadata[b"medgan"])["synthetic"] is True
     sampler = Sampler.open(trained)
     labels = np.array(table["labels"].to_pylist())
     pixels = np.frombuffer(b"".join(table["pixels"].to_pylist()), np.uint8).reshape(-1, 1, 32, 32)
@@ -60,7 +63,9 @@ def test_a_release_is_read_back_by_others(trained, tmp_path):
     assert "SYNTHETIC" in str(first.PatientName)
     assert "not of a patient" in first.ImageComments
     assert first.StudyDate == ""
-    assert len(list(out.glob("png/*/*.png"))) == 12
+    pictures = list(out.glob("png/*/*.png"))
+    assert len(pictures) == 12
+    assert Image.open(pictures[0]).text == {"Comment": release.MARK}
     assert shards.problems(out) == []
 
 

@@ -127,18 +127,23 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says():
             sides.append((random.normal(size=60)[patients] + 0.1 * random.normal(size=180) + shift, patients))
         _, low, high = privacy.interval(privacy.auc, sides[0], sides[1], random, 0.9)
         hits += low < 0.637 < high  # Phi(0.5 / sqrt(2 * 1.01))
-    assert 45 <= hits <= 60
+    assert 48 <= hits <= 59
 
 
-def shadows(leak, count=8, films=400, seed=0):
+def shadows(leak, count=8, films=400, seed=0, own=None):
+    """An audited generator, and shadows of its recipe. leak: how much nearer films are when trained on; own: to the
+    audited one's samples, if not as much."""
     random = np.random.default_rng(seed)
     hard = random.normal(3, 0.5, films)  # some films are far from everything, whoever trains on them
-    made = []
+
+    def attacked(member, leak):
+        near = -np.exp(hard + 0.1 * random.normal(size=films) - leak * member)
+        return {"nearness": near, "member": member, "patients": np.arange(films)}
+
+    made = [attacked(np.arange(films) < films // 2, leak if own is None else own)]
     for _ in range(count // 2):
         half = random.permutation(films) < films // 2
-        for member in (half, ~half):
-            near = -np.exp(hard + 0.1 * random.normal(size=films) - leak * member)
-            made.append({"nearness": near, "member": member, "patients": np.arange(films)})
+        made += [attacked(half, leak), attacked(~half, leak)]
     return made
 
 
@@ -146,7 +151,7 @@ def test_a_shadow_is_trained_on_its_half_of_the_patients_and_its_twin_on_the_oth
     shown = []
 
     def watch(config, split, rows, *_):
-        shown.append(rows)
+        shown.append((split, rows))
         return SimpleNamespace(ema=None), {}
 
     def blank(generator, config, labels, name):
@@ -156,17 +161,36 @@ def test_a_shadow_is_trained_on_its_half_of_the_patients_and_its_twin_on_the_oth
     monkeypatch.setattr(retrain, "draw", blank)
     pixels = lambda some: np.asarray(some, np.float32).reshape(len(some), -1)
     monkeypatch.setattr(privacy, "describer", lambda space: (pixels, lambda ours, theirs: (ours.sum(1), None)))
-    common = {"data": {"location": phantoms}, "config": tiny(total_images=64).dump(), "images": 64, "seed": 0}
+    data = {"location": phantoms}
+    common = {"data": data, "config": tiny(total_images=64).dump(), "images": 64, "seed": 0}
     made = [privacy.shadow(**common, index=index) for index in range(4)]
-    patients = np.array(shards.column(phantoms, "train", "patient"))
-    whole = np.sort(np.concatenate(shown[:2]))
-    assert np.array_equal(whole, np.arange(len(patients)))
-    for one, rows in zip(made, shown, strict=True):
-        assert np.array_equal(whole[one["member"]], rows)
-        assert not set(patients[rows]) & set(patients[np.delete(whole, rows)])
-        assert 0.4 < len(rows) / len(whole) < 0.6
+    films = privacy.contested(data)
+    patients, count = films["patients"], len(films["patients"])
+    for one, (split, rows) in zip(made, shown, strict=True):
+        assert np.array_equal(split.pixels, films["pixels"])
+        assert np.array_equal(split.labels, films["labels"])
+        assert np.array_equal(np.flatnonzero(one["member"]), rows)
+        assert not set(patients[rows]) & set(np.delete(patients, rows))
+        assert 0.4 < len(rows) / count < 0.6
+        assert 0.3 < films["trained"][rows].mean() / films["trained"].mean() < 1.7  # of both sides
     assert np.array_equal(made[0]["member"], ~made[1]["member"])
     assert not np.array_equal(made[0]["member"], made[2]["member"])
+    audited = privacy.released({"pixels": np.zeros((9, 1, 32, 32), np.uint8)}, data=data)
+    assert np.array_equal(audited["member"], films["trained"])
+    assert np.array_equal(audited["nearness"], made[0]["nearness"])
+
+
+def test_what_is_contested_is_as_many_films_of_training_as_of_others(monkeypatch, phantoms):
+    monkeypatch.setattr(privacy, "SHADOW_FILMS", 40)
+    films = privacy.contested({"location": phantoms})
+    trained = films["trained"]
+    assert 20 <= trained.sum() < 30
+    assert 20 <= (~trained).sum() < 30
+    assert not set(films["patients"][trained]) & set(films["patients"][~trained])
+    there = {split: {one.tobytes() for one in open_split(phantoms, split).pixels} for split in ("train", "val", "test")}
+    for pixels, inside in zip(films["pixels"], trained, strict=True):
+        assert (pixels.tobytes() in there["train"]) == inside
+        assert (pixels.tobytes() in there["val"] | there["test"]) == (not inside)
 
 
 def test_a_likelihood_ratio_sees_what_a_plain_distance_does_not():
@@ -174,20 +198,32 @@ def test_a_likelihood_ratio_sees_what_a_plain_distance_does_not():
     found = privacy.likelihood_ratio(*made, seed=0)
     plain = np.mean([privacy.auc(one["nearness"][one["member"]], one["nearness"][~one["member"]]) for one in made])
     assert plain < 0.65
+    for attack in (found, found["released"]):
+        assert attack["low"] > 0.8
+        assert attack["control_low"] < 0.5 < attack["control_high"]
+        assert attack["tpr"] > 0.1
+    assert (found["released"]["n"], found["released"]["n_held_out"]) == (200, 200)
+
+
+def test_a_generator_that_keeps_what_its_recipe_would_leak_is_told_from_its_shadows():
+    found = privacy.likelihood_ratio(*shadows(leak=0.2, own=0.0), seed=0)
     assert found["low"] > 0.8
-    assert found["control_low"] < 0.5 < found["control_high"]
-    assert found["tpr"] > 0.1
+    assert found["released"]["low"] < 0.5 < found["released"]["high"]
+    assert said(shadows=found)["verdict"] == "cannot tell"
+    told = said(shadows=privacy.likelihood_ratio(*shadows(leak=0.2), seed=0))
+    assert told["verdict"] == "leaks"
+    assert "who was trained on: membership AUC 0.9" in told["sentence"]
 
 
 def test_a_shadow_that_diverged_is_left_out_with_its_pair_and_counted():
     made = shadows(leak=0.2, count=8)
-    made[3] = {"failed": "loss/d is nan"}
+    made[4] = {"failed": "loss/d is nan"}
     found = privacy.likelihood_ratio(*made, seed=0)
     assert (found["shadows"], found["failed"]) == (6, 2)
     assert found["low"] > 0.7
-    told = said(shadows={**found, **ATTACK, "tpr_low": 0.0})
-    assert "6 shadow generators of its recipe (2 more are left out" in told["sentence"]
-    made[0] = {"failed": "loss/d is nan"}
+    told = said(shadows={**found, **SHADOWS})
+    assert "by 6 shadow generators of its recipe (2 more are left out" in told["sentence"]
+    made[1] = {"failed": "loss/d is nan"}
     found = privacy.likelihood_ratio(*made, seed=0)
     assert found == {"shadows": 4, "failed": 4, "auc": None}
     assert "are too few to tell" in said(shadows=found)["sentence"]
@@ -209,6 +245,7 @@ def test_a_likelihood_ratio_finds_nothing_where_nothing_leaks():
     found = privacy.likelihood_ratio(*shadows(leak=0.0), seed=0)
     assert found["low"] < 0.5 < found["high"]
     assert found["tpr"] < 0.05
+    assert found["released"]["low"] < 0.5 < found["released"]["high"]
     few = privacy.likelihood_ratio(*shadows(leak=0.0, count=privacy.LEAST_SHADOWS, films=4000), seed=0)
     assert few["auc"] == pytest.approx(0.5, abs=0.015)
     assert 0 <= found["tpr_low"] < found["tpr"] < found["tpr_high"] < 0.1
@@ -230,7 +267,9 @@ def test_patients_of_training_keep_their_films_and_are_looked_at_through_as_many
     manifest = type("Manifest", (), {"splits": sizes})
     monkeypatch.setattr(shards, "read_manifest", lambda location: (manifest, ""))
     monkeypatch.setattr(shards, "column", lambda location, name, what: ids[name])
-    monkeypatch.setattr(privacy, "open_split", lambda location, name: type("Split", (), {"pixels": films[name]}))
+    monkeypatch.setattr(
+        privacy, "open_split", lambda location, name: SimpleNamespace(pixels=films[name], labels=films[name])
+    )
     member, held = privacy.real_films({"location": ""}, 200)
     assert set(np.bincount(member["patients"])) == {0, 4}
     assert len(member["pixels"]) == 200
@@ -265,6 +304,7 @@ def test_which_samples_are_nearest_to_patients_of_training_is_no_finding_where_a
 
 ATTACK = {"auc": 0.5, "low": 0.46, "high": 0.54, "control": 0.5, "control_low": 0.46, "control_high": 0.54}
 INSIDE = {**ATTACK, "tpr": 0.01, "tpr_low": 0.0, "tpr_expected": 0.01}
+SHADOWS = {**INSIDE, "released": INSIDE}
 
 
 def said(copies=(0, 0), beyond=0, inside=None, close=0.5, **more):
@@ -306,9 +346,19 @@ def test_copies_count_where_held_out_films_have_fewer_or_are_less_alike(copies, 
         ({"inside": {"auc": 0.4, "low": 0.35, "high": 0.45}}, "cannot tell", "differ as much"),
         ({"inside": {"tpr": 0.08, "tpr_low": 0.04}}, "leaks", "8.0% of training films are found"),
         ({"close": 0.001}, "leaks", "90.0% of samples are nearest to a training film"),
-        ({"shadows": {**ATTACK, "auc": 0.7, "low": 0.65, "tpr_low": 0.0, "shadows": 8}}, "cannot tell", "8 shadow"),
-        ({"shadows": {**ATTACK, "tpr_low": 0.03, "shadows": 8}}, "cannot tell", "its recipe in shadow trainings"),
-        ({"shadows": {**ATTACK, "tpr_low": 0.0, "shadows": 8}}, "no leak found", "8 shadow generators"),
+        ({"shadows": {**SHADOWS, "auc": 0.7, "low": 0.65, "shadows": 8}}, "cannot tell", "by 8 shadow"),
+        ({"shadows": {**SHADOWS, "tpr_low": 0.03, "shadows": 8}}, "cannot tell", "its recipe in shadow trainings"),
+        ({"shadows": {**SHADOWS, "shadows": 8}}, "no leak found", "by 8 shadow generators"),
+        (
+            {"shadows": {**SHADOWS, "released": {**INSIDE, "auc": 0.6, "low": 0.55, "high": 0.65}, "shadows": 8}},
+            "leaks",
+            "who was trained on: membership AUC 0.60",
+        ),
+        (
+            {"shadows": {**SHADOWS, "released": {**INSIDE, "tpr": 0.05, "tpr_low": 0.03}, "shadows": 8}},
+            "leaks",
+            "5.0% of training films are found",
+        ),
     ],
 )
 def test_no_evidence_for_a_leak_stands_above_no_leak_found(evidence, verdict, words):

@@ -45,7 +45,9 @@ def test_the_schema_is_the_contract():
     assert not schema.field("labels").nullable
     meta = json.loads(schema.metadata[b"medgan"])
     assert meta == {"schema_version": 1, "shape": [1, 32, 32], "classes": ["a", "b"]}
-    assert shards.schema((1, 32, 32), (), synthetic=True).names == ["pixels", "seed"]
+    synthetic = shards.schema((1, 32, 32), (), synthetic=True)
+    assert synthetic.names == ["pixels", "seed"]
+    assert json.loads(synthetic.metadata[b"medgan"]) == {**meta, "classes": [], "synthetic": True}
 
 
 def test_equal_rows_give_equal_bytes_and_pandas_reads_them(tmp_path):

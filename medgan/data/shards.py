@@ -204,7 +204,9 @@ def told(error: OSError, otherwise: str = "no answer") -> str:
 
 
 def schema(shape: tuple[int, int, int], classes: Sequence[str], synthetic: bool = False) -> pa.Schema:
-    """Columns of a shard. Real rows carry keyed patient and image ids, synthetic ones the seed of their latent."""
+    """Columns of a shard, and the file's own metadata. Real rows carry keyed patient and image ids, synthetic ones the
+    seed of their latent; a file of those says so wherever it lies.
+    """
     fields = [pa.field("pixels", pa.binary(int(np.prod(shape))), nullable=False)]
     if classes:
         item = pa.field("element", pa.uint8(), nullable=False)  # as Parquet calls it
@@ -214,6 +216,8 @@ def schema(shape: tuple[int, int, int], classes: Sequence[str], synthetic: bool 
     else:
         fields += [pa.field("patient", pa.string()), pa.field("image_id", pa.string())]
     meta = {"schema_version": SCHEMA_VERSION, "shape": list(shape), "classes": list(classes)}
+    if synthetic:
+        meta["synthetic"] = True
     return pa.schema(fields, metadata={"medgan": json.dumps(meta, sort_keys=True)})
 
 

@@ -12,6 +12,7 @@ given away.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import NormalDist
 from typing import Any
 
@@ -52,7 +53,7 @@ CHUNK = 4096
 LEAST_SHADOWS = 6
 """With fewer, films would be known from one shadow on each side, and no deviation from any."""
 SHADOW_FILMS = 600
-"""Films that shadow generators share among them."""
+"""Films that shadow generators share among them: half of them trained on by the audited one, half not."""
 
 
 def plan(
@@ -79,9 +80,9 @@ def plan(
         trained = [
             Cell(f"shadow generator {index}", f"{HERE}:shadow", {**common, "index": index}) for index in range(shadows)
         ]
-        cells["shadows"] = Cell(
-            "likelihood ratio", f"{HERE}:likelihood_ratio", {"seed": question.seed, "least": LEAST_SHADOWS}, (*trained,)
-        )
+        released = Cell("films among the samples", f"{HERE}:released", data, parts)
+        weighed = {"seed": question.seed, "least": LEAST_SHADOWS}
+        cells["shadows"] = Cell("likelihood ratio", f"{HERE}:likelihood_ratio", weighed, (released, *trained))
     return cells
 
 
@@ -110,7 +111,8 @@ def neighbours(*parts: Result, data: dict[str, str]) -> Result:
 
 
 def real_films(data: dict[str, str], most: int | None = None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(films that were trained on, films that were not), each {pixels uint8 (N, C, R, R), patients int64 (N,)}.
+    """(films that were trained on, films that were not), each {pixels uint8 (N, C, R, R), labels uint8 (N, K),
+    patients int64 (N,)}.
 
     Those that were not are val and test together. most: at most about so many of each, of whole patients, always the
     same ones: who has more films has them on either side.
@@ -118,14 +120,15 @@ def real_films(data: dict[str, str], most: int | None = None) -> tuple[dict[str,
     sides = []
     for names in (("train",), ("val", "test")):
         there = [name for name in names if shards.read_manifest(data["location"])[0].splits.get(name)]
-        pixels = np.concatenate([open_split(data["location"], name).pixels for name in there])
+        splits = [open_split(data["location"], name) for name in there]
+        pixels, labels = (np.concatenate([getattr(one, key) for one in splits]) for key in ("pixels", "labels"))
         ids = [patient for name in there for patient in shards.column(data["location"], name, "patient")]
         patients = np.unique(ids, return_inverse=True)[1]
         order = np.random.default_rng(0).permutation(patients.max() + 1)
         reach = np.cumsum(np.bincount(patients)[order])
         kept = order[: 1 + np.searchsorted(reach, len(pixels) if most is None else most)]
         rows = np.flatnonzero(np.isin(patients, kept))
-        sides.append({"pixels": pixels[rows], "patients": patients[rows]})
+        sides.append({"pixels": pixels[rows], "labels": labels[rows], "patients": patients[rows]})
     return sides[0], sides[1]
 
 
@@ -391,8 +394,11 @@ def claim(found: dict[str, Any]) -> dict[str, str]:
     numbers = _attack(inside)
     if shadows:
         lost = f" ({shadows['failed']} more are left out, one of each pair diverged)" if shadows.get("failed") else ""
-        told = _attack(shadows) if shadows["auc"] is not None else "are too few to tell"
-        numbers += f"; {shadows['shadows']} shadow generators of its recipe{lost} {told}"
+        told = f"; {shadows['shadows']} shadow generators of its recipe{lost} are too few to tell"
+        if shadows["auc"] is not None:
+            attacks = f"{_attack(shadows['released'])}, of themselves {_attack(shadows)}"
+            told = f"; by {shadows['shadows']} shadow generators of its recipe{lost} {attacks}"
+        numbers += told
     counts = [[copy["value"], copy["n"] - copy["value"]], [copy["held_out"], copy["n_held_out"] - copy["held_out"]]]
     if copy["beyond"] or fisher_exact(counts, "greater").pvalue < ALARMS:
         what = (
@@ -400,7 +406,8 @@ def claim(found: dict[str, Any]) -> dict[str, str]:
         )
         return {"verdict": "leaks", "sentence": f"It leaks: {what}; {numbers}."}
     few = f"{copy['value']} near-copies, no more than held-out films are," if copy["value"] else "no near-copies"
-    for one in spaces.values():
+    of_itself = [shadows["released"]] if shadows and shadows["auc"] is not None else []
+    for one in [*spaces.values(), *of_itself]:
         if one["low"] > 0.5 and one["auc"] > one["control_high"]:
             return {"verdict": "leaks", "sentence": f"It leaks who was trained on: {_attack(one)}; {few}."}
         if one["tpr_low"] > max(FALSE_RATE, one["tpr_expected"]):
@@ -413,7 +420,7 @@ def claim(found: dict[str, Any]) -> dict[str, str]:
         if one["p"] < ALARMS / len(found["closeness"]):
             share = f"{one['value']:.1%} of samples are nearest to a training film, {one['expected']:.1%} by chance"
             return {"verdict": "leaks", "sentence": f"It leaks: {share}; {numbers}."}
-    odd = next((one for one in spaces.values() if one["low"] > 0.5 or one["high"] < 0.5), None)
+    odd = next((one for one in [*spaces.values(), *of_itself] if one["low"] > 0.5 or one["high"] < 0.5), None)
     if odd:
         why = "films of training are told from others, but training films differ as much among each other"
         return {"verdict": "cannot tell", "sentence": f"It cannot be told whether it leaks: {why}: {_attack(odd)}."}
@@ -436,70 +443,116 @@ def _attack(found: dict[str, Any]) -> str:
 # -- shadow models -------------------------------------------------------------------------------------------------
 
 
+def contested(data: dict[str, str]) -> dict[str, np.ndarray]:
+    """The films whose membership is asked for: as many that the audited generator was trained on as that it was not.
+
+    As `real_films` has them, with patients of both sides numbered together, and trained bool (N,).
+    """
+    sides = real_films(data, SHADOW_FILMS // 2)
+    films = {key: np.concatenate([side[key] for side in sides]) for key in sides[0]}
+    films["trained"] = np.repeat([True, False], [len(side["pixels"]) for side in sides])
+    films["patients"][~films["trained"]] += 1 + sides[0]["patients"].max()
+    return films
+
+
 def shadow(*, data: dict[str, str], config: dict[str, Any], images: int, seed: int, index: int) -> Result:
-    """A generator trained on a half of some train patients, and how near its samples are to all of their films.
+    """A generator trained on those of half of the patients of `contested`, and how near its samples are to all films.
 
     Shadows come in pairs that share the patients between them. {nearness float (N,), member bool (N,), patients (N,);
     failed: why there is none}
     """
-    train = open_split(data["location"], "train")
-    ids = np.unique(shards.column(data["location"], "train", "patient"), return_inverse=True)[1]
-    order = np.random.default_rng(stream_seed(seed, "shadow/patients", 0)).permutation(ids.max() + 1)
-    reach = np.cumsum(np.bincount(ids)[order])
-    pool = order[: np.searchsorted(reach, min(SHADOW_FILMS, len(ids))) + 1]
-    rows = np.flatnonzero(np.isin(ids, pool))
-    halves = np.random.default_rng(stream_seed(seed, "shadow/half", index // 2)).permutation(pool)
-    member = np.isin(ids[rows], halves[index % 2 :: 2])
+    films = contested(data)
+    split = replace(open_split(data["location"], "train"), pixels=films["pixels"], labels=films["labels"])
+    patients = np.unique(films["patients"])
+    halves = np.random.default_rng(stream_seed(seed, "shadow/half", index // 2)).permutation(patients)
+    member = np.isin(films["patients"], halves[index % 2 :: 2])
     settled = retrain.recipe(config, stream_seed(seed, "shadow", index), images)
     try:
-        generator = retrain.fit(settled, train, rows[member], device())[0].ema
+        generator = retrain.fit(settled, split, np.flatnonzero(member), device())[0].ema
     except Diverged as error:
         return {"failed": str(error)}
-    labels = np.random.default_rng(index).choice(train.labels[rows[member]], MOST // 2)
+    labels = np.random.default_rng(index).choice(films["labels"][member], MOST // 2)
+    near = near_to(retrain.draw(generator, settled, labels, "shadow"), films["pixels"])
+    return {"nearness": near, "member": member, "patients": films["patients"]}
+
+
+def released(*parts: Result, data: dict[str, str]) -> Result:
+    """The audited generator as `shadow` has its own: as many of its samples, and who was trained on as member."""
+    films, drawn = contested(data), np.concatenate([part["pixels"] for part in parts])[: MOST // 2]
+    return {
+        "nearness": near_to(drawn, films["pixels"]),
+        "member": films["trained"],
+        "patients": films["patients"],
+    }
+
+
+def near_to(drawn: np.ndarray, films: np.ndarray) -> np.ndarray:
+    """How near the samples come to each film, float (N,), by features."""
     describe, near = describer("features")
-    drawn = describe(retrain.draw(generator, settled, labels, "shadow"))
-    return {"nearness": near(describe(train.pixels[rows]), drawn)[0], "member": member, "patients": ids[rows]}
+    return near(describe(films), describe(drawn))[0]
 
 
-def likelihood_ratio(*shadows: Result, seed: int, least: int = LEAST_SHADOWS) -> Result:
-    """Each shadow attacked with what the others show of how near films are when trained on and when not.
+def likelihood_ratio(released: Result, *shadows: Result, seed: int, least: int = LEAST_SHADOWS) -> Result:
+    """The audited generator, and each shadow in its place, attacked with what the (other) shadows show of how near
+    films are when trained on and when not.
 
-    Of each film the nearness in the other shadows is taken as normal, with a mean inside and outside and one deviation
-    for both; its score is the log ratio of the two at the attacked shadow's (Carlini et al. 2022, arXiv:2112.03570,
-    at small scale). How near a shadow's samples are to all films is taken off first. The control takes for the truth
-    who was in a shadow of another pair. A pair of which one diverged is left out and counted; auc is None where too few
-    are left.
+    Of each film the nearness in the shadows is taken as normal, with a mean inside and outside and one deviation for
+    both; its score is the log ratio of the two at the attacked generator's (Carlini et al. 2022, arXiv:2112.03570, at
+    small scale). How near a generator's samples are to all films is taken off first. The control of the audited one
+    tells its members from members; that of the shadows takes for the truth who was in a shadow of another pair. A pair
+    of which one diverged is left out and counted; auc is None where too few are left.
+
+    {auc, ...: of the shadows, which is of the recipe on few films; released: {auc, ...} of the audited generator}
     """
     failed = {index // 2 for index, one in enumerate(shadows) if "failed" in one}
     shadows = tuple(one for index, one in enumerate(shadows) if index // 2 not in failed)
-    if len(shadows) < least:
-        return {"shadows": len(shadows), "failed": 2 * len(failed), "auc": None}
-    nearness, member = (np.stack([one[key] for one in shadows]) for key in ("nearness", "member"))
+    count, patients = len(shadows), released["patients"]
+    result: dict[str, Any] = {"shadows": count, "failed": 2 * len(failed)}
+    if count < least:
+        return {**result, "auc": None}
+    nearness, member = (np.stack([one[key] for one in (*shadows, released)]) for key in ("nearness", "member"))
     near = np.log(np.maximum(-nearness, 1e-6))  # distances, as logarithms: nearer to normal
     near -= np.median(near, 1, keepdims=True)
-    count = len(shadows)
-    found: list[np.ndarray] = []
-    for target in range(count):
-        others = np.arange(count) // 2 != target // 2  # nor its pair: each film is in half of those that are left
-        inside, outside = (_mean(near[others], which[others]) for which in (member, ~member))
-        left = np.where(member[others], near[others] - inside, near[others] - outside)
+
+    def ratio(target: int, known: np.ndarray) -> np.ndarray:
+        inside, outside = (_mean(near[known], which[known]) for which in (member, ~member))
+        left = np.where(member[known], near[known] - inside, near[known] - outside)
         deviation = max(float(np.nanstd(left)), 1e-6)
-        ratio = ((near[target] - outside) ** 2 - (near[target] - inside) ** 2) / (2 * deviation**2)
-        found.append(ratio)
-    scores, patients = np.concatenate(found), np.tile(shadows[0]["patients"], count)
+        return ((near[target] - outside) ** 2 - (near[target] - inside) ** 2) / (2 * deviation**2)
+
+    everyone = np.arange(count)
+    # Neither a shadow nor its pair tells of itself: each film is in half of those that are left.
+    scores = np.concatenate([ratio(one, everyone[everyone // 2 != one // 2]) for one in range(count)])
     random = np.random.default_rng(stream_seed(seed, "likelihood ratio", 0))
-    result: dict[str, Any] = {"shadows": count, "failed": 2 * len(failed), "films": member.shape[1]}
-    for name, truth in (("", member), ("control", np.roll(member, 2, 0))):
-        inside = truth.ravel()
-        sides = [(scores[which], patients[which]) for which in (inside, ~inside)]
-        value, low, high = interval(auc, sides[0], sides[1], random, 0.95)
-        if name:
-            result |= {"control": value, "control_low": low, "control_high": high}
-        else:
-            hits = interval(lambda ours, theirs: rate_at(ours, theirs, FALSE_RATE), sides[0], sides[1], random, 0.95)
-            result |= {"auc": value, "low": low, "high": high, "false_positive_rate": FALSE_RATE}
-            result |= {"tpr": hits[0], "tpr_low": hits[1], "tpr_high": hits[2]}
-    return result
+    owners, inside = np.tile(patients, count), member[:count]
+    found = _told_apart(scores, inside.ravel(), owners, random, 0.95)
+    found |= _as_control(_told_apart(scores, np.roll(inside, 2, 0).ravel(), owners, random, 0.95))
+    scores, trained = ratio(count, everyone), released["member"]
+    own = _told_apart(scores, trained, patients, random, 1 - ALARMS)
+    members = random.permutation(np.unique(patients[trained]))
+    half = np.isin(patients[trained], members[::2])
+    own |= _as_control(_told_apart(scores[trained], half, patients[trained], random, 1 - ALARMS))
+    own |= {
+        "n": int(trained.sum()),
+        "n_held_out": int((~trained).sum()),
+        "tpr_expected": by_luck(int((~trained).sum())),
+    }
+    return {**result, "films": len(patients), **found, "released": own}
+
+
+def _told_apart(
+    scores: np.ndarray, inside: np.ndarray, patients: np.ndarray, random: np.random.Generator, level: float
+) -> dict[str, float]:
+    """AUC and hits at FALSE_RATE of scores (N,) that ought to be higher inside, with intervals over patients."""
+    sides = [(scores[which], patients[which]) for which in (inside, ~inside)]
+    value, low, high = interval(auc, sides[0], sides[1], random, level)
+    hits = interval(lambda ours, theirs: rate_at(ours, theirs, FALSE_RATE), sides[0], sides[1], random, level)
+    found = {"auc": value, "low": low, "high": high, "false_positive_rate": FALSE_RATE}
+    return found | {"tpr": hits[0], "tpr_low": hits[1], "tpr_high": hits[2]}
+
+
+def _as_control(found: dict[str, float]) -> dict[str, float]:
+    return {"control": found["auc"], "control_low": found["low"], "control_high": found["high"]}
 
 
 def _mean(values: np.ndarray, which: np.ndarray) -> np.ndarray:
