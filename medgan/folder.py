@@ -11,8 +11,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from medgan.config import Config, Refused, parse_yaml, validate
-from medgan.data.loader import cache_folder
-from medgan.data.shards import filesystem, names, read_file, remove, write_file
+from medgan.data.shards import cache_folder, filesystem, names, read_file, remove, write_file
 
 CHECKPOINT = re.compile(r"(\d{12})\.pt")
 

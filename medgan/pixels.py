@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import io
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
-from torch import Tensor
+
+if TYPE_CHECKING:  # only to be named: whoever prepares films or asks for --help need not wait for it
+    import torch
+    from torch import Tensor
 
 Fit = Literal["crop", "pad", "squash"]
 
@@ -85,14 +87,15 @@ def encode_png(pixels: np.ndarray, comment: str = "") -> bytes:
     return buffer.getvalue()
 
 
-def to_images(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 (N, C, R, R) -> images in [-1, 1] of the given dtype, same device."""
-    return pixels.to(dtype).div_(127.5).sub_(1.0)
+def to_images(pixels: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """uint8 (N, C, R, R) -> images in [-1, 1] of the given dtype, float32 if none is, same device."""
+    converted = pixels.float() if dtype is None else pixels.to(dtype)
+    return converted.div_(127.5).sub_(1.0)
 
 
 def to_pixels(images: Tensor) -> Tensor:
     """Images in [-1, 1] -> uint8 pixels, rounded; what lies outside is clipped."""
-    return images.detach().float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    return images.detach().float().add(1.0).mul(127.5).round().clamp(0, 255).byte()
 
 
 def grid(pixels: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 
 from medgan.data import loader
 from medgan.data.loader import Order, batches, open_split, rank_slice, row_weights
-from medgan.data.shards import DataError, read_manifest
+from medgan.data.shards import DataError, cache_folder, read_manifest
 
 from .conftest import small_disk, write_phantoms
 
@@ -101,7 +101,7 @@ loader.open_split(DATA, "train")
     process = other_process(data, code)
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
-    folder = loader.cache_folder() / read_manifest(data)[1][:32]
+    folder = cache_folder() / read_manifest(data)[1][:32]
     assert [path.name for path in folder.iterdir() if path.suffix == ".tmp"] == ["train.pixels.tmp"]
     split = open_split(data, "train")
     columns = [pq.read_table(file).column("pixels") for file in sorted((data / "train").glob("*.parquet"))]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import io
 import math
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from medgan.config import Config
 from medgan.data.shards import (
     DataError,
     Manifest,
+    cache_folder,
     read_manifest,
     read_shard,
     shard_labels,
@@ -61,11 +61,6 @@ class Batch:
     places: np.ndarray | None = None
     """int64 (n,): the place in the batch of generated images beside which D sees each, where it is not its own: in
     private training, where n is drawn too."""
-
-
-def cache_folder() -> Path:
-    """Node-local folder for caches: $MEDGAN_CACHE, or ~/.cache/medgan."""
-    return Path(os.environ.get("MEDGAN_CACHE") or "~/.cache/medgan").expanduser()
 
 
 def open_split(data: str | Path, split: str, start: str = "") -> Split:

@@ -136,6 +136,11 @@ def filesystem(location: str | Path) -> tuple[pafs.FileSystem, str]:
     return pafs.LocalFileSystem(), os.path.abspath(location)
 
 
+def cache_folder() -> Path:
+    """Node-local folder for caches: $MEDGAN_CACHE, or ~/.cache/medgan."""
+    return Path(os.environ.get("MEDGAN_CACHE") or "~/.cache/medgan").expanduser()
+
+
 def write_file(folder: str | Path, name: str, content: bytes) -> None:
     """A file below a folder or URI: complete or not there."""
     fs, path = filesystem(folder)

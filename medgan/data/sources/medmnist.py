@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from medgan.data.loader import cache_folder
+from medgan.data.shards import cache_folder
 from medgan.data.sources.base import Listing, Options, Raw, Record, Source, SourceError, limited
 
 SPLITS = ("train", "val", "test")
