@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -217,7 +217,7 @@ def fit(
         training.start()
         return training
 
-    folder, roll, hosts = RunFolder(out), Roll(), Hosts()
+    folder, roll = RunFolder(out), Roll()
     interrupt, told = interrupt or Interrupt(), False
     saved, training = max(folder.checkpoints(), default=0), start()
 
@@ -235,10 +235,8 @@ def fit(
             training = start()
         return saved > before
 
-    with interrupt:
+    with interrupt, nullcontext() if fixed else Lookout():
         while (event := _next(queue)) or training.is_alive() or again():
-            if not fixed:
-                hosts.look()
             if interrupt.asked and not told:
                 told = True
                 on_event({"event": "stopping"})
@@ -305,28 +303,35 @@ class Roll:
         return [{"event": "silent", "ranks": silent, "timeout_s": self.timeout_s}]
 
 
-class Hosts:
-    """Tells Ray's resource coordinator at once when a host has gone or come.
+class Lookout(threading.Thread):
+    """Within it, Ray's resource coordinator is told at once when a host has gone or come.
 
     By itself the coordinator looks every 20 s, and until then Ray Train goes on trying to start as many workers as
-    there were before.
+    there were before. In a thread of its own: a head that does not answer must not keep the driver from its events.
     """
 
     def __init__(self) -> None:
+        super().__init__(daemon=True)
         self.alive: set[str] = set()
-        self.looked = 0.0
+        self.over = threading.Event()
+
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+
+    def run(self) -> None:
+        while not self.over.wait(1.0):
+            self.look()
 
     def look(self) -> None:
-        """Compare the hosts that are alive with those of the last look, a second ago at least."""
-        if time.monotonic() - self.looked < 1:
-            return
-        self.looked = time.monotonic()
         before, self.alive = self.alive, {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         if self.alive == before:
             return
         try:
             coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
-        except ValueError:  # the run has asked it for nothing yet: it will look when it starts
+        except ValueError:  # nobody has asked it for anything yet: it will look when it starts
             return
         coordinator.get_reserved_resources.remote(requester_id="", recompute=True)
 

@@ -1,10 +1,12 @@
 """The driver of a training, with Ray stood in for: what is asked of Ray, whose events count, how a run ends."""
 
 import queue
+import time
 from types import SimpleNamespace
 
 import pytest
 import ray.train.torch
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import _AutoscalingCoordinatorActor
 
 from medgan import ray_train
 from medgan.config import Refused
@@ -45,10 +47,10 @@ class Stand:
         monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
 
 
-def fit(out, **options):
+def fit(out, low=2, **options):
     shown = []
     interrupt = ray_train.Interrupt()
-    outcome = ray_train.fit({}, "data", str(out), Workers(2, 2), shown.append, interrupt=interrupt, **options)
+    outcome = ray_train.fit({}, "data", str(out), Workers(low, 2), shown.append, interrupt=interrupt, **options)
     return outcome, shown
 
 
@@ -75,6 +77,49 @@ def test_the_job_asks_for_what_it_is_told_and_says_what_it_waits_for(monkeypatch
     job("train")([*flags, "--workers", "1-8", "--wait"])
     assert (asked["gpu"], asked["workers"], asked["precision"]) == (True, Workers(1, 8), "bfloat16")
     assert "the cluster has 0 GPUs: waiting for 1\ntraining cgan" in capsys.readouterr().out
+
+
+def test_ray_is_told_of_hosts_when_they_have_changed_and_not_otherwise(monkeypatch):
+    asked = []
+    ticks = SimpleNamespace(get_reserved_resources=SimpleNamespace(remote=lambda **how: asked.append(how)))
+    there = {"a": True, "b": True}
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": name, "Alive": alive} for name, alive in there.items()])
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: ticks)
+    lookout = ray_train.Lookout()
+    for alive, changed in (({}, 1), ({}, 1), ({"b": False}, 2), ({}, 2), ({"c": True}, 3)):
+        there.update(alive)
+        lookout.look()
+        assert len(asked) == changed
+    # What is asked for, of the real one: to look at the hosts now. Nobody is named "", so that nothing is reserved.
+    seen = []
+    coordinator = _AutoscalingCoordinatorActor(
+        send_resources_request=lambda *_, **__: None, get_cluster_nodes=lambda: seen.append(1) or []
+    )
+    assert coordinator.get_reserved_resources(**asked[0]) == {}
+    assert len(seen) == 2  # when it began, and now
+
+
+def test_an_elastic_run_is_watched_over_while_it_lasts(monkeypatch, tmp_path):
+    looked = []
+
+    def look(self):
+        looked.append(self)
+        say[0](told("done", ""))
+
+    say = []
+    monkeypatch.setattr(ray_train.Lookout, "look", look)
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
+    stand = Stand(monkeypatch, lambda tell: (say.append(tell), looked or time.sleep(3)))
+    outcome, _ = fit(tmp_path / "run", low=1)
+    assert "done" in outcome.events
+    (lookout,) = set(looked)
+    assert stand.trainers[0]["scaling_config"].num_workers == (1, 2)
+    lookout.join(5)
+    assert not lookout.is_alive()
+    looked.clear()
+    Stand(monkeypatch, lambda tell: time.sleep(1.5))
+    fit(tmp_path / "other")
+    assert looked == []
 
 
 def told(event, group, **more):
