@@ -69,6 +69,14 @@ ATTEMPTS = {
         ),
         "all films but 5 % of the patients of the rarer class; also filled up by synthetic ones, against oversampling",
     ),
+    "evened": Attempt(
+        "kermany32",
+        grid(
+            *("--scenarios", "rare 5%", "--gan-images", "40000", "--gan-set", "data.balance=1"),
+            arms="real+classical+oversampled,real+classical+balanced",
+        ),
+        "as `rare`, with generators that are shown both classes equally often: without, they hardly learn the rare one",
+    ),
     "unlabelled": Attempt(
         "kermany32",
         grid("--scenarios", "1%", "--gan-unlabelled", "200000", "--gan-images", "10000", arms=LEARNT),
