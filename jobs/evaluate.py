@@ -109,6 +109,8 @@ def main(argv: Sequence[str]) -> None:
         raise Refused("--gan-set, --gan-images: nothing that is asked for trains a generator")
     if args.gan_unlabelled and not rehearses:
         raise Refused("--gan-unlabelled: is of --utility --strict, where generators are trained")
+    if args.shadows and "privacy" not in asked:
+        raise Refused("--shadows: is of --privacy, which is not asked for")
     if shadows and args.synthetic:
         raise Refused("--shadows: a release does not say by which recipe it was made; ask it of its --run")
     neighbours = absolute("--neighbours", args.neighbours) if args.neighbours else None
@@ -124,6 +126,8 @@ def main(argv: Sequence[str]) -> None:
         raise Refused(f"--split {args.split}: {data} has none")
     if args.utility and (not manifest.classes or not manifest.rows("test")):
         raise Refused(f"--utility: {data} has no {'test split' if manifest.classes else 'classes'}")
+    if "privacy" in asked and not manifest.rows("val") + manifest.rows("test"):
+        raise Refused(f"--privacy: {data} has neither val nor test, whose patients say what is near by chance")
     other = "train" if args.split != "train" else "val"
 
     from medgan import cells
@@ -147,7 +151,8 @@ def main(argv: Sequence[str]) -> None:
         if recipe["privacy"]["dp"]["epsilon"]:
             raise Refused(
                 f"--run {subject}: a private training cannot be rehearsed on fewer patients; judge the generator "
-                "itself with --no-strict, or the recipe without its privacy with --gan-set privacy.dp.epsilon=0"
+                "itself with --no-strict and --shadows 0, or the recipe without its privacy with "
+                "--gan-set privacy.dp.epsilon=0"
             )
     sides = {"--split " + args.split: manifest.rows(args.split), f"the {other} split": manifest.rows(other)}
     n = enough({"--n": args.n, f"--synthetic {subject}": available, **sides}, "fidelity" in asked)
@@ -169,9 +174,9 @@ def main(argv: Sequence[str]) -> None:
     if "fidelity" in asked:
         wanted |= question.fidelity()
     if "privacy" in asked:
-        wanted |= privacy.plan(of_train, shadows, recipe, grid.images)
+        wanted |= privacy.plan(of_train, shadows, recipe, grid.images, args.gan_set)
     if "utility" in asked:
-        wanted |= utility.plan(question, grid, recipe)
+        wanted |= utility.plan(question, grid, recipe, args.gan_set)
     if neighbours:
         wanted["neighbours"] = privacy.picture_of(of_train)
 
@@ -337,6 +342,8 @@ def assemble(settings: dict[str, Any], n: int, found: dict[str, Any], before: di
         from medgan.metrics.privacy import claim
 
         known = before.get("privacy", {}).get("shadows")  # of an earlier call of the same generator
+        if known and "changed" not in known:  # and of an earlier version
+            known = None
         section = found["privacy"] | ({"shadows": found.get("shadows", known)} if "shadows" in found or known else {})
         result["privacy"] = {**section, "claim": claim(dict(plain(section)))}
     if "utility" in found:

@@ -170,9 +170,11 @@ def trained_on(args: Any, sha256: str | None) -> dict[str, str] | None:
     if not args.data:
         return None
     location = absolute("--data", args.data)
-    _, digest = shards.read_manifest(location)
+    manifest, digest = shards.read_manifest(location)
     if digest != sha256:
         raise Refused(f"--data {location}: not what the generator was trained on (manifest SHA-256 {sha256})")
+    if not manifest.rows("val") + manifest.rows("test"):
+        raise Refused(f"--data {location}: has neither val nor test, whose patients say how alike films are by chance")
     return {"location": location, "sha256": digest}
 
 

@@ -74,6 +74,8 @@ def render(result: dict[str, Any]) -> Markup:
             differences=_differences(result.get("utility")),
             privacy=result.get("privacy"),
             membership=forest(_attacks(result["privacy"]), 0.5) if "privacy" in result else "",
+            hits=_hits(result.get("privacy")),
+            shadowed=bool(_shadows(result.get("privacy"))),
         )
     )
 
@@ -121,13 +123,13 @@ def _arms(utility: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 def _read(utility: dict[str, Any] | None) -> list[dict[str, Any]]:
     """How the synthetic images of the draws are read: the lowest and the highest share for each scenario and class."""
-    shares: dict[tuple[str, str], list[float]] = {}
+    shares: dict[tuple[str, str, float], list[float]] = {}
     for one in utility.get("read", []) if utility else []:
         for name, found in one["classes"].items():
-            shares.setdefault((one["scenario"], name), []).append(found["value"])
+            shares.setdefault((one["scenario"], name, found["floor"]), []).append(found["value"])
     return [
-        {"scenario": scenario, "class": name, "low": min(each), "high": max(each)}
-        for (scenario, name), each in shares.items()
+        {"scenario": scenario, "class": name, "floor": floor, "low": min(each), "high": max(each)}
+        for (scenario, name, floor), each in shares.items()
     ]
 
 
@@ -153,7 +155,7 @@ def _attacks(privacy: dict[str, Any]) -> list[Interval]:
     for space, found in privacy["membership"]["spaces"].items():
         rows.append((f"by {space}", found["auc"], found["low"], found["high"]))
         rows.append((f"by {space}, control", found["control"], found["control_low"], found["control_high"]))
-    if (shadows := privacy.get("shadows")) and shadows["auc"] is not None:
+    if shadows := _shadows(privacy):
         for name, one in (
             (f"by {shadows['shadows']} shadow generators", shadows["released"]),
             ("the shadows by each other", shadows),
@@ -161,6 +163,21 @@ def _attacks(privacy: dict[str, Any]) -> list[Interval]:
             rows.append((name, one["auc"], one["low"], one["high"]))
             rows.append((f"{name}, control", one["control"], one["control_low"], one["control_high"]))
     return rows
+
+
+def _hits(privacy: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
+    """Of each attack on the generator, how it is called and what it found."""
+    if privacy is None:
+        return []
+    rows = [(f"by {space}", found) for space, found in privacy["membership"]["spaces"].items()]
+    shadows = _shadows(privacy)
+    return [*rows, (f"by {shadows['shadows']} shadow generators", shadows["released"])] if shadows else rows
+
+
+def _shadows(privacy: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What shadow generators found, if there were enough; an earlier version's is of the recipe alone."""
+    shadows = privacy.get("shadows") if privacy else None
+    return dict(shadows) if shadows and "released" in shadows else None
 
 
 def forest(rows: Sequence[Interval], middle: float, signed: bool = False) -> Markup:

@@ -148,6 +148,7 @@ def secondary_capture(pixels: np.ndarray, label: str, sha256: str, seed: int, nu
     file.ImageType = ["DERIVED", "SECONDARY", "SYNTHETIC"]
     file.Modality, file.ConversionType = "OT", "SYN"  # synthetic image
     file.PatientName, file.PatientID, file.PatientBirthDate, file.PatientSex = "SYNTHETIC^IMAGE", "SYNTHETIC", "", ""
+    file.SyntheticData = "YES"
     file.PatientIdentityRemoved, file.DeidentificationMethod = "YES", "Drawn by a generator: no patient"
     file.StudyDate = file.StudyTime = file.AccessionNumber = file.ReferringPhysicianName = file.StudyID = ""
     file.SeriesNumber, file.InstanceNumber, file.Laterality = None, number + 1, ""

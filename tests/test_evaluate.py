@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 from jobs import evaluate
+from medgan import evaluation_page
 from medgan.cells import Cell
 from medgan.config import Refused
 from medgan.data import shards
 from medgan.data.loader import open_split
-from medgan.metrics import classifiers, evidence, retrain, utility
+from medgan.metrics import classifiers, evidence, privacy, retrain, utility
 from medgan.state import open_checkpoint
 
 from .test_ray import run_job
@@ -103,7 +104,9 @@ def test_a_generator_may_begin_with_all_images_without_labels_and_change_its_rec
     small = ("--utility", "--draws", 2, "--seeds", 1, "--steps", 2, "--scenarios", "20%", "--gan-images", 64, "--n", 20)
     asked(trained, phantoms, *small, "--gan-unlabelled", 64, "--gan-set", "data.balance=1", "--out", out)
     found = json.loads(out.read_text())["utility"]
-    assert found["settings"] == {"strict": True, "steps": 2, "images": 64, "unlabelled": 64}
+    changed = {"changed": ["data.balance=1"]}
+    assert found["settings"] == {"strict": True, "steps": 2, "images": 64, "unlabelled": 64, **changed}
+    assert "without labels, with data.balance=1: the interval" in found["claim"]["sentence"]
     assert "after one training for all on all images without labels" in found["claim"]["sentence"]
     notes = [json.loads(path.read_text()) for path in (tmp_path / "e.cells").glob("*.json")]
     assert len([note for note in notes if note["cell"] == "generator without labels"]) == 1
@@ -172,30 +175,57 @@ def test_an_unconditional_generator_is_evaluated_without_classes_and_not_asked_w
         asked(run, phantoms, "--utility")
 
 
+def test_shadow_generators_attack_the_generator_and_each_other(monkeypatch, trained, phantoms, tmp_path):
+    monkeypatch.setattr(privacy, "SHADOW_FILMS", 40)
+    out = tmp_path / "e.json"
+    asked(trained, phantoms, "--privacy", "--shadows", 6, "--gan-images", 32, "--n", 20, "--out", out)
+    found = json.loads(out.read_text())["privacy"]
+    shadows, own = found["shadows"], found["shadows"]["released"]
+    assert (shadows["shadows"], shadows["failed"], shadows["images"], shadows["changed"]) == (6, 0, 32, [])
+    assert shadows["films"] == own["n"] + own["n_held_out"]
+    for attack in (shadows, own):
+        assert 0 <= attack["low"] < attack["auc"] < attack["high"] <= 1
+        assert attack["control_low"] < 0.5 < attack["control_high"]
+    assert "by 6 shadow generators of its recipe, control" in found["claim"]["sentence"]
+    # Again without: what they found stays, and the page shows it.
+    asked(trained, phantoms, "--privacy", "--n", 20, "--out", out)
+    again = json.loads(out.read_text())
+    assert again["privacy"] == found
+    assert "by 6 shadow generators" in str(evaluation_page.render(again))
+
+
 def test_what_shadows_found_stays_and_is_part_of_the_claim():
     attack = {"auc": 0.5, "low": 0.46, "high": 0.54, "control": 0.5, "control_low": 0.46, "control_high": 0.54}
-    attack |= {"tpr": 0.01, "tpr_low": 0.0, "tpr_expected": 0.01}
+    attack |= {"tpr": 0.01, "tpr_low": 0.0, "tpr_expected": 0.01, "patients": 90, "patients_held_out": 90}
     audit = {
         "membership": {**attack, "spaces": {"pixels": attack}},
         "copies": {"value": 0, "beyond": 0, "n": 9, "held_out": 0, "n_held_out": 9, "patients": 0},
         "patients": {"value": 0.0, "expected": 0.01, "p": 1.0},
         "closeness": {"pixels": {"value": 0.8, "expected": 0.8, "p": 0.5}},
     }
-    found = {"privacy": audit, "shadows": {**attack, "low": 0.7, "auc": 0.8, "shadows": 8, "released": attack}}
+    counted = {"shadows": 8, "released": attack, "changed": ["ema.half_life_kimg=1"]}
+    found = {"privacy": audit, "shadows": {**attack, "low": 0.7, "auc": 0.8, **counted}}
     first = evaluate.assemble({}, 9, found, {})
     again = evaluate.assemble({}, 9, {"privacy": audit}, before=first)
     for result in (first, again):
         assert result["privacy"]["shadows"]["auc"] == 0.8
         assert result["privacy"]["claim"]["verdict"] == "cannot tell"
-        assert "of themselves membership AUC 0.80" in result["privacy"]["claim"]["sentence"]
+        assert (
+            "by 8 shadow generators of its recipe with ema.half_life_kimg=1, control"
+            in result["privacy"]["claim"]["sentence"]
+        )
+        assert "membership AUC 0.80 [0.70, 0.54] of themselves" in result["privacy"]["claim"]["sentence"]
     assert evaluate.assemble({}, 9, {"privacy": audit}, {})["privacy"]["claim"]["verdict"] == "no leak found"
+    old = {"privacy": {"shadows": {**attack, "shadows": 8}}}  # of a version that did not attack the generator itself
+    assert "shadows" not in evaluate.assemble({}, 9, {"privacy": audit}, before=old)["privacy"]
 
 
 @pytest.mark.parametrize(
     ("more", "line"),
     [
-        (("--shadows", 4), "--shadows 4: must be an even number, at least 6"),
-        (("--shadows", 3), "--shadows 3: must be an even number"),
+        (("--fidelity", "--shadows", 8), "--shadows: is of --privacy"),
+        (("--privacy", "--shadows", 4), "--shadows 4: must be an even number, at least 6"),
+        (("--privacy", "--shadows", 3), "--shadows 3: must be an even number"),
         (("--utility", "--gan-unlabelled", -5), "--gan-unlabelled -5: must be at least 0"),
         (("--utility", "--no-strict", "--gan-unlabelled", 64), "--gan-unlabelled: is of --utility --strict"),
         (("--gan-images", 64), "--gan-set, --gan-images: nothing that is asked for trains a generator"),

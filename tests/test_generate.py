@@ -60,6 +60,7 @@ def test_a_release_is_read_back_by_others(trained, tmp_path):
     assert first.SOPClassUID == pydicom.uid.SecondaryCaptureImageStorage
     assert list(first.ImageType) == ["DERIVED", "SECONDARY", "SYNTHETIC"]
     assert first.ConversionType == "SYN"
+    assert first.SyntheticData == "YES"
     assert "SYNTHETIC" in str(first.PatientName)
     assert "not of a patient" in first.ImageComments
     assert first.StudyDate == ""
@@ -354,3 +355,16 @@ def test_any_number_of_workers_makes_the_same_bytes(trained, phantoms, tmp_path)
         assert "images/s" in output
         made_by[workers] = files_of(out)
     assert made_by[0] == made_by[1] == made_by[2]
+
+
+def test_a_release_serves_the_arms_of_utility(trained, phantoms, tmp_path):
+    out = made(trained, tmp_path / "out", "--per-class", 40)
+    small = ("--n", 20, "--draws", 1, "--seeds", 1, "--steps", 2, "--scenarios", "20%", "--workers", 0)
+    evaluate.main(["--synthetic", str(out), "--data", phantoms, "--utility", *map(str, small)])
+    found = json.loads((out / "evaluation.json").read_text())["utility"]
+    assert found["settings"]["strict"] is False
+    (added,) = (row for row in found["cells"] if row["synthetic"])
+    assert added["arm"] == "real+classical+synthetic"
+    assert added["synthetic"] == added["real"]
+    assert found["read"][0]["classes"].keys() == {"NORMAL", "PNEUMONIA"}
+    assert "one generator for all" in (out / "README.md").read_text()

@@ -245,9 +245,11 @@ def test_a_release_serves_the_classes_of_the_draw_as_far_as_it_has_them():
 def test_every_arm_learns_from_the_images_it_is_named_for(monkeypatch, phantoms):
     learnt = {}
 
-    def watch(images, network, seed, *, weights=None, begin=None, **_):
+    def watch(images, network, seed, *, augment=False, weights=None, begin=None, **_):
         share = np.ones(len(images)) if weights is None else weights
-        learnt.setdefault("shown", []).append((len(images), (share @ images.labels / share.sum()).round(3)))
+        films = int(images.pixels.any((1, 2, 3)).sum())  # generated ones are black here
+        shown = (films, len(images) - films, augment, (share @ images.labels / share.sum()).round(3))
+        learnt.setdefault("shown", []).append(shown)
         learnt["first"] = share[: len(kept)].sum() / share.sum()
         return torch.nn.Identity()
 
@@ -261,23 +263,38 @@ def test_every_arm_learns_from_the_images_it_is_named_for(monkeypatch, phantoms)
     labels = np.concatenate([alike, filling])
     pool = {"pixels": np.zeros((len(labels), *train.pixels.shape[1:]), np.uint8), "labels": labels, "alike": len(alike)}
     common = {"data": {"location": phantoms}, "scenario": "20%", "draw": 0, "seed": 0}
-    prior = train.labels[kept].mean(0).round(3).tolist()
+    prior, seen = train.labels[kept].mean(0).round(3).tolist(), []
     assert prior != [0.5, 0.5]
-    for arm, size, shares in (
-        (utility.BASELINE, len(kept), prior),
-        (utility.CANDIDATE, 2 * len(kept), prior),
-        ("real+classical+many", 6 * len(kept), prior),
-        ("pretrained+classical", 5 * len(kept), prior),
-        ("real+classical+confident", len(kept), prior),  # who says which are sure; then those
-        ("real+classical+oversampled", len(kept), [0.5, 0.5]),
-        ("real+classical+balanced", len(kept) + len(filling), [0.5, 0.5]),
+    answers = np.eye(2)[np.arange(len(alike)) % 2]
+    surest = utility.surest(Images(pool["pixels"][: len(alike)], alike), answers)
+    real, even = len(kept), [0.5, 0.5]
+    for arm, films, made, augmented, shares in (
+        ("real", real, 0, False, prior),
+        (utility.BASELINE, real, 0, True, prior),
+        ("real+oversampled", real, 0, False, even),
+        ("real+classical+oversampled", real, 0, True, even),
+        ("synthetic", 0, 2 * real, False, prior),
+        ("real+synthetic 0.5x", real, round(0.5 * real), False, None),  # the first of a shuffled lot
+        ("real+synthetic 1x", real, real, False, prior),
+        ("real+synthetic 2x", real, 2 * real, False, prior),
+        (utility.CANDIDATE, real, real, True, prior),
+        ("real+classical+many", real, 5 * real, True, prior),
+        ("real+classical+confident", real, 0, True, prior),  # who says which are sure; then those
+        ("real+classical+balanced", real, len(filling), True, even),
+        ("pretrained+classical", 0, 5 * real, True, prior),  # then the real ones
     ):
         learnt.clear()
         utility.classify(pool, **common, arm=arm, network="small-cnn", classifier=0, steps=1)
-        assert learnt["shown"][0][0] == size
-        assert learnt["shown"][0][1].tolist() == pytest.approx(shares, abs=2e-3)
+        assert learnt["shown"][0][:3] == (films, made, augmented), arm
+        assert shares is None or learnt["shown"][0][3].tolist() == pytest.approx(shares, abs=2e-3)
+        seen = [*seen, arm]
         if arm in ("real+classical+many", "real+classical+confident"):
             assert learnt["first"] == pytest.approx(0.5)
+        if arm == "pretrained+classical":
+            assert learnt["shown"][1][:3] == (real, 0, True)
+        if arm == "real+classical+confident":
+            assert learnt["shown"][1][:3] == (real, len(surest), True)
+    assert set(seen) == set(utility.ARMS)
     with pytest.raises(Refused, match="the release lacks a class of --data"):
         utility.classify(
             {**pool, "alike": 0}, **common, arm=utility.CANDIDATE, network="small-cnn", classifier=0, steps=1
@@ -335,10 +352,17 @@ def test_a_draw_whose_generator_diverged_is_left_out_and_counted(monkeypatch, ph
 def test_how_the_classes_of_a_draw_are_read_stands_beside_what_it_gained(monkeypatch, phantoms):
     labels = np.eye(2, dtype=np.uint8)[[0] * 4 + [1] * 6]
     pool = {"pixels": np.zeros((10, 1, 32, 32), np.uint8), "labels": labels}
-    monkeypatch.setattr(utility, "read_by", lambda reader, pixels: np.eye(2)[[0] * 3 + [1] * 7])
+    truth = open_split(phantoms, "test").labels
+    half = truth.copy()
+    half[np.flatnonzero(truth[:, 0])[::2]] = [0, 1]  # every second NORMAL read as PNEUMONIA
+    answers = {10: np.eye(2)[[0] * 3 + [1] * 7], len(half): half.astype(float)}
+    monkeypatch.setattr(utility, "read_by", lambda reader, pixels: answers[len(pixels)])
     which = {"data": {"location": phantoms}, "scenario": "5%"}
     one = utility.read({"single": True}, pool, **which, draw=0)
-    assert one["read"]["classes"] == {"NORMAL": {"value": 0.75, "n": 4}, "PNEUMONIA": {"value": 1.0, "n": 6}}
+    assert one["read"]["classes"] == {
+        "NORMAL": {"value": 0.75, "n": 4, "floor": 0.5},
+        "PNEUMONIA": {"value": 1.0, "n": 6, "floor": 1.0},
+    }
     none = utility.read({"single": True}, {"failed": "diverged"}, **which, draw=1)
     assert none["read"]["classes"] == {}
     found = utility.compare(one, none, data={"location": phantoms}, settings={"strict": True}, seed=0)

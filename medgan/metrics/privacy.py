@@ -50,6 +50,8 @@ ALARMS = 0.01
 """How often each question of an audit may cry wolf over a harmless generator."""
 CHUNK = 4096
 """Rows of a release that one cell compares with the films of training."""
+FEW_PATIENTS = 30
+"""With fewer on a side, intervals over patients are too narrow: with ten, 6 of 100 harmless generators leaked."""
 LEAST_SHADOWS = 6
 """With fewer, films would be known from one shadow on each side, and no deviation from any."""
 SHADOW_FILMS = 600
@@ -57,9 +59,16 @@ SHADOW_FILMS = 600
 
 
 def plan(
-    question: Question, shadows: int = 0, recipe: dict[str, Any] | None = None, images: int = 0
+    question: Question,
+    shadows: int = 0,
+    recipe: dict[str, Any] | None = None,
+    images: int = 0,
+    changed: Sequence[str] = (),
 ) -> dict[str, Cell]:
-    """Cells of the audit. With shadows: that many short trainings of the recipe on `images` images each."""
+    """Cells of the audit. With shadows: that many short trainings of the recipe on `images` images each.
+
+    changed: `key=value` of what the recipe is not as it was, to be told.
+    """
     parts, data = tuple(question.samples()), {"data": question.data}
     films: dict[str, Any] = {**data, "most": MOST}
     near = tuple(Cell(f"nearness in {space}", f"{HERE}:nearness", {**films, "space": space}, parts) for space in SPACES)
@@ -76,12 +85,14 @@ def plan(
     copied = Cell("near-copies", f"{HERE}:copied", data, (*compared,))
     cells = {"privacy": Cell("audit", f"{HERE}:audit", {"seed": question.seed}, (copied, *near))}
     if shadows:
-        common = {**data, "config": recipe, "images": images, "seed": question.seed}
+        drawn = min(MOST // 2, question.n)
+        common = {**data, "config": recipe, "images": images, "seed": question.seed, "drawn": drawn}
         trained = [
             Cell(f"shadow generator {index}", f"{HERE}:shadow", {**common, "index": index}) for index in range(shadows)
         ]
-        released = Cell("films among the samples", f"{HERE}:released", data, parts)
-        weighed = {"seed": question.seed, "least": LEAST_SHADOWS}
+        released = Cell("films among the samples", f"{HERE}:released", {**data, "drawn": drawn}, parts)
+        told = {"images": images, "changed": list(changed)}
+        weighed = {"seed": question.seed, "least": LEAST_SHADOWS, "told": told}
         cells["shadows"] = Cell("likelihood ratio", f"{HERE}:likelihood_ratio", weighed, (released, *trained))
     return cells
 
@@ -282,10 +293,15 @@ def membership(near: Result, random: np.random.Generator) -> dict[str, Any]:
             "n": len(near["member"]),
             "n_held_out": len(near["held"]),
         },
+        **_patients(near["member_patients"], near["held_patients"]),
         **{"control": control[0], "control_low": control[1], "control_high": control[2]},
         **{"tpr": hits[0], "tpr_low": hits[1], "tpr_high": hits[2], "false_positive_rate": FALSE_RATE},
         "tpr_expected": by_luck(len(near["held"])),
     }
+
+
+def _patients(members: np.ndarray, others: np.ndarray) -> dict[str, int]:
+    return {"patients": len(np.unique(members)), "patients_held_out": len(np.unique(others))}
 
 
 def by_luck(others: int) -> float:
@@ -389,16 +405,18 @@ def claim(found: dict[str, Any]) -> dict[str, str]:
     No evidence for a leak may stand above "no leak found": what is not enough for the one is too much for the other.
     """
     copy, exposed, shadows = found["copies"], found["patients"], found.get("shadows")
-    spaces = found["membership"]["spaces"]
-    inside = spaces[max(spaces, key=lambda name: spaces[name]["auc"])]
-    numbers = _attack(inside)
+    attacks = {f"by {space}": one for space, one in found["membership"]["spaces"].items()}
+    strongest = max(attacks, key=lambda name: attacks[name]["auc"])
+    numbers = _attack(strongest, attacks[strongest])
     if shadows:
         lost = f" ({shadows['failed']} more are left out, one of each pair diverged)" if shadows.get("failed") else ""
-        told = f"; {shadows['shadows']} shadow generators of its recipe{lost} are too few to tell"
-        if shadows["auc"] is not None:
-            attacks = f"{_attack(shadows['released'])}, of themselves {_attack(shadows)}"
-            told = f"; by {shadows['shadows']} shadow generators of its recipe{lost} {attacks}"
-        numbers += told
+        theirs = " with " + ", ".join(shadows["changed"]) if shadows.get("changed") else ""
+        those = f"{shadows['shadows']} shadow generators of its recipe{theirs}{lost}"
+        if shadows["auc"] is None:
+            numbers += f"; {those} are too few to tell"
+        else:
+            attacks["by shadow generators"] = own = shadows["released"]
+            numbers += f"; {_attack(f'by {those}', own)}, {_attack('of themselves', shadows)}"
     counts = [[copy["value"], copy["n"] - copy["value"]], [copy["held_out"], copy["n_held_out"] - copy["held_out"]]]
     if copy["beyond"] or fisher_exact(counts, "greater").pvalue < ALARMS:
         what = (
@@ -406,12 +424,12 @@ def claim(found: dict[str, Any]) -> dict[str, str]:
         )
         return {"verdict": "leaks", "sentence": f"It leaks: {what}; {numbers}."}
     few = f"{copy['value']} near-copies, no more than held-out films are," if copy["value"] else "no near-copies"
-    of_itself = [shadows["released"]] if shadows and shadows["auc"] is not None else []
-    for one in [*spaces.values(), *of_itself]:
+    patients = min(one[side] for one in attacks.values() for side in ("patients", "patients_held_out"))
+    for name, one in attacks.items() if patients >= FEW_PATIENTS else ():
         if one["low"] > 0.5 and one["auc"] > one["control_high"]:
-            return {"verdict": "leaks", "sentence": f"It leaks who was trained on: {_attack(one)}; {few}."}
+            return {"verdict": "leaks", "sentence": f"It leaks who was trained on: {_attack(name, one)}; {few}."}
         if one["tpr_low"] > max(FALSE_RATE, one["tpr_expected"]):
-            hits = f"{one['tpr']:.1%} of training films are found where {FALSE_RATE:.0%} of others are accused"
+            hits = f"{one['tpr']:.1%} of training films are found {name} where {FALSE_RATE:.0%} of others are accused"
             return {"verdict": "leaks", "sentence": f"It leaks who was trained on: {hits}; {numbers}."}
     if exposed["value"] > exposed["expected"] and exposed["p"] < ALARMS:
         share = f"{exposed['value']:.1%} of training patients are nearer to samples than 99 % of others"
@@ -420,14 +438,22 @@ def claim(found: dict[str, Any]) -> dict[str, str]:
         if one["p"] < ALARMS / len(found["closeness"]):
             share = f"{one['value']:.1%} of samples are nearest to a training film, {one['expected']:.1%} by chance"
             return {"verdict": "leaks", "sentence": f"It leaks: {share}; {numbers}."}
-    odd = next((one for one in [*spaces.values(), *of_itself] if one["low"] > 0.5 or one["high"] < 0.5), None)
-    if odd:
-        why = "films of training are told from others, but training films differ as much among each other"
-        return {"verdict": "cannot tell", "sentence": f"It cannot be told whether it leaks: {why}: {_attack(odd)}."}
+    if patients < FEW_PATIENTS:
+        why = f"{patients} patients on a side are too few, {FEW_PATIENTS} are needed"
+        return {"verdict": "cannot tell", "sentence": f"It cannot be told whether it leaks: {why}; {few}; {numbers}."}
+    for name, one in attacks.items():
+        why = ""
+        if one["low"] > 0.5:
+            why = "films of training are told from others, but training films differ as much among each other"
+        elif one["high"] < 0.5:
+            why = "held-out films are nearer than those of training, so the two differ by more than that"
+        if why:
+            sentence = f"It cannot be told whether it leaks: {why}: {_attack(name, one)}."
+            return {"verdict": "cannot tell", "sentence": sentence}
     if shadows and shadows["auc"] is not None and (shadows["low"] > 0.5 or shadows["tpr_low"] > FALSE_RATE):
         why = "its own samples show no leak, but those of its recipe in shadow trainings do"
         return {"verdict": "cannot tell", "sentence": f"It cannot be told whether it leaks: {why}: {numbers}."}
-    if inside["high"] > 0.6:
+    if any(attacks[name]["high"] > 0.6 for name in attacks.keys() & {strongest, "by shadow generators"}):
         return {"verdict": "cannot tell", "sentence": f"Too few films to tell whether it leaks: {numbers}."}
     return {
         "verdict": "no leak found",
@@ -435,9 +461,9 @@ def claim(found: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _attack(found: dict[str, Any]) -> str:
+def _attack(name: str, found: dict[str, Any]) -> str:
     between = f"[{found['low']:.2f}, {found['high']:.2f}]"
-    return f"membership AUC {found['auc']:.2f} {between}, control {found['control']:.2f}"
+    return f"membership AUC {found['auc']:.2f} {between} {name}, control {found['control']:.2f}"
 
 
 # -- shadow models -------------------------------------------------------------------------------------------------
@@ -455,7 +481,7 @@ def contested(data: dict[str, str]) -> dict[str, np.ndarray]:
     return films
 
 
-def shadow(*, data: dict[str, str], config: dict[str, Any], images: int, seed: int, index: int) -> Result:
+def shadow(*, data: dict[str, str], config: dict[str, Any], images: int, seed: int, drawn: int, index: int) -> Result:
     """A generator trained on those of half of the patients of `contested`, and how near its samples are to all films.
 
     Shadows come in pairs that share the patients between them. {nearness float (N,), member bool (N,), patients (N,);
@@ -471,16 +497,16 @@ def shadow(*, data: dict[str, str], config: dict[str, Any], images: int, seed: i
         generator = retrain.fit(settled, split, np.flatnonzero(member), device())[0].ema
     except Diverged as error:
         return {"failed": str(error)}
-    labels = np.random.default_rng(index).choice(films["labels"][member], MOST // 2)
+    labels = np.random.default_rng(index).choice(films["labels"][member], drawn)
     near = near_to(retrain.draw(generator, settled, labels, "shadow"), films["pixels"])
     return {"nearness": near, "member": member, "patients": films["patients"]}
 
 
-def released(*parts: Result, data: dict[str, str]) -> Result:
+def released(*parts: Result, data: dict[str, str], drawn: int) -> Result:
     """The audited generator as `shadow` has its own: as many of its samples, and who was trained on as member."""
-    films, drawn = contested(data), np.concatenate([part["pixels"] for part in parts])[: MOST // 2]
+    films, samples = contested(data), np.concatenate([part["pixels"] for part in parts])[:drawn]
     return {
-        "nearness": near_to(drawn, films["pixels"]),
+        "nearness": near_to(samples, films["pixels"]),
         "member": films["trained"],
         "patients": films["patients"],
     }
@@ -492,7 +518,9 @@ def near_to(drawn: np.ndarray, films: np.ndarray) -> np.ndarray:
     return near(describe(films), describe(drawn))[0]
 
 
-def likelihood_ratio(released: Result, *shadows: Result, seed: int, least: int = LEAST_SHADOWS) -> Result:
+def likelihood_ratio(
+    released: Result, *shadows: Result, seed: int, least: int = LEAST_SHADOWS, told: dict[str, Any] | None = None
+) -> Result:
     """The audited generator, and each shadow in its place, attacked with what the (other) shadows show of how near
     films are when trained on and when not.
 
@@ -502,12 +530,13 @@ def likelihood_ratio(released: Result, *shadows: Result, seed: int, least: int =
     tells its members from members; that of the shadows takes for the truth who was in a shadow of another pair. A pair
     of which one diverged is left out and counted; auc is None where too few are left.
 
-    {auc, ...: of the shadows, which is of the recipe on few films; released: {auc, ...} of the audited generator}
+    {auc, ...: of the shadows, which is of the recipe on few films; released: {auc, ...} of the audited generator; told:
+    what else is to be said of the shadows}
     """
     failed = {index // 2 for index, one in enumerate(shadows) if "failed" in one}
     shadows = tuple(one for index, one in enumerate(shadows) if index // 2 not in failed)
     count, patients = len(shadows), released["patients"]
-    result: dict[str, Any] = {"shadows": count, "failed": 2 * len(failed)}
+    result: dict[str, Any] = {"shadows": count, "failed": 2 * len(failed), **(told or {})}
     if count < least:
         return {**result, "auc": None}
     nearness, member = (np.stack([one[key] for one in (*shadows, released)]) for key in ("nearness", "member"))
@@ -536,6 +565,7 @@ def likelihood_ratio(released: Result, *shadows: Result, seed: int, least: int =
         "n": int(trained.sum()),
         "n_held_out": int((~trained).sum()),
         "tpr_expected": by_luck(int((~trained).sum())),
+        **_patients(patients[trained], patients[~trained]),
     }
     return {**result, "films": len(patients), **found, "released": own}
 

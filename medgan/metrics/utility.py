@@ -125,8 +125,10 @@ def parse_scenario(text: str) -> tuple[float, bool]:
     return value, text.startswith("rare ")
 
 
-def plan(question: Question, grid: Grid, recipe: dict[str, Any]) -> dict[str, Cell]:
-    """One cell, `utility`, that needs all the others. recipe: config of the strict trainings, as plain types."""
+def plan(question: Question, grid: Grid, recipe: dict[str, Any], changed: Sequence[str] = ()) -> dict[str, Cell]:
+    """One cell, `utility`, that needs all the others. recipe: config of the strict trainings, as plain types; changed:
+    `key=value` of what it is not as the run's was, to be told.
+    """
     trained, read = [], []
     reader = reader_of(question.data, stream_seed(question.seed, "judge", 0))
     before: tuple[Cell, ...] = ()
@@ -160,7 +162,7 @@ def plan(question: Question, grid: Grid, recipe: dict[str, Any]) -> dict[str, Ce
                         )
     settings: dict[str, Any] = {"strict": grid.strict, "steps": grid.steps}
     if grid.strict:
-        settings |= {"images": grid.images, "unlabelled": grid.unlabelled}
+        settings |= {"images": grid.images, "unlabelled": grid.unlabelled, "changed": list(changed)}
     arguments = {"data": question.data, "settings": settings, "seed": question.seed}
     return {"utility": Cell("differences", f"{HERE}:compare", arguments, (*trained, *read))}
 
@@ -279,13 +281,17 @@ def given_pool(
 def read(reader: Result, pool: Result, *, data: dict[str, str], scenario: str, draw: int) -> Result:
     """Whether a draw's synthetic images show what was asked for, to a classifier of all real train images.
 
-    {read: {scenario, draw, classes: see evidence.recognised}}; without classes where there are no images. That
+    {read: {scenario, draw, classes: {class: {value, n, floor: of real test images}}, see evidence.recognised}}. That
     classifier has seen more patients than the draw: it explains what arms gain, and no arm learns of it.
     """
     row: dict[str, Any] = {"scenario": scenario, "draw": draw, "classes": {}}
     if "failed" not in pool and len(pool["pixels"]):
-        answers, classes = read_by(reader, pool["pixels"]), shards.read_manifest(data["location"])[0].classes
-        row["classes"] = recognised(answers, pool["labels"], classes, single=reader["single"])
+        test, classes = open_split(data["location"], "test"), shards.read_manifest(data["location"])[0].classes
+        made, real = (
+            recognised(read_by(reader, pixels), labels, classes, single=reader["single"])
+            for pixels, labels in ((pool["pixels"], pool["labels"]), (test.pixels, test.labels))
+        )
+        row["classes"] = {name: {**made[name], "floor": real[name]["value"]} for name in made if name in real}
     return {"read": row}
 
 
@@ -458,6 +464,9 @@ def claim(differences: Sequence[dict[str, Any]], settings: dict[str, Any], faile
     if not asked:
         return {"verdict": "cannot tell", "sentence": f"Not asked: the grid lacks {CANDIDATE} or {BASELINE}."}
     found = min(asked, key=lambda d: (d["scenario"] != SCENARIO, d["network"] != NETWORK))  # the first of equal ones
+    if not math.isfinite(found["value"]):
+        why = "the test images are of one class only"
+        return {"verdict": "cannot tell", "sentence": f"It cannot be told whether synthetic images help: {why}."}
     same = {key: found[key] for key in ("arm", "against", "scenario", "network")}
     beside = next(d for d in differences if d["score"] == BESIDE and same.items() <= d.items())
     what = verdict(found["low"], found["high"])
@@ -489,9 +498,10 @@ def _made_by(settings: dict[str, Any]) -> str:
     """Which generator, and what of its seed the interval does not cover."""
     if not settings["strict"]:
         return "one generator for all, which had seen all training patients: the interval does not cover its seed"
+    changed = ", with " + ", ".join(settings["changed"]) if settings.get("changed") else ""
     if settings.get("unlabelled"):
         return (
-            "generator trained on those patients after one training for all on all images without labels: the interval "
-            "does not cover the seed of that one"
+            f"generator trained on those patients after one training for all on all images without labels{changed}: "
+            "the interval does not cover the seed of that one"
         )
-    return "generator trained on those patients alone"
+    return f"generator trained on those patients alone{changed}"
