@@ -251,6 +251,7 @@ def test_every_arm_learns_from_the_images_it_is_named_for(monkeypatch, phantoms)
         shown = (films, len(images) - films, augment, (share @ images.labels / share.sum()).round(3))
         learnt.setdefault("shown", []).append(shown)
         learnt["first"] = share[: len(kept)].sum() / share.sum()
+        learnt["of_rare"] = share[: len(kept)] @ images.labels[: len(kept), 1] / (share @ images.labels[:, 1])
         return torch.nn.Identity()
 
     train = open_split(phantoms, "train")
@@ -281,6 +282,7 @@ def test_every_arm_learns_from_the_images_it_is_named_for(monkeypatch, phantoms)
         ("real+classical+many", real, 5 * real, True, prior),
         ("real+classical+confident", real, 0, True, prior),  # who says which are sure; then those
         ("real+classical+balanced", real, len(filling), True, even),
+        ("real+classical+evened", real, len(labels), True, even),
         ("pretrained+classical", 0, 5 * real, True, prior),  # then the real ones
     ):
         learnt.clear()
@@ -288,8 +290,10 @@ def test_every_arm_learns_from_the_images_it_is_named_for(monkeypatch, phantoms)
         assert learnt["shown"][0][:3] == (films, made, augmented), arm
         assert shares is None or learnt["shown"][0][3].tolist() == pytest.approx(shares, abs=2e-3)
         seen = [*seen, arm]
-        if arm in ("real+classical+many", "real+classical+confident"):
+        if arm in ("real+classical+many", "real+classical+confident", "real+classical+evened"):
             assert learnt["first"] == pytest.approx(0.5)
+        if arm == "real+classical+evened":
+            assert learnt["of_rare"] == pytest.approx(0.5)
         if arm == "pretrained+classical":
             assert learnt["shown"][1][:3] == (real, 0, True)
         if arm == "real+classical+confident":

@@ -51,7 +51,8 @@ class Arm:
     synthetic: float = 0.0
     """Generated images for each real one, classes as frequent as among those; inf: all that were drawn."""
     halved: bool = False
-    """Half of what a classifier is shown is real and half generated, however many there are of each."""
+    """Half of what a classifier is shown is real and half generated, however many there are of each; with oversampled,
+    of each class too, so that who looks generated does not tell the class."""
     balanced: bool = False
     """Generated images fill up the rarer classes."""
     confident: bool = False
@@ -77,10 +78,11 @@ ARMS = {
     "real+classical+many": Arm(classical=True, synthetic=math.inf, halved=True),
     "real+classical+confident": Arm(classical=True, synthetic=math.inf, halved=True, confident=True),
     "real+classical+balanced": Arm(classical=True, oversampled=True, balanced=True),
+    "real+classical+evened": Arm(classical=True, oversampled=True, synthetic=math.inf, halved=True, balanced=True),
     "pretrained+classical": Arm(classical=True, synthetic=math.inf, pretrained=True),
 }
 BASELINE, CANDIDATE = "real+classical", "real+classical+synthetic"
-RIVALS = {"real+classical+balanced": ("real+classical+oversampled", BASELINE)}
+RIVALS = dict.fromkeys(("real+classical+balanced", "real+classical+evened"), ("real+classical+oversampled", BASELINE))
 """What an arm is held against where that is not BASELINE alone."""
 CLAIM, BESIDE = "macro_f1", "auc"
 """The score of the claim, and the one that is told beside it: no threshold and no class's frequency moves it."""
@@ -320,7 +322,8 @@ def classify(
     common: dict[str, Any] = {"single": single, "augment": what.classical, "mirror": mirror, "device": device()}
     made = real.some(np.arange(0))
     if what.generated:
-        part = slice(None, pool[0]["alike"]) if what.synthetic else slice(pool[0]["alike"], None)
+        alike = pool[0]["alike"]
+        part = slice(0 if what.synthetic else alike, None if what.balanced else alike)
         made = Images(pool[0]["pixels"][part], pool[0]["labels"][part])
     if what.synthetic:
         if not len(made):
@@ -340,7 +343,8 @@ def classify(
         learnt = Images.together([real] * what.real + [made] * (len(made) > 0))
         weights = row_weights(learnt.labels, 1.0) if what.oversampled else None
         if what.halved:
-            weights = np.repeat([1 / len(real), 1 / len(made)], [len(real), len(made)])
+            sides = [row_weights(one.labels, 1.0) if what.oversampled else np.ones(len(one)) for one in (real, made)]
+            weights = np.concatenate([side / side.sum() for side in sides])
         model = classifiers.train(learnt, network, own, steps=steps, weights=weights, **common)
     answers = classifiers.predict(model, test.pixels, single=single)
     rare = int(train.labels.sum(0).argmin())

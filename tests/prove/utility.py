@@ -77,6 +77,14 @@ ATTEMPTS = {
         ),
         "as `rare`, with generators that are shown both classes equally often: without, they hardly learn the rare one",
     ),
+    "paired": Attempt(
+        "kermany32",
+        (
+            *("--scenarios", "rare 5%", "--gan-images", "40000", "--gan-set", "data.balance=1"),
+            *("--gan-set", "augment.name=diffaugment", "--arms", "real+classical+oversampled,real+classical+evened"),
+        ),
+        "as `evened`, and half of either class generated: where it is nearly all of one, that is what is learnt",
+    ),
     "unlabelled": Attempt(
         "kermany32",
         grid("--scenarios", "1%", "--gan-unlabelled", "200000", "--gan-images", "10000", arms=LEARNT),
