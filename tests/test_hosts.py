@@ -247,17 +247,16 @@ def test_three_workers_on_three_hosts_equal_one_process_and_no_secret_is_written
 
 
 def test_an_elastic_run_outlives_a_worker_and_a_host_and_takes_up_one_that_joins(hosts, submit):
-    submitted = time.monotonic()
     job = submit("elastic", "1-3", total_images=ENDLESS)
-    job.line("^48/")
-    slow = max(1.0, (time.monotonic() - submitted) / 50)  # two quiet cores start such a run in 50 s
+    # To begin takes more than to begin again: 38 s on two quiet cores. On a slower machine that is what is allowed.
+    start = job.progress()[0] - job.line("^training cgan")[0]
     job.line("^480/")
     started = time.monotonic()
     hosts.exec("host2", ["kill", "-9", job.worker("host2")])
     moment, row = job.restarted(0)
     print(f"a worker was killed: training again after {moment - started:.0f} s")
     assert row["resume/workers"] == 3
-    assert moment - started < 30 * slow
+    assert moment - started < max(30, start)
 
     time.sleep(5)
     started = time.monotonic()
@@ -265,7 +264,7 @@ def test_an_elastic_run_outlives_a_worker_and_a_host_and_takes_up_one_that_joins
     moment, row = job.restarted(1)
     print(f"a host was killed: training again after {moment - started:.0f} s")
     assert row["resume/workers"] == 2
-    assert moment - started < 45 * slow
+    assert moment - started < max(45, start + 15)
 
     started = time.monotonic()
     hosts.up(3)
