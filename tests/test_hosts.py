@@ -288,12 +288,13 @@ def test_a_host_that_is_cut_off_and_comes_back_splits_nothing(hosts, submit):
     started = time.monotonic()
     hosts.cut(victim)
     assert hosts.state(victim) == "cut"
-    moment, _ = job.line("2 workers now", started, timeout=90)
+    moment, row = job.restarted(0, timeout=90)
     print(f"{victim} was cut off: training again after {moment - started:.0f} s")
+    assert row["resume/workers"] == 2
     assert job.holder() != victim
     hosts.heal(victim)
-    moment, _ = job.line("3 workers now", moment, timeout=120)
-    job.progress(moment)
+    _, row = job.restarted(1, timeout=120)
+    assert row["resume/workers"] == 3
     job.stop()
     job = job.again()
     assert not list((job.out / "checkpoints").glob("*.damaged"))
@@ -328,7 +329,7 @@ def test_a_notice_that_a_host_will_be_taken_away_saves_a_checkpoint_at_once(host
     print(f"a notice was heard after {moment - started:.0f} s")
     until(lambda: len(job.folder.checkpoints()) == 1, 5, "a checkpoint")
     saved = job.folder.checkpoints()[0]
-    job.line(f"going on from the checkpoint at {saved:,} images", moment, timeout=90)
+    job.line(f"going on from the checkpoint at {saved:,} images", moment)
     hosts.kill("host3")
 
 
