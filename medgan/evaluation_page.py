@@ -188,7 +188,7 @@ def forest(rows: Sequence[Interval], middle: float, signed: bool = False) -> Mar
     if not rows:
         return Markup("")
     reach = max(0.02, *(abs(edge - middle) for _, *edges in rows for edge in edges if edge is not None)) * 1.1
-    left, width, step = 360, 360, 24
+    left, width, step = max(360, 7 * max(len(name) for name, *_ in rows) + 24), 360, 24  # 7: of a letter, about
 
     def x(value: float) -> float:
         return round(left + width * (value - middle + reach) / (2 * reach), 1)
@@ -212,6 +212,8 @@ def forest(rows: Sequence[Interval], middle: float, signed: bool = False) -> Mar
         f"{name} {value:.3f}" + (f" ({low:.3f} to {high:.3f})" if low is not None and high is not None else "")
         for name, value, low, high in rows
     )
-    return Markup('<svg class="forest" viewBox="0 0 800 {}" role="img" aria-label="{}">{}{}{}</svg>').format(
-        bottom + 12, told, rule, Markup("").join(lines), Markup("").join(marks)
+    return Markup(
+        '<svg class="forest" viewBox="0 0 {} {}" style="max-width:{}px" role="img" aria-label="{}">{}{}{}</svg>'
+    ).format(
+        left + width + 80, bottom + 12, left + width + 80, told, rule, Markup("").join(lines), Markup("").join(marks)
     )

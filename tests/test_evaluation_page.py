@@ -126,6 +126,8 @@ def test_an_interval_is_drawn_where_it_lies_and_names_cannot_break_out():
     assert dots[0] == pytest.approx((low + high) / 2)
     assert middle - dots[1] == pytest.approx(high - middle)
     assert evaluation_page.forest([], 0.0) == ""
+    long = str(evaluation_page.forest([("n" * 80, 0.05, 0.0, 0.1)], 0.0))
+    assert float(re.search(r'text x="([\d.]+)"', long).group(1)) >= 7 * 80  # names end there
 
 
 def test_a_run_that_was_not_evaluated_has_no_such_section(tiny, phantoms, tmp_path):
