@@ -151,17 +151,13 @@ def gain_of(difference: dict[str, Any]) -> str:
 
 
 def _attacks(privacy: dict[str, Any]) -> list[Interval]:
+    attacks, shadows = _hits(privacy), _shadows(privacy)
+    if shadows:
+        attacks.append(("the shadows by each other", shadows))
     rows: list[Interval] = []
-    for space, found in privacy["membership"]["spaces"].items():
-        rows.append((f"by {space}", found["auc"], found["low"], found["high"]))
-        rows.append((f"by {space}, control", found["control"], found["control_low"], found["control_high"]))
-    if shadows := _shadows(privacy):
-        for name, one in (
-            (f"by {shadows['shadows']} shadow generators", shadows["released"]),
-            ("the shadows by each other", shadows),
-        ):
-            rows.append((name, one["auc"], one["low"], one["high"]))
-            rows.append((f"{name}, control", one["control"], one["control_low"], one["control_high"]))
+    for name, found in attacks:
+        rows.append((name, found["auc"], found["low"], found["high"]))
+        rows.append((f"{name}, control", found["control"], found["control_low"], found["control_high"]))
     return rows
 
 

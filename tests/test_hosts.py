@@ -248,15 +248,13 @@ def test_three_workers_on_three_hosts_equal_one_process_and_no_secret_is_written
 
 def test_an_elastic_run_outlives_a_worker_and_a_host_and_takes_up_one_that_joins(hosts, submit):
     job = submit("elastic", "1-3", total_images=ENDLESS)
-    # To begin takes more than to begin again: 38 s on two quiet cores. On a slower machine that is what is allowed.
-    start = job.progress()[0] - job.line("^training cgan")[0]
     job.line("^480/")
     started = time.monotonic()
     hosts.exec("host2", ["kill", "-9", job.worker("host2")])
     moment, row = job.restarted(0)
     print(f"a worker was killed: training again after {moment - started:.0f} s")
     assert row["resume/workers"] == 3
-    assert moment - started < max(30, start)
+    assert moment - started < 30
 
     time.sleep(5)
     started = time.monotonic()
@@ -264,11 +262,11 @@ def test_an_elastic_run_outlives_a_worker_and_a_host_and_takes_up_one_that_joins
     moment, row = job.restarted(1)
     print(f"a host was killed: training again after {moment - started:.0f} s")
     assert row["resume/workers"] == 2
-    assert moment - started < max(45, start + 15)
+    assert moment - started < 45
 
     started = time.monotonic()
     hosts.up(3)
-    moment, row = job.restarted(2)
+    moment, row = job.restarted(2, timeout=120)
     print(f"a host joined: taken up after {moment - started:.0f} s")
     assert row["resume/workers"] == 3
     job.line(r"3 workers now; \d+ s and \d+ images lost", started)
@@ -329,7 +327,7 @@ def test_a_notice_that_a_host_will_be_taken_away_saves_a_checkpoint_at_once(host
     print(f"a notice was heard after {moment - started:.0f} s")
     until(lambda: len(job.folder.checkpoints()) == 1, 5, "a checkpoint")
     saved = job.folder.checkpoints()[0]
-    job.line(f"going on from the checkpoint at {saved:,} images", moment)
+    job.line(f"going on from the checkpoint at {saved:,} images", moment, timeout=90)
     hosts.kill("host3")
 
 
