@@ -269,47 +269,46 @@ def audit(copied: Result, *near: Result, seed: int) -> Result:
     }
 
 
-def membership(near: Result, random: np.random.Generator) -> dict[str, Any]:
-    """How well nearness to the samples tells films that were trained on from others: AUC, and the share of members
-    found where one in a hundred others is accused.
+Side = tuple[np.ndarray, np.ndarray]
 
-    Intervals are over patients, 99.7 % each, so that of a hundred audits of harmless generators one cries wolf in any
-    of the three spaces. The control asks the same of one half of the members' patients against the other, where there
-    is nothing to find.
+
+def membership(near: Result, random: np.random.Generator) -> dict[str, Any]:
+    """How well nearness to the samples tells films that were trained on from others, see `told_apart`.
+
+    Intervals hold 99.7 % each, so that of a hundred audits of harmless generators one cries wolf in any of the three
+    spaces.
     """
-    sides = [(near["member"], near["member_patients"]), (near["held"], near["held_patients"])]
-    patients = random.permutation(np.unique(near["member_patients"]))
-    half = np.isin(near["member_patients"], patients[::2])
-    halves = [(near["member"][which], near["member_patients"][which]) for which in (half, ~half)]
-    level = 1 - ALARMS / len(SPACES)
-    found = interval(auc, sides[0], sides[1], random, level)
-    hits = interval(lambda member, held: rate_at(member, held, FALSE_RATE), sides[0], sides[1], random, level)
-    control = interval(auc, halves[0], halves[1], random, level)
+    sides = [(near[side], near[f"{side}_patients"]) for side in ("member", "held")]
+    return told_apart(sides[0], sides[1], random, 1 - ALARMS / len(SPACES))
+
+
+def told_apart(members: Side, others: Side, random: np.random.Generator, level: float) -> dict[str, Any]:
+    """AUC with which scores tell members from others, and the share of members found where one in a hundred others is
+    accused, with intervals over patients.
+
+    The control asks the same of one half of the members' patients against the other, where there is nothing to find.
+    """
+    scores, owners = members
+    half = np.isin(owners, random.permutation(np.unique(owners))[::2])
+    found = interval(auc, members, others, random, level)
+    hits = interval(hit_rate, members, others, random, level)
+    control = interval(auc, (scores[half], owners[half]), (scores[~half], owners[~half]), random, level)
     return {
-        **{
-            "auc": found[0],
-            "low": found[1],
-            "high": found[2],
-            "n": len(near["member"]),
-            "n_held_out": len(near["held"]),
-        },
-        **_patients(near["member_patients"], near["held_patients"]),
+        **{"auc": found[0], "low": found[1], "high": found[2], "n": len(scores), "n_held_out": len(others[0])},
+        **{"patients": len(np.unique(owners)), "patients_held_out": len(np.unique(others[1]))},
         **{"control": control[0], "control_low": control[1], "control_high": control[2]},
         **{"tpr": hits[0], "tpr_low": hits[1], "tpr_high": hits[2], "false_positive_rate": FALSE_RATE},
-        "tpr_expected": by_luck(len(near["held"])),
+        "tpr_expected": by_luck(len(others[0])),
     }
 
 
-def _patients(members: np.ndarray, others: np.ndarray) -> dict[str, int]:
-    return {"patients": len(np.unique(members)), "patients_held_out": len(np.unique(others))}
+def hit_rate(members: np.ndarray, others: np.ndarray) -> float:
+    return rate_at(members, others, FALSE_RATE)
 
 
 def by_luck(others: int) -> float:
     """What share is above all but FALSE_RATE of so many others where there is nothing to find."""
     return (int(FALSE_RATE * others) + 1) / (others + 1)
-
-
-Side = tuple[np.ndarray, np.ndarray]
 
 
 def interval(
@@ -554,35 +553,22 @@ def likelihood_ratio(
     scores = np.concatenate([ratio(one, everyone[everyone // 2 != one // 2]) for one in range(count)])
     random = np.random.default_rng(stream_seed(seed, "likelihood ratio", 0))
     owners, inside = np.tile(patients, count), member[:count]
-    found = _told_apart(scores, inside.ravel(), owners, random, 0.95)
-    found |= _as_control(_told_apart(scores, np.roll(inside, 2, 0).ravel(), owners, random, 0.95))
-    scores, trained = ratio(count, everyone), released["member"]
-    own = _told_apart(scores, trained, patients, random, 1 - ALARMS)
-    members = random.permutation(np.unique(patients[trained]))
-    half = np.isin(patients[trained], members[::2])
-    own |= _as_control(_told_apart(scores[trained], half, patients[trained], random, 1 - ALARMS))
-    own |= {
-        "n": int(trained.sum()),
-        "n_held_out": int((~trained).sum()),
-        "tpr_expected": by_luck(int((~trained).sum())),
-        **_patients(patients[trained], patients[~trained]),
+    own, trained = ratio(count, everyone), released["member"]
+
+    def apart(statistic: Callable[[np.ndarray, np.ndarray], float], truth: np.ndarray) -> tuple[float, float, float]:
+        sides = [(scores[which], owners[which]) for which in (truth.ravel(), ~truth.ravel())]
+        return interval(statistic, sides[0], sides[1], random, 0.95)
+
+    found, hits, control = apart(auc, inside), apart(hit_rate, inside), apart(auc, np.roll(inside, 2, 0))
+    sides = [(own[which], patients[which]) for which in (trained, ~trained)]
+    return {
+        **result,
+        "films": len(patients),
+        **{"auc": found[0], "low": found[1], "high": found[2], "false_positive_rate": FALSE_RATE},
+        **{"tpr": hits[0], "tpr_low": hits[1], "tpr_high": hits[2]},
+        **{"control": control[0], "control_low": control[1], "control_high": control[2]},
+        "released": told_apart(sides[0], sides[1], random, 1 - ALARMS),
     }
-    return {**result, "films": len(patients), **found, "released": own}
-
-
-def _told_apart(
-    scores: np.ndarray, inside: np.ndarray, patients: np.ndarray, random: np.random.Generator, level: float
-) -> dict[str, float]:
-    """AUC and hits at FALSE_RATE of scores (N,) that ought to be higher inside, with intervals over patients."""
-    sides = [(scores[which], patients[which]) for which in (inside, ~inside)]
-    value, low, high = interval(auc, sides[0], sides[1], random, level)
-    hits = interval(lambda ours, theirs: rate_at(ours, theirs, FALSE_RATE), sides[0], sides[1], random, level)
-    found = {"auc": value, "low": low, "high": high, "false_positive_rate": FALSE_RATE}
-    return found | {"tpr": hits[0], "tpr_low": hits[1], "tpr_high": hits[2]}
-
-
-def _as_control(found: dict[str, float]) -> dict[str, float]:
-    return {"control": found["auc"], "control_low": found["low"], "control_high": found["high"]}
 
 
 def _mean(values: np.ndarray, which: np.ndarray) -> np.ndarray:
