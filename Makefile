@@ -36,8 +36,8 @@ bench: setup ## speed beside what one would otherwise use, into bench.json: all,
 
 PROOFS := learning films ablation search utility privacy soak
 
-prove: setup ## long proofs, into results/: all of them (a day on 2 cores), or ONLY=films and so on
-	for name in $(or $(ONLY),$(PROOFS)); do $(BIN)/python -m tests.prove.$$name || exit 1; done
+prove: setup ## long proofs, into results/: all of them (a day on 2 cores), or ONLY=films and so on, AGAIN=1 what is known, too
+	for name in $(or $(ONLY),$(PROOFS)); do $(BIN)/python -m tests.prove.$$name $(if $(AGAIN),--again) || exit 1; done
 	$(if $(ONLY),,$(BIN)/python -m pytest -m slow || test $$? -eq 5)  # 5: there is none
 
 shots: setup ## the pictures in docs/, from runs/demo

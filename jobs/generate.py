@@ -1,7 +1,7 @@
 """Draw synthetic images from a run's best generator into a release: a data folder that can be handed over.
 
     python jobs/generate.py --run runs/demo --out synthetic --per-class 200 --png
-    python jobs/generate.py --run RUN --out OUT --balance-to DATA --data DATA --confidence 0.8 --dicom
+    python jobs/generate.py --run RUN --out OUT --per-class 2000 --data DATA --confidence 0.8 --dicom
 
 The folder has the layout of jobs/prepare.py's, with all rows in train/ and the seed of each image in a column, so
 that any image can be drawn again. With --data, near-copies of the images that the generator was trained on are
@@ -29,7 +29,12 @@ def parser() -> Parser:
     amount = parser.add_mutually_exclusive_group(required=True)
     amount.add_argument("--per-class", type=int, metavar="N", help="N images of every class")
     amount.add_argument("--count", type=int, metavar="N", help="N images, classes as frequent as in training")
-    amount.add_argument("--balance-to", metavar="DATA", help="what DATA's train split lacks of its rarer classes")
+    amount.add_argument(
+        "--balance-to",
+        metavar="DATA",
+        help="what DATA's train split lacks of its rarer classes. Where nearly all of one class is synthetic and "
+        "all of another real, a classifier learns which is which: --per-class, and half of every class, was better",
+    )
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other images (default 0)")
     parser.add_argument(
         "--truncation",

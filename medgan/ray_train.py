@@ -29,6 +29,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from medgan.config import Config, Refused
 from medgan.folder import RunFolder
+from medgan.terminal import Failed
 
 Event = dict[str, Any]
 TIMEOUT_S = 900
@@ -38,6 +39,10 @@ PATIENCE_S = 5.0
 RESIZE_S = 30.0
 """How often a run with a range of workers looks for hosts that joined."""
 SIOCGIFADDR = 0x8915  # linux/sockios.h
+STARTS = 3
+"""How often Ray is started on this host before it is given up."""
+TOO_SLOW = "timed out during startup"
+"""What Ray says where its own 30 s for a start are over."""
 GROUP = "MEDGAN_GROUP"
 """In the environment of workers: which of the groups that Ray starts one after the other they are of."""
 
@@ -56,8 +61,28 @@ def connect(verbose: bool = False) -> dict[str, float]:
         address = cluster_address()
         if address == "local":
             common |= {"include_dashboard": False, "object_store_memory": 256 * 2**20}
-        ray.init(address=address, **common)
+            _start_here(common)
+        else:
+            ray.init(address=address, **common)
     return dict(ray.cluster_resources())
+
+
+def _start_here(common: Mapping[str, Any]) -> None:
+    """Start Ray on this host. It gives itself 30 s, which can be too few where others keep all cores busy or where its
+    files have to be read first; what was read stays in memory, so that trying again helps."""
+    print("starting Ray on this host ...", flush=True)
+    for left in range(STARTS - 1, -1, -1):
+        try:
+            ray.init(address="local", **common)
+            return
+        except Exception as error:
+            if TOO_SLOW not in str(error):
+                raise
+        if left:
+            print("Ray has not started in 30 s, perhaps since this host is busy: trying again ...", flush=True)
+    raise Failed(
+        f"Ray did not start in {STARTS} times 30 s: this host is too busy or short of memory; try again when it is less"
+    )
 
 
 def hosts() -> int:

@@ -310,12 +310,10 @@ def card(config: Config, label_counts: dict[str, int], figures: dict[str, Any], 
     known = [name for name in FIGURES if f"metric/{name}" in figures]
     if known:
         lines += [f"Figures of the run's own evaluation ({figures.get('figure', '')}):", ""]
-        lines += ["| figure | value | real against real |", "|---|---|---|"]
-        lines += [f"| {n} | {_figure(figures[f'metric/{n}'])} | {_figure(figures.get(f'floor/{n}'))} |" for n in known]
-        lines += [
-            "",
-            "KID and FID: smaller is better; the others: larger is better. Real images score the last column.",
-        ]
+        lines += ["| figure | value | real against real | meaning |", "|---|---|---|---|"]
+        for name in known:
+            value, floor = (_figure(figures.get(f"{side}/{name}")) for side in ("metric", "floor"))
+            lines.append(f"| {name} | {value} | {floor} | {FIGURES[name][1]} |")
     dp = config.privacy.dp
     if config.private:
         lines += [

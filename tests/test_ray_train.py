@@ -1,10 +1,12 @@
 """The driver of a training, with Ray stood in for: what is asked of Ray, whose events count, how a run ends."""
 
+import inspect
 import queue
 import time
 from types import SimpleNamespace
 
 import pytest
+import ray._private.node
 import ray.train.torch
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import _AutoscalingCoordinatorActor
 
@@ -13,7 +15,7 @@ from medgan.config import Refused
 from medgan.folder import RunFolder
 from medgan.lease import Lease
 from medgan.ray_train import Outcome, Workers
-from medgan.terminal import command
+from medgan.terminal import Failed, command
 
 from .test_refusals import job
 
@@ -59,6 +61,42 @@ def test_workers_are_asked_for_on_gpus_that_are_not_there_yet(monkeypatch, tmp_p
     stand = Stand(monkeypatch, lambda say: say(told("done", "")))
     fit(tmp_path / "run", gpu=gpu)
     assert [options["scaling_config"].use_gpu for options in stand.trainers] == [gpu]
+
+
+@pytest.mark.parametrize("slow", range(ray_train.STARTS + 1))
+def test_a_start_of_ray_that_takes_too_long_is_tried_again_and_given_up_in_one_line(monkeypatch, capsys, slow):
+    assert ray_train.TOO_SLOW in inspect.getsource(ray._private.node)  # its words, held for an upgrade
+    tries = []
+
+    def init(**options):
+        tries.append(options)
+        if len(tries) <= slow:
+            raise Exception(f"The current node {ray_train.TOO_SLOW}. This could happen because ...")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray_train, "cluster_address", lambda: "local")
+    if slow < ray_train.STARTS:
+        assert ray_train.connect() == {"CPU": 2.0}
+        assert len(tries) == slow + 1
+    else:
+        with pytest.raises(Failed, match="did not start in 3 times 30 s: this host is too busy or short of memory"):
+            ray_train.connect()
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "starting Ray on this host ..."
+    assert len(out) == 1 + min(slow, ray_train.STARTS - 1)
+
+
+def test_another_error_of_a_start_is_not_tried_again(monkeypatch):
+    def init(**options):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray_train, "cluster_address", lambda: "local")
+    with pytest.raises(ConnectionError, match="no route"):
+        ray_train.connect()
 
 
 def test_the_job_asks_for_what_it_is_told_and_says_what_it_waits_for(monkeypatch, phantoms, tmp_path, capsys):

@@ -284,6 +284,17 @@ def test_a_population_moves_to_the_known_best_and_takes_over_the_best_weights():
         assert {member.config["job"]["name"] for member in members} == {f"{number:03d}" for number in range(8)}
 
 
+def test_weights_are_taken_over_from_a_member_that_was_nobodys_best_when_it_reported():
+    members = [Member(name, 1e-3) for name in ("000", "001", "002")]
+    population, controller = schedulers.Population({"optim.lr_g": Range(1e-6, 1e-1)}, 1000, 0), Controller(members)
+    for member in members:
+        population.on_trial_add(controller, member)
+    for member, kid in zip(members, (1.0, 2.0, 3.0), strict=True):  # the first reports while nobody else is known
+        member.level = kid
+        population.on_trial_result(controller, member, {"images_seen": 1000, "kid": kid})
+    assert [member.level for member in members] == [1.0, 1.0, 1.0]
+
+
 # -- records and results -----------------------------------------------------------------------------------------------
 
 

@@ -61,7 +61,7 @@ def test_a_search_leaves_its_trials_the_best_config_and_a_table(whole, phantoms)
     for words in ("winner: trial", "mean KID", "best.yaml", "others were better"):
         assert words in output
     for noise in ("Traceback", "WARNING", "ray", "Ray", "wandb:"):
-        assert noise not in output
+        assert noise not in output.replace("starting Ray on this host ...", "")
     assert not (Path(folder.location) / ".ray").exists()
 
 
@@ -211,10 +211,10 @@ def test_records_are_whole_files(whole):
 
 def test_a_member_of_a_population_takes_over_weights_and_images_seen_of_a_better_one(phantoms, tmp_path):
     folder = SearchFolder(str(tmp_path / "search"))
-    ranges = ["--space", "optim.lr_g=1e-9..5e-3"]  # some members learn nothing
-    more = ["--algorithm", "pbt", "--space", "model.name=cgan", *ranges, "--search-seed", 1]
-    fixed = settings(total_images=1920, evaluate__interval_kimg=0.64, checkpoint__keep=9, tracking__interval_kimg=0.064)
-    code, output = run_job("search", "--data", phantoms, "--out", folder.location, "--trials", 4, *more, *fixed)
+    ranges = ["--space", "optim.lr_g=1e-9..5e-3"]  # by this seed one of the two learns nothing
+    more = ["--algorithm", "pbt", "--space", "model.name=cgan", *ranges, "--search-seed", 3]
+    fixed = settings(total_images=2560, evaluate__interval_kimg=0.64, checkpoint__keep=9, tracking__interval_kimg=0.064)
+    code, output = run_job("search", "--data", phantoms, "--out", folder.location, "--trials", 2, *more, *fixed)
     assert code == 0, output
     trials = by_name(folder)
     assert {record["status"] for record in trials.values()} == {"done"}
@@ -229,7 +229,7 @@ def test_a_member_of_a_population_takes_over_weights_and_images_seen_of_a_better
         assert child.config().optim.lr_g == step["settings"]["optim.lr_g"] != parent.config().optim.lr_g
         seen = [row["images_seen"] for row in rows(child) if "loss/D" in row]
         assert seen == list(range(64, seen[-1] + 1, 64))
-    assert max(folder.run(record).checkpoints()[-1] for record in trials.values()) == 1920
+    assert max(folder.run(record).checkpoints()[-1] for record in trials.values()) == 2560
 
 
 def test_a_search_may_be_submitted_as_a_job(head, phantoms, tmp_path):  # noqa: F811

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
 from tune.spaces import Range
@@ -99,3 +100,11 @@ class Population(PopulationBasedTraining):
         """The donor's, changed; the trial keeps its own name."""
         config, operations = super()._get_new_config(trial, trial_to_clone)
         return {**config, "job": {**config["job"], "name": trial.config["job"]["name"]}}, operations
+
+    def _checkpoint_or_exploit(self, trial: Any, tune_controller: Any, *quantiles: Any) -> None:
+        """Ray keeps weights only of a member that is among the best when it reports, so that from one that became the
+        best since, as others fell behind or ended, nobody could take over: keep everyone's, they are pointers."""
+        super()._checkpoint_or_exploit(trial, tune_controller, *quantiles)
+        state = self._trial_state[trial]
+        if state.last_checkpoint is None and trial.status != Trial.PAUSED:  # a paused one has just taken over another's
+            state.last_checkpoint = tune_controller._schedule_trial_save(trial, result=state.last_result)

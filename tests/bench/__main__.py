@@ -18,12 +18,33 @@ from typing import Any
 
 from medgan.terminal import Parser
 
+from ..prove import ROOT, commit, hardware, known
 from . import checkpoint, loader, prepare, scaling, search, step
 
 MODULES = (loader, prepare, step, checkpoint, scaling, search)
 BENCHES = {module.__name__.rpartition(".")[2]: module.run for module in MODULES}
 
-
+RESULTS = ROOT / "results/bench.json"
+"""What an idle machine reached: kept by --out, shown in docs/results.md."""
+SHOWN = {
+    "loader/64": ("random batches of 64x64 from the map of a host", "ImageFolder and DataLoader on JPEG files"),
+    "loader/256": ("the same at 256x256", "the same"),
+    "loader/start": ("first batch of 100,000 rows, on a host that has not read them yet", "5 s"),
+    "loader/memory": ("memory of four workers' data on one host", "of one worker's"),
+    "step/dcgan64": ("a step of `dcgan`, width 64, batch 64, 64x64, as its preset has it", "float32, channels first"),
+    "step/stylegan2-lite64": ("a step of `stylegan2-lite`, width 256, batch 16, 64x64", "its equations, in float32"),
+    "step/job": ("images/s inside `jobs/train.py`, one worker", "bare steps on tensors that lie there"),
+    "step/memory": ("memory of a step with `optim.accumulation=2`", "without"),
+    "scaling/2workers": ("`dcgan` 64x64 on 2 workers of a thread each", "on 1"),
+    "scaling/2strangers": ("two workers that do not know of each other", "1"),
+    "scaling/3hosts": ("3 workers on 3 hosts (network namespaces)", "on one host"),
+    "checkpoint/stall": ("training stands still for checkpoints every 20 steps", "written in between"),
+    "prepare/core": ("preparing JPEG films of 1300x1000 on one core", "a bare Pillow loop"),
+    "prepare/2cores": ("the same on two cores", "two bare Pillow loops"),
+    "search/images": ("a search of 6 trainings, two at a time", "a shell loop that starts them two at a time"),
+    "search/busy": ("its cores are busy", "the shell loop's"),
+}
+"""The rows of the table: what was measured, and beside what."""
 WANTED: dict[str, tuple[str, float]] = {
     "scaling/2workers": ("ratio", 1.8),
     "checkpoint/stall": ("at most", 2.0),
@@ -48,6 +69,18 @@ def missed(row: dict[str, Any], cpuinfo: str) -> str:
     return f"{figure} {wanted:g}" if row[figure] < wanted else ""
 
 
+def table() -> str:
+    """results/bench.json as Markdown."""
+    rows = {row["name"]: row for row in known(RESULTS)}
+    lines = ["| what | | beside | | ratio |", "|---|---|---|---|---|"]
+    for name, (what, beside) in SHOWN.items():
+        if row := rows.get(name):
+            digits = 2 if row["ours"] < 1 else 1 if row["ours"] < 100 else 0
+            ours, peer = (f"{row[key]:,.{digits}f}" for key in ("ours", "peer"))
+            lines.append(f"| {what} | {ours} {row['unit']} | {beside} | {peer} | {row['ratio']:.2f} |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = Parser(__doc__)
     parser.add_argument("--only", choices=BENCHES)
@@ -59,7 +92,7 @@ def main() -> int:
         if args.only in (None, name):
             with tempfile.TemporaryDirectory(prefix="medgan-bench-") as folder:
                 for row in bench(Path(folder)):
-                    rows[row["name"]] = row
+                    rows[row["name"]] = row | {"commit": commit(), "hardware": hardware()}
                     wanted = missed(row, cpuinfo)
                     below = below or bool(wanted)
                     shown = f"{row['ours']:>12,.1f} {row['peer']:>12,.1f} {row['unit']:<10} {row['ratio']:>8.2f}"

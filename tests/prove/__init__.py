@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -61,8 +62,17 @@ def arguments(doc: str | None, name: str, parts: Iterable[str]) -> argparse.Argu
     parser.add_argument("--work", type=Path, default=ROOT / "runs/prove" / name, help="folder for data and runs")
     names = tuple(parts)
     parser.add_argument("--only", action="append", choices=names, metavar="PART", help=f"of {', '.join(names)}")
+    parser.add_argument("--again", action="store_true", help="measure also what the results have already")
     parser.add_argument("--table", action="store_true", help="print the results and end")
     return parser
+
+
+def prepare(source: str, data: Path, *options: object) -> None:
+    """DATA of a proof. The key that hides patients orders the films, too: these are public, and so is their key, with
+    which they are the same everywhere."""
+    key = data.with_name("patient.key")
+    key.write_text(hashlib.sha256(b"medgan/tests/prove").hexdigest())
+    call("jobs/prepare.py", "--source", source, "--out", data, "--patient-key-file", key, *options)
 
 
 def opened(work: Path) -> Path:
@@ -73,6 +83,32 @@ def opened(work: Path) -> Path:
 
 def known(results: Path) -> list[Row]:
     return list(json.loads(results.read_text())) if results.exists() else []
+
+
+def prove(
+    args: argparse.Namespace,
+    results: Path,
+    parts: Iterable[str],
+    measured: Callable[[str], Iterable[Row]],
+    name: Callable[[Row], str],
+    table: Callable[[], str],
+) -> None:
+    """Measure the parts that are asked for: those that the results lack, with --again the others, too.
+
+    Parameters
+    ----------
+    measured: the rows of a part.
+    name: the part that a row is of.
+    """
+    if args.table:
+        print(table())
+        return
+    for part in args.only or parts:
+        if part in map(name, known(results)) and not args.again:
+            print(f"{part} is in {results.name} already; --again measures it anew", flush=True)
+        else:
+            keep(results, measured(part), name, parts)
+            print(table(), flush=True)
 
 
 def keep(results: Path, rows: Iterable[Row], name: Callable[[Row], Any], order: Iterable[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Write the tables of results/ into the README, between the marks of each proof.
+"""Write the tables of results/ into the README and docs/results.md, between the marks of each proof.
 
 python -m tests.prove
 """
@@ -11,20 +11,23 @@ from collections.abc import Iterator
 
 from tests.prove import ROOT
 
-README = ROOT / "README.md"
-MARKED = re.compile(r"<!-- (\w+) -->\n(.*?)\n<!-- /\1 -->", re.DOTALL)
+PAGES = (ROOT / "README.md", ROOT / "docs/results.md")
+MARKED = re.compile(r"(<!-- (\w+) -->\n)(.*?)(\n<!-- /\2 -->)", re.DOTALL)
+
+
+def table(proof: str) -> str:
+    """What the results of a proof, or of `make bench`, are as Markdown."""
+    module = "tests.bench.__main__" if proof == "bench" else f"tests.prove.{proof}"
+    return str(importlib.import_module(module).table())
 
 
 def tables() -> Iterator[tuple[str, str, str]]:
-    """(proof, the table that the README has, the table of its results)."""
-    for name, shown in MARKED.findall(README.read_text()):
-        yield name, shown, importlib.import_module(f"tests.prove.{name}").table()
+    """(proof, the table that a page has, the table of its results)."""
+    for page in PAGES:
+        for _, proof, shown, _ in MARKED.findall(page.read_text()):
+            yield proof, shown, table(proof)
 
 
 if __name__ == "__main__":
-    text = README.read_text()
-    for name, _, table in tables():
-        marks = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, after = text.split(marks[0])[0], text.split(marks[1])[1]
-        text = f"{before}{marks[0]}\n{table}\n{marks[1]}{after}"
-    README.write_text(text)
+    for page in PAGES:
+        page.write_text(MARKED.sub(lambda found: found[1] + table(found[2]) + found[4], page.read_text()))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medgan.tracking import read_rows
-from tests.prove import ROOT, arguments, call, commit, hardware, keep, known, opened, raw
+from tests.prove import ROOT, arguments, call, commit, hardware, known, opened, prepare, prove, raw
 from tests.prove.films import training
 
 RESULTS = ROOT / "results/ablation.json"
@@ -58,7 +58,7 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
 def measured(name: str, films: Path, work: Path) -> dict[str, Any]:
     changed, preset, settings = VARIANTS[name]
     data, out = work / "data", work / name.replace(" ", "-")
-    call("jobs/prepare.py", "--source", "kermany_cxr", "--raw", films, "--out", data, "--resolution", 32)
+    prepare("kermany_cxr", data, "--raw", films, "--resolution", 32)
     command = training(preset, data, out, IMAGES, workers=1)
     command += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     call(*command)
@@ -90,13 +90,11 @@ def variant_of(row: dict[str, Any]) -> str:
 
 def main() -> None:
     args = arguments(__doc__, "ablation", VARIANTS).parse_args()
-    if args.table:
-        print(table())
-        return
-    films, work, done = raw("kermany_cxr"), opened(args.work), set(map(variant_of, known(RESULTS)))
-    for name in args.only or [name for name in VARIANTS if name not in done]:
-        keep(RESULTS, [measured(name, films, work)], variant_of, VARIANTS)
-        print(table(), flush=True)
+
+    def made(name: str) -> list[dict[str, Any]]:
+        return [measured(name, raw("kermany_cxr"), opened(args.work))]
+
+    prove(args, RESULTS, VARIANTS, made, variant_of, table)
 
 
 if __name__ == "__main__":

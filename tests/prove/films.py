@@ -22,7 +22,7 @@ from typing import Any
 
 from medgan.tracking import read_rows
 from tests import classifier
-from tests.prove import ROOT, arguments, call, commit, hardware, keep, known, opened, raw, told
+from tests.prove import ROOT, arguments, call, commit, hardware, known, opened, prepare, prove, raw, told
 
 RESULTS = ROOT / "results/films.json"
 YARDSTICK = "tutorial-dcgan"
@@ -56,8 +56,8 @@ def speed(model: str, data: Path, scratch: Path, images: int) -> float:
     return 1 / (1 / step + evaluation / (INTERVAL_KIMG * 1000))
 
 
-def speeds(resolution: int, data: Path, work: Path, rounds: int = 2) -> dict[str, float]:
-    """Images per second of every model, measured in turns; kept, so that a row stays the same."""
+def speeds(resolution: int, data: Path, work: Path, rounds: int = 2) -> dict[str, Any]:
+    """Images per second of every model, measured in turns, and where; kept, so that a row stays the same."""
     file = work / f"speeds-{resolution}.json"
     if not file.exists():
         found: dict[str, list[float]] = {model: [] for model in MODELS}
@@ -66,7 +66,8 @@ def speeds(resolution: int, data: Path, work: Path, rounds: int = 2) -> dict[str
                 found[model].append(speed(model, data, work / "speed", 5000 * 64 // resolution))
                 print(f"{resolution} {model}: {found[model][-1]:.0f} img/s (round {number + 1} of {rounds})")
         shutil.rmtree(work / "speed")
-        file.write_text(json.dumps({model: statistics.mean(values) for model, values in found.items()}))
+        paces = {model: statistics.mean(values) for model, values in found.items()}
+        file.write_text(json.dumps({"images_per_s": paces, "commit": commit(), "hardware": hardware()}))
     return dict(json.loads(file.read_text()))
 
 
@@ -79,8 +80,9 @@ def read_by_classifier(data: Path, release: Path, work: Path) -> tuple[float, fl
 def measured(resolution: int, model: str, minutes: int, films: Path, work: Path, workers: int) -> dict[str, Any]:
     """Train one cell, or go on with it, and measure it."""
     data, out = work / f"data-{resolution}", work / f"{resolution}-{model}"
-    call("jobs/prepare.py", "--source", "kermany_cxr", "--raw", films, "--out", data, "--resolution", resolution)
-    pace = speeds(resolution, data, work)[model]
+    prepare("kermany_cxr", data, "--raw", films, "--resolution", resolution)
+    measured_speeds = speeds(resolution, data, work)
+    pace = measured_speeds["images_per_s"][model]
     images = round(pace * minutes * 60)
     command = training(model, data, out, images, workers)
     print(f"{resolution} {model}: {images:,} images, {minutes} minutes at {pace:.0f} img/s", flush=True)
@@ -91,18 +93,20 @@ def measured(resolution: int, model: str, minutes: int, films: Path, work: Path,
     figures = json.loads(figures_file.read_text())["fidelity"]
     result = {
         **{"data": "kermany_cxr", "resolution": resolution, "model": model, "minutes": minutes},
-        **{"kid": figures["kid"]["value"], "n": figures["kid"]["n"], "floor": figures["kid"]["floor"]},
+        **{"kid": figures["kid"]["value"], "kid_low": figures["kid"]["low"], "kid_high": figures["kid"]["high"]},
+        **{"n": figures["kid"]["n"], "floor": figures["kid"]["floor"]},
         **{"fid": figures["fid"]["value"], "fid_floor": figures["fid"]["floor"]},
         **{name: figures[name]["value"] for name in ("precision", "recall", "coverage")},
         **{"coverage_floor": figures["coverage"]["floor"]},
         **{"images_seen": images, "images_per_s": round(pace, 1), "seed": SEED},
+        "pace": {key: measured_speeds[key] for key in ("commit", "hardware")},
         "manifest_sha256": hashlib.sha256((data / "manifest.json").read_bytes()).hexdigest(),
         **{"commit": commit(), "command": f"python {told(command, data, out)}", "hardware": hardware()},
     }
     grid = out / ("samples.png" if model == YARDSTICK else "generator/samples.png")
     RESULTS.with_suffix("").mkdir(parents=True, exist_ok=True)
     shutil.copy(grid, RESULTS.with_suffix("") / f"{resolution}-{model}-{minutes}.png")
-    if model != YARDSTICK and "classes" in figures:
+    if model != YARDSTICK and figures["classes"]:  # none of an unconditional generator
         result["kid_by_class"] = {name: value["kid"]["value"] for name, value in figures["classes"].items()}
         release = work / f"{resolution}-{model}-release"
         shutil.rmtree(release, ignore_errors=True)
@@ -114,9 +118,9 @@ def measured(resolution: int, model: str, minutes: int, films: Path, work: Path,
 def table() -> str:
     """The results as a Markdown table; for each resolution also what real images score against real ones."""
     lines = [
-        "| pixels | model, samples | minutes | KID | of the tutorial's | FID | coverage | class read right | "
+        "| pixels | model, samples | minutes | KID | of the tutorial's | FID | coverage | recall | class read right | "
         "images seen | images/s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     rows = known(RESULTS)
     yardstick = {(r["resolution"], r["minutes"]): r["kid"] for r in rows if r["model"] == YARDSTICK}
@@ -125,41 +129,43 @@ def table() -> str:
         beside = yardstick.get((r["resolution"], r["minutes"]))
         share = f"{r['kid'] / beside:.2f}" if beside else ""
         accuracy = f"{r['class_accuracy']:.0%}" if "class_accuracy" in r else ""
+        interval = f" ({r['kid_low']:.3f} to {r['kid_high']:.3f})" if "kid_low" in r else ""
         lines.append(
-            f"| {r['resolution']} | [`{r['model']}`](results/films/{name}.png) | {r['minutes']} | {r['kid']:.3f} | "
-            f"{share} | {r['fid']:.0f} | {r['coverage']:.2f} | {accuracy} | {r['images_seen']:,} | "
+            f"| {r['resolution']} | [`{r['model']}`](results/films/{name}.png) | {r['minutes']} | "
+            f"{r['kid']:.3f}{interval} | "
+            f"{share} | {r['fid']:.0f} | {r['coverage']:.2f} | {r['recall']:.2f} | {accuracy} | {r['images_seen']:,} | "
             f"{r['images_per_s']:.0f} |"
         )
     for resolution in sorted({r["resolution"] for r in rows}, reverse=True):
         same = [r for r in rows if r["resolution"] == resolution]
         read = [r["real_class_accuracy"] for r in same if "real_class_accuracy" in r]
         accuracy = f"{statistics.mean(read):.0%}" if read else ""
-        lines.append(
-            f"| {resolution} | real films | | {same[0]['floor']:.3f} | | {same[0]['fid_floor']:.0f} | "
-            f"{same[0]['coverage_floor']:.2f} | {accuracy} | | |"
-        )
+        kid, fid, coverage = (spread([r[key] for r in same]) for key in ("floor", "fid_floor", "coverage_floor"))
+        lines.append(f"| {resolution} | real films | | {kid} | | {fid} | {coverage} | | {accuracy} | | |")
     return "\n".join(lines)
 
 
-def cell_of(row: dict[str, Any]) -> tuple[int, str, int]:
-    return row["resolution"], row["model"], row["minutes"]
+def spread(values: list[float]) -> str:
+    """Least and most: floors differ with the split of the real images, of which rows of different keys have others."""
+    digits = 0 if min(values) > 10 else 3 if max(values) < 0.1 else 2
+    low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def cell_of(row: dict[str, Any]) -> str:
+    return f"{row['resolution']}:{row['model']}:{row['minutes']}"
 
 
 def main() -> None:
-    names = [f"{resolution}:{model}:{minutes}" for resolution, model, minutes in CELLS]
-    parser = arguments(__doc__, "films", names)
+    cells = {f"{resolution}:{model}:{minutes}": (resolution, model, minutes) for resolution, model, minutes in CELLS}
+    parser = arguments(__doc__, "films", cells)
     parser.add_argument("--workers", type=int, default=2, help="workers of the trainings (default 2)")
-    parser.add_argument("--again", action="store_true", help="measure rows that results/films.json has, too")
     args = parser.parse_args()
-    if args.table:
-        print(table())
-        return
-    films, work = raw("kermany_cxr"), opened(args.work)
-    done = set(map(cell_of, known(RESULTS)))
-    for cell, name in zip(CELLS, names, strict=True):
-        if name in (args.only or names) and (args.again or cell not in done):
-            keep(RESULTS, [measured(*cell, films, work, args.workers)], cell_of, CELLS)
-            print(table(), flush=True)
+
+    def made(name: str) -> list[dict[str, Any]]:
+        return [measured(*cells[name], raw("kermany_cxr"), opened(args.work), args.workers)]
+
+    prove(args, RESULTS, cells, made, cell_of, table)
 
 
 if __name__ == "__main__":

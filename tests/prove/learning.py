@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from medgan.tracking import read_rows
-from tests.prove import ROOT, arguments, call, commit, hardware, keep, known, opened, told
+from tests.prove import ROOT, arguments, call, commit, hardware, known, opened, prepare, prove, told
 from tests.prove.films import read_by_classifier, speed, training
 
 RESULTS = ROOT / "results/learning.json"
@@ -34,7 +34,7 @@ FEW_IMAGES, FEW_TRAINED = 260, 60_000
 
 def prepared(work: Path, limit: int = 6000) -> Path:
     data = work / f"data-{limit}"
-    call("jobs/prepare.py", "--source", "phantom_cxr", "--out", data, "--resolution", 32, "--limit", limit)
+    prepare("phantom_cxr", data, "--resolution", 32, "--limit", limit)
     return data
 
 
@@ -100,17 +100,15 @@ def table() -> str:
 
 
 def main() -> None:
-    parser = arguments(__doc__, "learning", (*MODELS, *FEW))
+    parts = (*MODELS, *FEW)
+    parser = arguments(__doc__, "learning", parts)
     parser.add_argument("--workers", type=int, default=2, help="workers of the trainings (default 2)")
     args = parser.parse_args()
-    if args.table:
-        print(table())
-        return
-    work = opened(args.work)
-    for name in args.only or (*MODELS, *FEW):
-        made = (learnt if name in MODELS else few)(name, work, args.workers)
-        keep(RESULTS, [made], lambda row: row["name"], (*MODELS, *FEW))
-        print(table(), flush=True)
+
+    def made(name: str) -> list[dict[str, Any]]:
+        return [(learnt if name in MODELS else few)(name, opened(args.work), args.workers)]
+
+    prove(args, RESULTS, parts, made, lambda row: str(row["name"]), table)
 
 
 if __name__ == "__main__":

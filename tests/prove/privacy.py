@@ -20,7 +20,7 @@ from typing import Any
 from medgan.folder import RunFolder
 from medgan.tracking import read_rows
 from tests import classifier
-from tests.prove import ROOT, arguments, call, commit, hardware, keep, known, opened, raw, told
+from tests.prove import ROOT, arguments, call, commit, hardware, known, opened, prepare, prove, raw, told
 from tests.prove.films import training
 
 RESULTS = ROOT / "results/privacy.json"
@@ -31,7 +31,7 @@ BUDGETS = ("1", "10", "100", "none")
 
 def measured(budget: str, films: Path, work: Path, workers: int) -> dict[str, Any]:
     data, out, release = work / "data", work / budget, work / f"{budget}-release"
-    call("jobs/prepare.py", "--source", "kermany_cxr", "--raw", films, "--out", data, "--resolution", 32)
+    prepare("kermany_cxr", data, "--raw", films, "--resolution", 32)
     command = training("cgan" if budget == "none" else "cgan-dp", data, out, IMAGES, workers)
     command += ["--set", "tracking.wandb=disabled"]
     if budget != "none":
@@ -112,14 +112,12 @@ def main() -> None:
     parser = arguments(__doc__, "privacy", BUDGETS)
     parser.add_argument("--workers", type=int, default=2, help="workers of the trainings (default 2)")
     args = parser.parse_args()
-    if args.table:
-        print(table())
-        return
-    films, work = raw("kermany_cxr"), opened(args.work)
-    for name in args.only or BUDGETS:
-        keep(RESULTS, [measured(name, films, work, args.workers)], budget_of, BUDGETS)
-        print(table(), flush=True)
-        RESULTS.with_suffix(".svg").write_text(curve())
+
+    def made(budget: str) -> list[dict[str, Any]]:
+        return [measured(budget, raw("kermany_cxr"), opened(args.work), args.workers)]
+
+    prove(args, RESULTS, BUDGETS, made, budget_of, table)
+    RESULTS.with_suffix(".svg").write_text(curve())
 
 
 if __name__ == "__main__":

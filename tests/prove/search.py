@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from medgan.folder import SearchFolder
-from tests.prove import ROOT, arguments, call, commit, hardware, keep, known, opened, raw
+from tests.prove import ROOT, arguments, commit, hardware, known, opened, prepare, prove, raw
 from tune.search import finalists, ranking
 
 RESULTS = ROOT / "results/search.json"
@@ -75,7 +75,7 @@ def told(words: list[str]) -> dict[str, Any]:
 
 def drawn(work: Path) -> Path:
     data = work / "data"
-    call("jobs/prepare.py", "--source", "phantom_cxr", "--out", data, "--resolution", 32, "--limit", 3000)
+    prepare("phantom_cxr", data, "--resolution", 32, "--limit", 3000)
     return data
 
 
@@ -125,8 +125,7 @@ def pbt(work: Path) -> dict[str, Any]:
 def films(work: Path) -> dict[str, Any]:
     """An hour on Kermany's films at 64x64, finalists included."""
     data = work / "films"
-    source = ("--source", "kermany_cxr", "--raw", raw("kermany_cxr"), "--out", data, "--resolution", 64)
-    call("jobs/prepare.py", *source)
+    prepare("kermany_cxr", data, "--raw", raw("kermany_cxr"), "--resolution", 64)
     words = command(
         *(data, work / "kermany", TRIALS, "--finalists", "1", "--seeds", "2"),
         space=("model.name=dcgan,cgan", "model.width=16,32", "global_batch=32", "loss.critic_steps=1"),
@@ -171,13 +170,11 @@ def table() -> str:
 
 def main() -> None:
     args = arguments(__doc__, "search", PARTS).parse_args()
-    if args.table:
-        print(table())
-        return
-    work = opened(args.work)
-    for name in args.only or PARTS:
-        keep(RESULTS, [PARTS[name](work)], lambda row: row["name"], PARTS)
-        print(table(), flush=True)
+
+    def made(name: str) -> list[dict[str, Any]]:
+        return [PARTS[name](opened(args.work))]
+
+    prove(args, RESULTS, PARTS, made, lambda row: str(row["name"]), table)
 
 
 if __name__ == "__main__":

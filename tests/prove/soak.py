@@ -15,6 +15,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.hosts import HEAD, Hosts, why_not
@@ -35,6 +36,7 @@ from ..hosts import (
 )
 from . import commit, hardware
 
+RESULTS = ROOT / "results/soak.json"
 EVERY_S = 60.0
 BACK_S = 20.0
 
@@ -91,12 +93,30 @@ def soak(hosts: Hosts, minutes: float, seed: int) -> dict[str, object]:
     }
 
 
-def main(argv: list[str]) -> None:
+def table() -> str:
+    """The results as Markdown."""
+    found = json.loads(RESULTS.read_text())
+    shown = {
+        "minutes": f"{found['minutes']:g}",
+        "killed": f"{len(found['happened'])} times a worker or a host",
+        "workers": " to ".join(map(str, found["workers"])),
+        "restarts": f"{found['restarts']}, which cost {found['lost_s'] / found['restarts']:.0f} s each",
+        "images": f"{found['images_seen']:,}, and {found['lost_images']:,} trained twice",
+        "weights in the end": found["weights"],
+    }
+    return "\n".join([f"| {' | '.join(shown)} |", "|---" * len(shown) + "|", f"| {' | '.join(shown.values())} |"])
+
+
+def main(argv: Sequence[str]) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=ROOT / "results/soak.json")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--again", action="store_true", help="measure it also where the results have it already")
     args = parser.parse_args(argv)
+    if args.out.exists() and not args.again:
+        print(f"{args.out.name} is there already; --again measures it anew")
+        return
     reason = why_not()
     if reason:
         raise Refused(f"hosts cannot be started here: {reason}")

@@ -25,7 +25,7 @@ from scipy.stats import t as student
 
 from medgan.data.shards import read_manifest
 from medgan.metrics.classifiers import SCORES
-from tests.prove import ROOT, arguments, call, commit, keep, known, opened, raw
+from tests.prove import ROOT, arguments, call, commit, hardware, known, opened, prepare, prove, raw
 
 RESULTS = ROOT / "results/utility.json"
 SEED = 0
@@ -44,78 +44,81 @@ class Attempt:
 
 
 SOURCES = {
-    "kermany": ("--source", "kermany_cxr", "--raw", "kermany_cxr", "--resolution", "64"),
-    "kermany32": ("--source", "kermany_cxr", "--raw", "kermany_cxr", "--resolution", "32"),
-    "nih32": ("--source", "nih_cxr14", "--raw", "nih", "--resolution", "32", "--classes", "Effusion,No Finding"),
+    "kermany": ("kermany_cxr", "kermany_cxr", "--resolution", "64"),
+    "kermany32": ("kermany_cxr", "kermany_cxr", "--resolution", "32"),
+    "nih32": ("nih_cxr14", "nih", "--resolution", "32", "--classes", "Effusion,No Finding"),
 }
-"""At 32x32 a classifier of all films reads as many right as at 64x64 (see films.json), and a generator sees four times
+"""Source, folder and options of jobs/prepare.py.
+
+At 32x32 a classifier of all films reads as many right as at 64x64 (see films.json), and a generator sees four times
 the images in a minute: what it adds is judged rather than that it has only begun."""
 
 
-def grid(*options: str, arms: str = "") -> tuple[str, ...]:
-    """Options of an attempt whose D sees augmented images (few are not learnt by heart) and of arms beside the two."""
-    two = "real+classical,real+classical+synthetic"
-    return (*options, "--gan-set", "augment.name=diffaugment", "--arms", f"{two},{arms}" if arms else two)
+def grid(arms: str, *options: str) -> tuple[str, ...]:
+    """Options of an attempt whose D sees augmented images: few are not learnt by heart."""
+    return (*options, "--gan-set", "augment.name=diffaugment", "--arms", arms)
 
 
-LEARNT = "real+classical+many,pretrained+classical"
+TWO = "real+classical,real+classical+synthetic"
+LEARNT = f"{TWO},real+classical+many,pretrained+classical"
+FILLED = f"{TWO},real+classical+oversampled,real+classical+balanced"
+RARE = ("--scenarios", "rare 5%", "--gan-images", "40000")
+EVENLY = (*RARE, "--gan-set", "data.balance=1")
 ATTEMPTS = {
     "claim": Attempt("kermany", (), "the default grid"),
     "rare": Attempt(
         "kermany32",
-        grid(
-            *("--scenarios", "rare 5%", "--gan-images", "40000"),
-            arms="real+classical+oversampled,real+classical+balanced",
-        ),
+        grid(FILLED, *RARE),
         "all films but 5 % of the patients of the rarer class; also filled up by synthetic ones, against oversampling",
     ),
     "evened": Attempt(
         "kermany32",
-        grid(
-            *("--scenarios", "rare 5%", "--gan-images", "40000", "--gan-set", "data.balance=1"),
-            arms="real+classical+oversampled,real+classical+balanced",
-        ),
+        grid(FILLED, *EVENLY),
         "as `rare`, with generators that are shown both classes equally often: without, they hardly learn the rare one",
     ),
     "paired": Attempt(
         "kermany32",
-        (
-            *("--scenarios", "rare 5%", "--gan-images", "40000", "--gan-set", "data.balance=1"),
-            *("--gan-set", "augment.name=diffaugment", "--arms", "real+classical+oversampled,real+classical+evened"),
-        ),
+        grid("real+classical+oversampled,real+classical+evened", *EVENLY),
         "as `evened`, and half of either class generated: where it is nearly all of one, that is what is learnt",
+    ),
+    "repeated": Attempt(
+        "kermany32",
+        grid("real+classical,real+classical+oversampled,real+classical+evened", *EVENLY, "--draws", "10"),
+        "as `paired`, decided on before it was run: another split of the patients, ten draws, and also against no "
+        "oversampling",
+        splits=(1,),
     ),
     "unlabelled": Attempt(
         "kermany32",
-        grid("--scenarios", "1%", "--gan-unlabelled", "200000", "--gan-images", "10000", arms=LEARNT),
+        grid(LEARNT, "--scenarios", "1%", "--gan-unlabelled", "200000", "--gan-images", "10000"),
         "few labels, many films: generators begin with all of them, without labels; also 2,000 synthetic ones, as half "
         "of what is shown or before the real ones",
     ),
     "surer": Attempt(
         "kermany32",
         grid(
+            f"{TWO},real+classical+many,real+classical+confident",
             *("--scenarios", "1%", "--gan-unlabelled", "200000", "--gan-images", "40000"),
-            arms="real+classical+many,real+classical+confident",
         ),
         "as `unlabelled`, with four times as long to learn the labels, and only the samples whose class is sure",
     ),
     "few": Attempt(
         "kermany32",
-        grid("--scenarios", "1%", "--gan-images", "20000", arms=LEARNT),
+        grid(LEARNT, "--scenarios", "1%", "--gan-images", "20000"),
         "few films: as `unlabelled`, without the films that have no label",
     ),
     "mixed": Attempt(
         "kermany32",
         grid(
-            *("--gan-images", "40000"),
-            arms="real+synthetic 0.5x,real+synthetic 1x,real+synthetic 2x,real+classical+confident,"
+            f"{TWO},real+synthetic 0.5x,real+synthetic 1x,real+synthetic 2x,real+classical+confident,"
             "pretrained+classical",
+            *("--gan-images", "40000"),
         ),
         "mixing ratios; the surest half of the samples; synthetic first, real after",
     ),
     "finding": Attempt(
         "nih32",
-        grid("--scenarios", "100%", "--draws", "1", arms="real+classical+many"),
+        grid(f"{TWO},real+classical+many", "--scenarios", "100%", "--draws", "1"),
         "effusion or no finding in ChestX-ray14, all there is of 132 patients; with some 30 films to test on one split "
         "tells little, so eight of them",
         splits=tuple(range(1, 9)),
@@ -131,9 +134,8 @@ def answered(tried: Attempt, split: int, work: Path, more: list[str]) -> dict[st
     name = tried.data if split == SEED else f"{tried.data}-{split}"
     data, run = work / f"data-{name}", work / f"recipe-{name}"
     out = work / f"{name}.json"  # beside it cells, which attempts with the same generators share
-    source = list(SOURCES[tried.data])
-    source[3] = str(raw(source[3]))
-    call("jobs/prepare.py", *source, "--seed", split, "--out", data)
+    source, films, *options = SOURCES[tried.data]
+    prepare(source, data, "--raw", raw(films), *options, "--seed", split)
     settings = (f"total_images={20_000 if split == SEED else 2_000}", f"seed={SEED}", "tracking.wandb=disabled")
     sets = [word for setting in settings for word in ("--set", setting)]
     call("jobs/train.py", "--preset", "cgan", "--data", data, "--out", run, *sets)
@@ -160,12 +162,13 @@ def attempt(name: str, work: Path, more: list[str]) -> list[dict[str, Any]]:
         ]
         for name in found[0]["read"][0]["classes"]
     }
-    seed = str(SEED) if len(tried.splits) == 1 else "SPLIT"
+    seed = str(tried.splits[0]) if len(tried.splits) == 1 else "SPLIT"
     words = ["jobs/evaluate.py", "--run", "RUN", "--data", "DATA", "--utility", *tried.asked, *more, "--seed", seed]
     common = {"attempt": name, "data": tried.data, "what": tried.what, "rare": found[0]["rare"], **found[0]["settings"]}
     common["read_as_asked"] = read
     made = {
         **{"seed": SEED, "splits": list(tried.splits), "wall_minutes": round(minutes, 1), "commit": commit()},
+        "hardware": hardware(),
         "command": f"python {shlex.join(words)}",
     }
     rows = each if len(tried.splits) == 1 else over_splits(each, work, tried)
@@ -227,16 +230,12 @@ def table(results: Path = RESULTS) -> str:
 def main() -> None:
     parser = arguments(__doc__, "utility", ATTEMPTS)
     parser.add_argument("--results", type=Path, default=RESULTS, help="file to write")
-    parser.add_argument("--again", action="store_true", help="also what the results have")
     args, more = parser.parse_known_args()
-    if args.table:
-        print(table(args.results))
-        return
-    work, done = opened(args.work), {row["attempt"] for row in known(args.results)}
-    for name in args.only or ATTEMPTS:
-        if args.again or name not in done:
-            keep(args.results, attempt(name, work, more), lambda row: row["attempt"], ATTEMPTS)
-            print(table(args.results), flush=True)
+
+    def made(name: str) -> list[dict[str, Any]]:
+        return attempt(name, opened(args.work), more)
+
+    prove(args, args.results, ATTEMPTS, made, lambda row: str(row["attempt"]), lambda: table(args.results))
 
 
 if __name__ == "__main__":
