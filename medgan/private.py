@@ -32,6 +32,7 @@ from torch import nn
 from medgan.config import Config, ConfigError, validate
 from medgan.data.loader import Batch, Split, rank_rows
 from medgan.distributed import World
+from medgan.models.convolution import Conv2d
 
 SPARE = 4
 """A ledger looks ahead for so many times the steps of a run: some are lost on the way and taken again."""
@@ -152,7 +153,7 @@ def lots(split: Split, patients: np.ndarray, config: Config, world: World) -> It
         )
 
 
-@register_grad_sampler(nn.Conv2d)
+@register_grad_sampler((nn.Conv2d, Conv2d))
 def by_sample(
     layer: nn.Conv2d, activations: list[torch.Tensor], backprops: torch.Tensor
 ) -> dict[nn.Parameter, torch.Tensor]:

@@ -65,7 +65,8 @@ class Player:
     def create(module: nn.Module, lr: float, config: Config, world: World, private: bool = False) -> Player:
         """private: gradients are clipped by sample and get noise."""
         optim = config.optim
-        adam = torch.optim.Adam(module.parameters(), lr=lr, betas=(optim.beta1, optim.beta2), eps=optim.eps)
+        betas = (optim.beta1, optim.beta2)
+        adam = torch.optim.Adam(module.parameters(), lr=lr, betas=betas, eps=optim.eps, fused=True)
         scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "float16")
         network = Network(module, config.compile)
         if private:

@@ -292,7 +292,8 @@ def test_ctrl_c_saves_a_checkpoint_says_how_to_go_on_and_changes_no_bit(uninterr
 def test_more_workers_than_the_cluster_has_are_refused(phantoms, tmp_path):
     code, output = run_job("train", *train(phantoms, tmp_path / "run", workers=99))
     assert code == 2, output
-    assert output.strip().splitlines() == [f"train.py: --workers 99: the cluster has {os.cpu_count()} CPUs"]
+    told = f"train.py: --workers 99: the cluster has {os.cpu_count()} CPUs"
+    assert output.strip().splitlines() == ["starting Ray on this host ...", told]
     assert not (tmp_path / "run").exists()
 
 
@@ -374,7 +375,7 @@ def test_the_submitted_job_of_the_readme_works_as_written(head, phantoms, tmp_pa
     lines = [line.strip() for line in (ROOT / "README.md").read_text().splitlines()]
     written = next(line for line in lines if line.startswith("ray job submit"))
     assert written.startswith("ray job submit --working-dir . -- python jobs/train.py --preset cgan --data ")
-    command = written.replace("/shared/data/phantom_cxr", phantoms).replace("/shared/runs/first", str(tmp_path / "run"))
+    command = written.replace("/shared/data/drawn", phantoms).replace("/shared/runs/first", str(tmp_path / "run"))
     assert phantoms in command
     assert str(tmp_path / "run") in command
     extra = settings(total_images=256)

@@ -213,7 +213,9 @@ def test_a_member_of_a_population_takes_over_weights_and_images_seen_of_a_better
     folder = SearchFolder(str(tmp_path / "search"))
     ranges = ["--space", "optim.lr_g=1e-9..5e-3"]  # by this seed one of the two learns nothing
     more = ["--algorithm", "pbt", "--space", "model.name=cgan", *ranges, "--search-seed", 3]
-    fixed = settings(total_images=2560, evaluate__interval_kimg=0.64, checkpoint__keep=9, tracking__interval_kimg=0.064)
+    fixed = settings(
+        total_images=2560, evaluate__interval_kimg=0.64, checkpoint__keep=99, tracking__interval_kimg=0.064
+    )
     code, output = run_job("search", "--data", phantoms, "--out", folder.location, "--trials", 2, *more, *fixed)
     assert code == 0, output
     trials = by_name(folder)

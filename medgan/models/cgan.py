@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from medgan.config import Cgan
+from medgan.models.convolution import Conv2d, ConvTranspose2d
 from medgan.models.dcgan import init_dcgan, init_he
 from medgan.models.layers import BatchNorm, MinibatchStddev, activation, channels_at, labelled
 
@@ -19,12 +20,10 @@ class Generator(nn.Module):
         super().__init__()
         widths = channels_at(config.width, config.max_width, resolution)[::-1]
         self.z_dim = config.z_dim
-        self.first = nn.ConvTranspose2d(config.z_dim + classes, widths[0], 4, bias=False)
+        self.first = ConvTranspose2d(config.z_dim + classes, widths[0], 4, bias=False)
         self.norms = nn.ModuleList(BatchNorm(width, classes) for width in widths)
-        self.ups = nn.ModuleList(
-            nn.ConvTranspose2d(here, above, 4, 2, 1, bias=False) for here, above in pairwise(widths)
-        )
-        self.last = nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1)
+        self.ups = nn.ModuleList(ConvTranspose2d(here, above, 4, 2, 1, bias=False) for here, above in pairwise(widths))
+        self.last = ConvTranspose2d(widths[-1], channels, 4, 2, 1)
         self.act = activation(config.activation, 0)
         self.apply(init_dcgan)
 
@@ -45,11 +44,11 @@ class Discriminator(nn.Module):
         widths = channels_at(config.width, config.max_width, resolution)
         layers: list[nn.Module] = []
         for below, here in zip([channels, *widths], widths, strict=False):
-            layers += [nn.Conv2d(below, here, 4, 2, 1), activation(config.activation, 0.2)]
+            layers += [Conv2d(below, here, 4, 2, 1), activation(config.activation, 0.2)]
         group = config.stddev_group
         self.trunk = nn.Sequential(*layers, *([MinibatchStddev(group)] if group > 1 else []))
         features = widths[-1]
-        self.pool = nn.Conv2d(features + (group > 1), features, 4)
+        self.pool = Conv2d(features + (group > 1), features, 4)
         self.act = activation(config.activation, 0.2)
         self.linear = nn.Linear(features, 1)
         self.embed = nn.Linear(classes, features, bias=False)

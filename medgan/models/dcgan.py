@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from medgan.config import Dcgan
+from medgan.models.convolution import Conv2d, ConvTranspose2d
 from medgan.models.layers import BatchNorm, activation, channels_at
 
 
@@ -14,11 +15,11 @@ class Generator(nn.Module):
     def __init__(self, config: Dcgan, resolution: int, channels: int) -> None:
         super().__init__()
         widths = channels_at(config.width, config.max_width, resolution)[::-1]
-        layers: list[nn.Module] = [nn.ConvTranspose2d(config.z_dim, widths[0], 4, bias=False)]
+        layers: list[nn.Module] = [ConvTranspose2d(config.z_dim, widths[0], 4, bias=False)]
         for here, above in zip(widths, [*widths[1:], None], strict=True):
             layers += [BatchNorm(here), activation(config.activation, 0)]
             last = above is None
-            layers.append(nn.ConvTranspose2d(here, above or channels, 4, 2, 1, bias=last))
+            layers.append(ConvTranspose2d(here, above or channels, 4, 2, 1, bias=last))
         self.layers = nn.Sequential(*layers)
         self.apply(init_dcgan)
 
@@ -38,12 +39,12 @@ class Discriminator(nn.Module):
         below = channels
         for level, here in enumerate(widths):
             normalised = norm and level > 0  # not on the input layer, as in the paper
-            layers.append(nn.Conv2d(below, here, 4, 2, 1, bias=not normalised))
+            layers.append(Conv2d(below, here, 4, 2, 1, bias=not normalised))
             if normalised:
                 layers.append(BatchNorm(here))
             layers.append(activation(config.activation, 0.2))
             below = here
-        layers.append(nn.Conv2d(below, 1, 4))
+        layers.append(Conv2d(below, 1, 4))
         self.layers = nn.Sequential(*layers)
         self.apply(init_dcgan if norm else init_he)
 

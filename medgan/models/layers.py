@@ -1,5 +1,5 @@
-"""What models share: layers that look at more than one sample, written so that W ranks compute what one process would,
-and filtered resampling."""
+"""What models share: layers that look at more than one sample, written so that W ranks compute what one process
+would."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-FILTER = (1.0, 3.0, 3.0, 1.0)
-"""The low-pass filter around each change of resolution, along each axis."""
 
 
 class SumOverRanks(torch.autograd.Function):
@@ -173,10 +170,3 @@ def activation(name: str, slope: float) -> nn.Module:
 def channels_at(width: int, max_width: int, resolution: int) -> list[int]:
     """Channels at resolution / 2, / 4, ... down to 4: width doubled at each halving, at most max_width."""
     return [min(width * 2**level, max_width) for level in range(int(math.log2(resolution)) - 2)]
-
-
-def filtered(x: Tensor, padding: int, gain: float = 1.0) -> Tensor:
-    """Every channel convolved with the outer product of FILTER, which sums to gain; zeros around."""
-    taps = x.new_tensor(FILTER) / sum(FILTER)
-    kernel = (taps[:, None] * taps * gain).expand(x.shape[1], 1, len(FILTER), len(FILTER))
-    return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medgan.config import Resgan
-from medgan.models.layers import MinibatchStddev, activation, channels_at, filtered, labelled
+from medgan.models.convolution import Conv2d, halved
+from medgan.models.layers import MinibatchStddev, activation, channels_at, labelled
 
 SLOPE = 0.2
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
@@ -33,9 +34,9 @@ class Residual(nn.Module):
         super().__init__()
         inner = width * config.expansion
         groups = max(1, inner // config.group_width)
-        self.widen = nn.Conv2d(width, inner, 1)
-        self.mix = nn.Conv2d(inner, inner, 3, padding=1, groups=groups if inner % groups == 0 else 1)
-        self.narrow = nn.Conv2d(inner, width, 1, bias=False)
+        self.widen = Conv2d(width, inner, 1)
+        self.mix = Conv2d(inner, inner, 3, padding=1, groups=groups if inner % groups == 0 else 1)
+        self.narrow = Conv2d(inner, width, 1, bias=False)
         self.act = activation(config.activation, SLOPE)
         for conv in (self.widen, self.mix):
             scaled(conv, depth**-0.25)  # three layers to a block: depth ** (-1 / (2 * 3 - 2))
@@ -59,9 +60,9 @@ class Generator(nn.Module):
         self.blocks = nn.ModuleList(
             nn.Sequential(*(Residual(config, width, depth) for _ in range(config.blocks))) for width in widths
         )
-        self.changes = nn.ModuleList(scaled(nn.Conv2d(a, b, 1, bias=False)) for a, b in pairwise(widths))
+        self.changes = nn.ModuleList(scaled(Conv2d(a, b, 1, bias=False)) for a, b in pairwise(widths))
         self.act = activation(config.activation, SLOPE)
-        self.last = scaled(nn.Conv2d(widths[-1], channels, 1), 0.25)
+        self.last = scaled(Conv2d(widths[-1], channels, 1), 0.25)
         scaled(self.first)
         if self.embed is not None:
             nn.init.normal_(self.embed.weight)
@@ -87,13 +88,13 @@ class Discriminator(nn.Module):
         widths = [config.width // 2, *channels_at(config.width, config.max_width, resolution)]
         depth = config.blocks * len(widths)
         group, features = config.stddev_group, widths[-1]
-        self.from_image = scaled(nn.Conv2d(channels, widths[0], 1))
+        self.from_image = scaled(Conv2d(channels, widths[0], 1))
         self.blocks = nn.ModuleList(
             nn.Sequential(*(Residual(config, width, depth) for _ in range(config.blocks))) for width in widths
         )
-        self.changes = nn.ModuleList(scaled(nn.Conv2d(a, b, 1, bias=False)) for a, b in pairwise(widths))
+        self.changes = nn.ModuleList(scaled(Conv2d(a, b, 1, bias=False)) for a, b in pairwise(widths))
         self.spread = MinibatchStddev(group) if group > 1 else nn.Identity()
-        self.basis = scaled(nn.Conv2d(features + (group > 1), features, 4))
+        self.basis = scaled(Conv2d(features + (group > 1), features, 4))
         self.act = activation(config.activation, SLOPE)
         self.linear = nn.Linear(features, 1)
         self.embed = nn.Linear(classes, features, bias=False) if classes else None
@@ -103,10 +104,10 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """A linear score + <features, embed(labels)> / sqrt(dim) (arXiv:1802.05637, eq. 3)."""
-        x = self.from_image(images).contiguous(memory_format=torch.channels_last)
+        x = self.from_image(images)
         for level, blocks in enumerate(self.blocks):
             if level:
-                x = self.changes[level - 1](filtered(x, 1)[..., ::2, ::2])
+                x = self.changes[level - 1](halved(x))
             x = blocks(x)
         features = self.act(self.basis(self.spread(self.act(x)))).flatten(1)
         logits: Tensor = self.linear(features).flatten()

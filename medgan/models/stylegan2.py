@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medgan.config import Stylegan2Lite
-from medgan.models.layers import FILTER, Measured, MinibatchStddev, activation, channels_at, filtered, labelled
+from medgan.models.convolution import FILTER, conv2d, conv_transpose2d, filtered, halved
+from medgan.models.layers import Measured, MinibatchStddev, activation, channels_at, labelled
 
 GAIN = math.sqrt(2)
 """Undoes what LeakyReLU(0.2) takes from the variance. Taken before the activation, which is the same for LeakyReLU,
@@ -65,11 +66,10 @@ class Conv(nn.Module):
         bias = None if self.bias is None else self.bias * self.gain
         kernel = weight.shape[-1]
         if not self.down:
-            return F.conv2d(x, weight, bias, padding=kernel // 2)
-        x = filtered(x, (len(FILTER) - 2 + kernel) // 2)
+            return conv2d(x, weight, bias, padding=kernel // 2)
         if kernel == 1:  # the same as a stride of 2, and far faster
-            return F.conv2d(x[..., ::2, ::2], weight, bias)
-        return F.conv2d(x, weight, bias, stride=2)
+            return conv2d(halved(x), weight, bias)
+        return conv2d(filtered(x, (len(FILTER) - 2 + kernel) // 2), weight, bias, stride=2)
 
 
 class ModulatedConv(nn.Module):
@@ -102,10 +102,10 @@ class ModulatedConv(nn.Module):
         weight = self.weight * self.scale
         x = x * style.to(x.dtype)[..., None, None]
         if self.up:
-            x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+            x = conv_transpose2d(x, weight.transpose(0, 1), stride=2)
             x = filtered(x, 1, gain=4)  # 4: three of four inputs of the filter are zeros
         else:
-            x = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+            x = conv2d(x, weight, padding=weight.shape[-1] // 2)
         bias = (self.bias * self.gain).to(x.dtype)[:, None, None]
         if not self.demodulate:
             return x * self.gain + bias
@@ -271,9 +271,7 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """A linear score + <features, embed(labels)> / sqrt(dim) (arXiv:1802.05637, eq. 3)."""
-        # From one channel a convolution leaves the other memory order, in which the filters are eight times slower.
-        x = self.act(self.from_image(images)).contiguous(memory_format=torch.channels_last)
-        x = self.trunk(x)
+        x = self.trunk(self.act(self.from_image(images)))
         x = self.act(self.last(self.spread(x)))
         features = self.act(self.flat(x.flatten(1)))
         logits: Tensor = self.linear(features).flatten()

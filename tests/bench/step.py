@@ -12,9 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,8 @@ from torch import Tensor
 
 from medgan import config as configs
 from medgan.distributed import World
-from medgan.models import stylegan2
-from medgan.models.layers import filtered
+from medgan.models import convolution, stylegan2
+from medgan.models.convolution import FILTER
 from medgan.plan import random_batch
 from medgan.run import precision_of
 from medgan.state import TrainState
@@ -60,7 +61,13 @@ def step_s(state: TrainState) -> float:
 
 @contextmanager
 def plain() -> Iterator[None]:
-    """StyleGAN2 as its equations stand: a weight of its own for every sample, grouped convolutions."""
+    """The same networks as their equations stand: torch's own convolutions, differentiated by torch, and in StyleGAN2 a
+    weight of its own for every sample, in grouped ones."""
+
+    def filtered(x: Tensor, padding: int, gain: float = 1.0) -> Tensor:
+        taps = x.new_tensor(FILTER) / sum(FILTER)
+        kernel = (taps[:, None] * taps * gain).expand(x.shape[1], 1, len(FILTER), len(FILTER))
+        return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])
 
     def modulated(self: stylegan2.ModulatedConv, x: Tensor, w: Tensor) -> Tensor:
         count, (outputs, inputs, kernel, _) = len(x), self.weight.shape
@@ -75,12 +82,17 @@ def plain() -> Iterator[None]:
             x = F.conv2d(x, weight.flatten(0, 1), padding=kernel // 2, groups=count)
         return x.reshape(count, outputs, *x.shape[2:]) * self.gain + (self.bias * self.gain)[:, None, None]
 
-    before = stylegan2.ModulatedConv.forward
-    stylegan2.ModulatedConv.forward = modulated  # type: ignore[method-assign]
-    try:
+    with ExitStack() as patched:
+        for place, name, instead in (
+            (convolution, "conv2d", F.conv2d),
+            (convolution, "conv_transpose2d", F.conv_transpose2d),
+            (stylegan2, "conv2d", F.conv2d),
+            (stylegan2, "filtered", filtered),
+            (stylegan2, "halved", lambda x: filtered(x, 1)[..., ::2, ::2]),
+            (stylegan2.ModulatedConv, "forward", modulated),
+        ):
+            patched.enter_context(mock.patch.object(place, name, instead))
         yield
-    finally:
-        stylegan2.ModulatedConv.forward = before  # type: ignore[method-assign]
 
 
 def nchw(state: TrainState) -> TrainState:
@@ -93,13 +105,13 @@ def nchw(state: TrainState) -> TrainState:
 def speed(preset: str) -> dict[str, Any]:
     ours = TrainState.create(made(preset), World())
     peer = nchw(TrainState.create(made(preset, precision="float32"), World()))
+    for player in (peer.generator, peer.discriminator):
+        for group in player.optimizer.param_groups:
+            group["fused"] = False
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
     for number in range(ROUNDS + 1):
         for name, state in (("ours", ours), ("peer", peer)):
-            if name == "peer" and preset == "stylegan2-lite":
-                with plain():
-                    found = step_s(state)
-            else:
+            with plain() if name == "peer" else nullcontext():
                 found = step_s(state)
             if number:  # the first one warms up
                 seconds[name].append(found)

@@ -1,0 +1,258 @@
+"""Convolutions and resampling that can be differentiated any number of times, as products of matrices where CPUs are
+faster at those.
+
+torch's own second derivative of a convolution, which gradient penalties need, takes the gradient of a weight as a
+convolution with kernels as large as the images: many times slower than the weight's gradient itself. Here the three
+products of a convolution, each of which has the other two as its derivatives, are functions of their own.
+
+Of these, oneDNN computes the gradients of weights poorly where images are small and channels many, and convolves a
+single channel into the other memory order: there patches are copied into a matrix, and AMX multiplies it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FEW, SOME = 16, 64
+"""Output pixels per image up to which patches are copied: for all three products, and in bfloat16 for the two that read
+patches. Beyond, oneDNN is as fast, and needs less memory."""
+CHANNELS = 4
+"""Input channels up to which they are, too: patches are then smaller than what is computed from them."""
+
+
+class Shape(NamedTuple):
+    """What a convolution has beside its tensors."""
+
+    side: tuple[int, ...]
+    """Of the input: height and width."""
+    kernel: tuple[int, ...]
+    stride: int
+    padding: int
+    groups: int = 1
+
+    @property
+    def pixels(self) -> int:
+        """Of the output."""
+        height, width = (
+            (side + 2 * self.padding - kernel) // self.stride + 1
+            for side, kernel in zip(self.side, self.kernel, strict=True)
+        )
+        return height * width
+
+    def matrix(self, x: Tensor, inputs: int, most: int = FEW) -> bool:
+        """Whether a product of matrices is faster than oneDNN's convolution; x: whose device counts."""
+        return x.device.type == "cpu" and self.groups == 1 and (self.pixels <= most or inputs <= CHANNELS)
+
+    def reads_patches(self, x: Tensor, inputs: int) -> bool:
+        return self.matrix(x, inputs, SOME if x.dtype == torch.bfloat16 else FEW)
+
+
+def patches(x: Tensor, shape: Shape) -> Tensor:
+    """x (N, C, H, W) -> what each output pixel sees, (N, h, w, kernel * kernel * C): a view where that is one."""
+    (height, width), pad, stride = shape.kernel, shape.padding, shape.stride
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad)).contiguous()
+    count, rows, columns, channels = x.shape
+    windows = x.as_strided(
+        (count, (rows - height) // stride + 1, (columns - width) // stride + 1, height, width * channels),
+        (x.stride(0), stride * x.stride(1), stride * x.stride(2), x.stride(1), 1),
+    )
+    return windows.flatten(3)
+
+
+def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:
+    if not shape.reads_patches(x, weight.shape[1]):
+        return torch.conv2d(x, weight, bias, shape.stride, shape.padding, groups=shape.groups)
+    return F.linear(patches(x, shape), weight.permute(0, 2, 3, 1).flatten(1), bias).permute(0, 3, 1, 2)
+
+
+def spread(y: Tensor, weight: Tensor, shape: Shape) -> Tensor:
+    """The transpose of `convolved` in x: y (N, O, h, w) -> (N, C, H, W)."""
+    if not shape.matrix(y, weight.shape[1]):
+        x = y.new_empty(1).expand(len(y), weight.shape[1] * shape.groups, *shape.side)  # its shape alone matters
+        return _backward(y, x, weight, shape, (True, False))[0]
+    y = y.permute(0, 2, 3, 1)
+    (height, width), stride, pad = y.shape[1:3], shape.stride, shape.padding
+    seen = (y @ weight.permute(0, 2, 3, 1).flatten(1)).unflatten(3, (*shape.kernel, -1))
+    if shape.pixels == 1 and not pad and shape.side == shape.kernel:
+        return seen[:, 0, 0].permute(0, 3, 1, 2)
+    wide = torch.promote_types(y.dtype, torch.float32)  # so that what falls on one pixel is summed as in a convolution
+    x = torch.zeros(len(y), *(side + 2 * pad for side in shape.side), weight.shape[1], dtype=wide, device=y.device)
+    for row in range(shape.kernel[0]):
+        for column in range(shape.kernel[1]):
+            x[:, row::stride, column::stride][:, :height, :width] += seen[:, :, :, row, column]
+    inside = x[:, pad : pad + shape.side[0], pad : pad + shape.side[1]]
+    return inside.to(y.dtype).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def correlated(x: Tensor, y: Tensor, shape: Shape) -> Tensor:
+    """The transpose of `convolved` in weight: x (N, C, H, W), y (N, O, h, w) -> (O, C, kernel, kernel)."""
+    if shape.reads_patches(x, x.shape[1]):
+        weight = y.permute(1, 0, 2, 3).flatten(1) @ patches(x, shape).flatten(0, 2)
+        return weight.reshape(y.shape[1], *shape.kernel, x.shape[1]).permute(0, 3, 1, 2)
+    weight = x.new_empty(1).expand(y.shape[1], x.shape[1] // shape.groups, *shape.kernel)
+    return _backward(y, x, weight, shape, (False, True))[1]
+
+
+def _backward(y: Tensor, x: Tensor, weight: Tensor, shape: Shape, wanted: tuple[bool, bool]) -> tuple[Tensor, ...]:
+    s, p = [shape.stride] * 2, [shape.padding] * 2
+    more = ([1, 1], False, [0, 0], shape.groups)  # dilation, not transposed, no output padding
+    return torch.ops.aten.convolution_backward(y, x, weight, None, s, p, *more, [*wanted, False])
+
+
+class Convolved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.shape = shape
+        return convolved(x, weight, bias, shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight), (to_x, to_weight, to_bias, _), y = ctx.saved_tensors, ctx.needs_input_grad, grads[0]
+        return (
+            Spread.apply(y, weight, ctx.shape) if to_x else None,
+            Correlated.apply(x, y, ctx.shape) if to_weight else None,
+            y.sum((0, 2, 3)) if to_bias else None,
+            None,
+        )
+
+
+class Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, weight: Tensor, shape: Shape) -> Tensor:
+        ctx.save_for_backward(y, weight)
+        ctx.shape = shape
+        return spread(y, weight, shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (y, weight), (to_y, to_weight, _), x = ctx.saved_tensors, ctx.needs_input_grad, grads[0]
+        return (
+            Convolved.apply(x, weight, None, ctx.shape) if to_y else None,
+            Correlated.apply(x, y, ctx.shape) if to_weight else None,
+            None,
+        )
+
+
+class Correlated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, shape: Shape) -> Tensor:
+        ctx.save_for_backward(x, y)
+        ctx.shape = shape
+        return correlated(x, y, shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x, y), (to_x, to_y, _), weight = ctx.saved_tensors, ctx.needs_input_grad, grads[0]
+        return (
+            Spread.apply(y, weight, ctx.shape) if to_x else None,
+            Convolved.apply(x, weight, None, ctx.shape) if to_y else None,
+            None,
+        )
+
+
+def conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0, groups: int = 1
+) -> Tensor:
+    """F.conv2d, in autocast's dtype within autocast: x (N, C, H, W), weight (O, C / groups, k, k), bias (O,) ->
+    (N, O, h, w)."""
+    if torch.compiler.is_compiling():
+        return F.conv2d(x, weight, bias, stride, padding, groups=groups)
+    x, weight, bias = _cast(x, weight, bias)
+    shape = Shape(tuple(x.shape[2:]), tuple(weight.shape[2:]), stride, padding, groups)
+    return Convolved.apply(x, weight, bias, shape)
+
+
+def conv_transpose2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0
+) -> Tensor:
+    """F.conv_transpose2d, likewise: x (N, C, h, w), weight (C, O, k, k), bias (O,) -> (N, O, H, W)."""
+    if torch.compiler.is_compiling():
+        return F.conv_transpose2d(x, weight, bias, stride, padding)
+    x, weight, bias = _cast(x, weight, bias)
+    kernel = tuple(weight.shape[2:])
+    side = tuple((here - 1) * stride - 2 * padding + k for here, k in zip(x.shape[2:], kernel, strict=True))
+    y: Tensor = Spread.apply(x, weight, Shape(side, kernel, stride, padding))
+    return y if bias is None else y + bias[:, None, None]
+
+
+def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(kind)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+class Conv2d(nn.Conv2d):
+    """nn.Conv2d by `conv2d`; square strides and paddings."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv2d(x, self.weight, self.bias, self.stride[0], int(self.padding[0]), groups=self.groups)
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """nn.ConvTranspose2d by `conv_transpose2d`; square strides and paddings."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return conv_transpose2d(x, self.weight, self.bias, self.stride[0], int(self.padding[0]))
+
+
+FILTER = (1.0, 3.0, 3.0, 1.0)
+"""The low-pass filter around each change of resolution, along each axis."""
+
+
+class Filtered(torch.autograd.Function):
+    """Its own transpose, but for the padding, since FILTER is the same from both ends."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, padding: int, gain: float) -> Tensor:
+        ctx.padding, ctx.gain = padding, gain
+        taps = x.new_tensor(FILTER) / sum(FILTER)
+        kernel = (taps[:, None] * taps * gain).expand(x.shape[1], 1, len(FILTER), len(FILTER))
+        return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return Filtered.apply(grads[0], len(FILTER) - 1 - ctx.padding, ctx.gain), None, None
+
+
+class Alternate(torch.autograd.Function):
+    """Every other pixel along both axes. torch's own slices have gradients in the other memory order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.side = x.shape[2:]
+        return x[..., ::2, ::2].contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return Apart.apply(grads[0], ctx.side)
+
+
+class Apart(torch.autograd.Function):
+    """Its transpose: zeros between the pixels, up to a side."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, side: tuple[int, ...]) -> Tensor:
+        x = torch.empty(*y.shape[:2], *side, dtype=y.dtype, device=y.device, memory_format=torch.channels_last).zero_()
+        x[..., ::2, ::2] = y
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return Alternate.apply(grads[0]), None
+
+
+def filtered(x: Tensor, padding: int, gain: float = 1.0) -> Tensor:
+    """Every channel convolved with the outer product of FILTER, which sums to gain; zeros around."""
+    return Filtered.apply(x, padding, gain)
+
+
+def halved(x: Tensor) -> Tensor:
+    """x (N, C, H, W), filtered -> every other pixel of it, (N, C, H / 2, W / 2)."""
+    return Alternate.apply(filtered(x, 1))

@@ -1,0 +1,87 @@
+"""Convolutions against torch's own, their derivatives against differences, and resampling by its definition."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from medgan.models import convolution
+from medgan.models.convolution import Shape, conv2d, conv_transpose2d, filtered, halved
+
+CASES = [  # inputs, side, outputs, kernel, stride, padding, groups
+    (6, 8, 4, 3, 1, 1, 1),
+    (6, 8, 4, 3, 1, 1, 2),
+    (1, 8, 4, 4, 2, 1, 1),
+    (5, 8, 3, 4, 2, 1, 1),
+    (5, 4, 3, 4, 1, 0, 1),
+    (5, 9, 3, 3, 2, 0, 1),
+    (3, 9, 2, 3, 2, 1, 1),
+    (5, 8, 3, 1, 1, 0, 1),
+]
+
+
+def drawn(case, dtype=torch.float64):
+    inputs, side, outputs, kernel, stride, padding, groups = case
+    random = torch.Generator().manual_seed(0)
+    shapes = ((2, inputs, side, side), (outputs, inputs // groups, kernel, kernel), (outputs,))
+    tensors = [torch.randn(shape, generator=random, dtype=torch.float64).to(dtype) for shape in shapes]
+    return tensors, {"stride": stride, "padding": padding, "groups": groups}
+
+
+@pytest.fixture(params=["matrices", "oneDNN"])
+def way(request, monkeypatch):
+    """Both ways that a convolution is computed, whatever the shapes."""
+    matrices = request.param == "matrices"
+    monkeypatch.setattr(convolution, "CHANNELS", 10**9 if matrices else 0)
+    monkeypatch.setattr(Shape, "pixels", 10**9)  # so that channels decide
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_both_derivatives_of_a_convolution(case, way):
+    (x, weight, bias), more = drawn(case)
+    assert torch.allclose(conv2d(x, weight, bias, **more), F.conv2d(x, weight, bias, **more), atol=1e-12)
+    tensors = [tensor.requires_grad_() for tensor in (x, weight, bias)]
+    assert torch.autograd.gradcheck(lambda *given: conv2d(*given, **more), tensors)
+    assert torch.autograd.gradgradcheck(lambda *given: conv2d(*given, **more), tensors)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case[-1] == 1])
+def test_values_and_both_derivatives_of_a_transposed_convolution(case, way):
+    (x, weight, _), more = drawn(case)
+    del more["groups"]
+    y = torch.randn_like(conv2d(x, weight, **more))
+    bias = torch.randn(weight.shape[1], dtype=torch.float64)
+    expected = F.conv_transpose2d(y, weight, bias, **more)
+    assert torch.allclose(conv_transpose2d(y, weight, bias, **more), expected, atol=1e-12)
+    tensors = [tensor.requires_grad_() for tensor in (y, weight, bias)]
+    assert torch.autograd.gradcheck(lambda *given: conv_transpose2d(*given, **more), tensors)
+    assert torch.autograd.gradgradcheck(lambda *given: conv_transpose2d(*given, **more), tensors)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_three_products_in_bfloat16_are_as_exact_as_its_rounding(case, way):
+    (x, weight, _), more = drawn(case, torch.bfloat16)
+    shape = Shape(tuple(x.shape[2:]), tuple(weight.shape[2:]), **more)
+    y = torch.randn_like(convolution.convolved(x, weight, None, shape))
+    for product, a, b in (
+        (lambda a, b: convolution.convolved(a, b, None, shape), x, weight),
+        (lambda a, b: convolution.spread(a, b, shape), y, weight),
+        (lambda a, b: convolution.correlated(a, b, shape), x, y),
+    ):
+        exact = product(a.double(), b.double())
+        assert (product(a, b).double() - exact).norm() < 4e-3 * exact.norm()
+
+
+def test_autocast_and_memory_order():
+    x, weight = torch.randn(2, 1, 16, 16), torch.randn(8, 1, 3, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = conv2d(x, weight, padding=1)
+        assert y.dtype == torch.bfloat16
+    assert y.is_contiguous(memory_format=torch.channels_last)  # torch's own leaves the other order here
+
+
+def test_filters_are_their_own_transposes_and_every_other_pixel_is_taken():
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(halved(x), filtered(x, 1)[..., ::2, ::2])
+    for resampled in (lambda x: filtered(x, 1, 4.0), lambda x: filtered(x, 2), halved):
+        assert torch.autograd.gradcheck(resampled, (x,))
+        assert torch.autograd.gradgradcheck(resampled, (x,))
