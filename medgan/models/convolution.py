@@ -72,7 +72,7 @@ def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape) -> T
 def spread(y: Tensor, weight: Tensor, shape: Shape) -> Tensor:
     """The transpose of `convolved` in x: y (N, O, h, w) -> (N, C, H, W)."""
     if not shape.matrix(y, weight.shape[1]):
-        x = y.new_empty(1).expand(len(y), weight.shape[1] * shape.groups, *shape.side)  # its shape alone matters
+        x = _unset(y, len(y), weight.shape[1] * shape.groups, *shape.side)
         return _backward(y, x, weight, shape, (True, False))[0]
     y = y.permute(0, 2, 3, 1)
     (height, width), stride, pad = y.shape[1:3], shape.stride, shape.padding
@@ -93,8 +93,13 @@ def correlated(x: Tensor, y: Tensor, shape: Shape) -> Tensor:
     if shape.reads_patches(x, x.shape[1]):
         weight = y.permute(1, 0, 2, 3).flatten(1) @ patches(x, shape).flatten(0, 2)
         return weight.reshape(y.shape[1], *shape.kernel, x.shape[1]).permute(0, 3, 1, 2)
-    weight = x.new_empty(1).expand(y.shape[1], x.shape[1] // shape.groups, *shape.kernel)
+    weight = _unset(x, y.shape[1], x.shape[1] // shape.groups, *shape.kernel)
     return _backward(y, x, weight, shape, (False, True))[1]
+
+
+def _unset(like: Tensor, *shape: int) -> Tensor:
+    """Memory that is reserved and never touched: of what is to be computed the shape and the order are asked for."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def _backward(y: Tensor, x: Tensor, weight: Tensor, shape: Shape, wanted: tuple[bool, bool]) -> tuple[Tensor, ...]:

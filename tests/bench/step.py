@@ -31,7 +31,7 @@ from medgan.state import TrainState
 from medgan.step import train_step
 from medgan.tracking import read_rows
 
-ROUNDS = 5
+ROUNDS = 9
 SETTINGS: dict[str, dict[str, Any]] = {
     # Width 64 and batch 64 as in the paper; the widths of channel_base 8192 and at most 256.
     "dcgan": {"global_batch": 64, "model.width": 64, "model.max_width": 512},
