@@ -316,6 +316,11 @@ class Config(Section):
         return self.privacy.dp.epsilon > 0
 
     @property
+    def one_pass(self) -> bool:
+        """Whether D may see real and generated images together: not where BatchNorm would mix them."""
+        return not isinstance(self.model, Dcgan) or self.model.norm_d == "none"
+
+    @property
     def sample_group(self) -> int:
         """Samples that must stay on one rank because D looks at them together."""
         return self.model.stddev_group if isinstance(self.model, Conditional) else 1

@@ -12,6 +12,7 @@ people look at while they choose settings are not covered: see the card.
 
 from __future__ import annotations
 
+import copy
 import math
 import secrets
 import warnings
@@ -159,7 +160,9 @@ def by_sample(
 ) -> dict[nn.Parameter, torch.Tensor]:
     """Opacus's gradients of a convolution by sample, which are wrong without a word where channels come last: it
     unfolds the memory of an image as if they came first."""
-    return compute_conv_grad_sample(layer, [images.contiguous() for images in activations], backprops)
+    own = copy.copy(layer)
+    own.__class__ = nn.Conv2d  # the very type that Opacus asks for
+    return compute_conv_grad_sample(own, [images.contiguous() for images in activations], backprops)
 
 
 def guarded(

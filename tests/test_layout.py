@@ -19,6 +19,7 @@ RANKS = {
     "medgan.losses": 1,
     "medgan.data.phantom": 1,
     "medgan.data.phantom_oct": 1,
+    "medgan.models.convolution": 2,
     "medgan.models.layers": 2,
     "medgan.models.dcgan": 3,
     "medgan.models.cgan": 4,

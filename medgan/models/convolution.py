@@ -11,6 +11,7 @@ single channel into the other memory order: there patches are copied into a matr
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -18,10 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FEW, SOME = 16, 64
-"""Output pixels per image up to which patches are copied: for all three products, and in bfloat16 for the two that read
-patches. Beyond, oneDNN is as fast, and needs less memory."""
+"""Output pixels per image up to which patches are copied, SOME in bfloat16: beyond, oneDNN is as fast, and needs less
+memory."""
 CHANNELS = 4
 """Input channels up to which they are, too: patches are then smaller than what is computed from them."""
+WIDE = 512
+"""Output channels from which on the input's gradient is added up from patches, too, for FEW pixels."""
 
 
 class Shape(NamedTuple):
@@ -43,12 +46,16 @@ class Shape(NamedTuple):
         )
         return height * width
 
-    def matrix(self, x: Tensor, inputs: int, most: int = FEW) -> bool:
-        """Whether a product of matrices is faster than oneDNN's convolution; x: whose device counts."""
-        return x.device.type == "cpu" and self.groups == 1 and (self.pixels <= most or inputs <= CHANNELS)
-
     def reads_patches(self, x: Tensor, inputs: int) -> bool:
-        return self.matrix(x, inputs, SOME if x.dtype == torch.bfloat16 else FEW)
+        """Whether the two products that read patches are faster as matrices than by oneDNN; x: of its device, dtype."""
+        return self._matrix(x, inputs, SOME if x.dtype == torch.bfloat16 else FEW)
+
+    def adds_patches(self, y: Tensor, inputs: int) -> bool:
+        """The same of the one that adds them up."""
+        return self._matrix(y, inputs, FEW if y.shape[1] >= WIDE else 1)
+
+    def _matrix(self, like: Tensor, inputs: int, most: int) -> bool:
+        return like.device.type == "cpu" and self.groups == 1 and (self.pixels <= most or inputs <= CHANNELS)
 
 
 def patches(x: Tensor, shape: Shape) -> Tensor:
@@ -71,7 +78,7 @@ def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape) -> T
 
 def spread(y: Tensor, weight: Tensor, shape: Shape) -> Tensor:
     """The transpose of `convolved` in x: y (N, O, h, w) -> (N, C, H, W)."""
-    if not shape.matrix(y, weight.shape[1]):
+    if not shape.adds_patches(y, weight.shape[1]):
         x = _unset(y, len(y), weight.shape[1] * shape.groups, *shape.side)
         return _backward(y, x, weight, shape, (True, False))[0]
     y = y.permute(0, 2, 3, 1)
@@ -165,7 +172,7 @@ def conv2d(
 ) -> Tensor:
     """F.conv2d, in autocast's dtype within autocast: x (N, C, H, W), weight (O, C / groups, k, k), bias (O,) ->
     (N, O, h, w)."""
-    if torch.compiler.is_compiling():
+    if _transformed():
         return F.conv2d(x, weight, bias, stride, padding, groups=groups)
     x, weight, bias = _cast(x, weight, bias)
     shape = Shape(tuple(x.shape[2:]), tuple(weight.shape[2:]), stride, padding, groups)
@@ -176,13 +183,18 @@ def conv_transpose2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0
 ) -> Tensor:
     """F.conv_transpose2d, likewise: x (N, C, h, w), weight (C, O, k, k), bias (O,) -> (N, O, H, W)."""
-    if torch.compiler.is_compiling():
+    if _transformed():
         return F.conv_transpose2d(x, weight, bias, stride, padding)
     x, weight, bias = _cast(x, weight, bias)
     kernel = tuple(weight.shape[2:])
     side = tuple((here - 1) * stride - 2 * padding + k for here, k in zip(x.shape[2:], kernel, strict=True))
     y: Tensor = Spread.apply(x, weight, Shape(side, kernel, stride, padding))
     return y if bias is None else y + bias[:, None, None]
+
+
+def _transformed() -> bool:
+    """Whether torch's own operations are needed: by its compiler, or by torch.func, as for gradients by sample."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -211,15 +223,23 @@ FILTER = (1.0, 3.0, 3.0, 1.0)
 """The low-pass filter around each change of resolution, along each axis."""
 
 
+def _filtered(x: Tensor, padding: int, gain: float) -> Tensor:
+    return F.conv2d(x, _kernel(x.shape[1], gain, x.dtype, x.device), padding=padding, groups=x.shape[1])
+
+
+@cache
+def _kernel(channels: int, gain: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    taps = torch.tensor(FILTER, dtype=torch.float64) / sum(FILTER)
+    return (taps[:, None] * taps * gain).to(device, dtype).expand(channels, 1, -1, -1)
+
+
 class Filtered(torch.autograd.Function):
     """Its own transpose, but for the padding, since FILTER is the same from both ends."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, padding: int, gain: float) -> Tensor:
         ctx.padding, ctx.gain = padding, gain
-        taps = x.new_tensor(FILTER) / sum(FILTER)
-        kernel = (taps[:, None] * taps * gain).expand(x.shape[1], 1, len(FILTER), len(FILTER))
-        return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])
+        return _filtered(x, padding, gain)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -255,9 +275,10 @@ class Apart(torch.autograd.Function):
 
 def filtered(x: Tensor, padding: int, gain: float = 1.0) -> Tensor:
     """Every channel convolved with the outer product of FILTER, which sums to gain; zeros around."""
-    return Filtered.apply(x, padding, gain)
+    return _filtered(x, padding, gain) if _transformed() else Filtered.apply(x, padding, gain)
 
 
 def halved(x: Tensor) -> Tensor:
     """x (N, C, H, W), filtered -> every other pixel of it, (N, C, H / 2, W / 2)."""
-    return Alternate.apply(filtered(x, 1))
+    x = filtered(x, 1)
+    return x[..., ::2, ::2] if _transformed() else Alternate.apply(x)

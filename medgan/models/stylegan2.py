@@ -43,7 +43,7 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             bias = None if self.bias is None else self.bias * self.bias_scale
-            return F.linear(x.to(self.weight.dtype), self.weight * self.scale, bias)
+            return F.linear(x.to(self.weight.dtype) * self.scale, self.weight, bias)
 
 
 class Conv(nn.Module):
