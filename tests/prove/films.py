@@ -44,10 +44,10 @@ def training(model: str, data: Path, out: Path, images: int, workers: int = 2) -
     ]
 
 
-def speed(model: str, data: Path, scratch: Path, images: int) -> float:
+def speed(model: str, data: Path, scratch: Path, images: int, workers: int = 2) -> float:
     """Images per second of a short training, its evaluations at their interval included."""
     shutil.rmtree(scratch, ignore_errors=True)
-    printed = call(*training(model, data, scratch, images))
+    printed = call(*training(model, data, scratch, images, workers))
     if model == YARDSTICK:
         return float(json.loads(printed)["images_per_s"])
     rows = read_rows(scratch / "metrics.jsonl")

@@ -3,9 +3,9 @@
     python -m tests.prove.learning                      # everything, into results/learning.json
     python -m tests.prove.learning --only cgan          # one row
 
-Ten minutes stand for the images that two workers see in them on the otherwise idle machine, evaluations included; the
-training may then run beside other work, on one worker, since its result does not depend on their number. Figures are
-of the test split; checkpoints were chosen on val.
+Ten minutes stand for the images that one worker or two, whichever are faster, see in them on the otherwise idle
+machine, evaluations included; the training may then run beside other work, since its result does not depend on it.
+Figures are of the test split; checkpoints were chosen on val.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def learnt(model: str, work: Path, workers: int) -> dict[str, Any]:
     data, out, release = prepared(work), work / model, work / f"{model}-release"
     kept = work / f"speed-{model}.json"
     if not kept.exists():
-        found = {"images_per_s": speed(model, data, work / "speed", 20_000), "hardware": hardware()}
+        paces = {count: speed(model, data, work / f"speed-{model}", 8_000, count) for count in (1, 2)}
+        fastest = max(paces, key=lambda count: paces[count])
+        found = {"images_per_s": paces[fastest], "paced_workers": fastest, "hardware": hardware()}
         kept.write_text(json.dumps(found))
     pace = json.loads(kept.read_text())
     images = round(pace["images_per_s"] * MINUTES * 60)
@@ -63,7 +65,8 @@ def learnt(model: str, work: Path, workers: int) -> dict[str, Any]:
         **{"name": model, "minutes": MINUTES, **found, "real_class_accuracy": real},
         "reached": {name: found[name] >= wanted for name, wanted in WANTED.items()},
         **{"kid": figures["kid"]["value"], "floor": figures["kid"]["floor"], "n": figures["kid"]["n"]},
-        **{"images_seen": images, "images_per_s": round(pace["images_per_s"], 1), "hardware": pace["hardware"]},
+        **{"images_seen": images, "images_per_s": round(pace["images_per_s"], 1)},
+        **{key: pace[key] for key in ("paced_workers", "hardware")},
         **{"seed": 0, "commit": commit(), "trained_on": hardware()},
         "command": told(command, data, out),
     }
