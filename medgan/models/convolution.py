@@ -71,6 +71,7 @@ def patches(x: Tensor, shape: Shape) -> Tensor:
 
 
 def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:
+    """x (N, C, H, W), weight (O, C / groups, kernel, kernel), bias (O,) -> (N, O, h, w)."""
     if not shape.reads_patches(x, weight.shape[1]):
         return torch.conv2d(x, weight, bias, shape.stride, shape.padding, groups=shape.groups)
     return F.linear(patches(x, shape), weight.permute(0, 2, 3, 1).flatten(1), bias).permute(0, 3, 1, 2)

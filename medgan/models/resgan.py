@@ -109,10 +109,14 @@ class Discriminator(nn.Module):
             if level:
                 x = self.changes[level - 1](halved(x))
             x = blocks(x)
-        features = self.act(self.basis(self.spread(self.act(x)))).flatten(1)
-        logits: Tensor = self.linear(features).flatten()
-        if self.embed is not None:
-            logits = logits + (features * self.embed(labelled(labels, features))).sum(1) / math.sqrt(features.shape[1])
+        # The loss looks at differences of logits, which bfloat16 would round away: from here on as the weights are.
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(self.linear.weight.dtype)
+            features = self.act(self.basis(self.spread(self.act(x)))).flatten(1)
+            logits: Tensor = self.linear(features).flatten()
+            if self.embed is not None:
+                projected = (features * self.embed(labelled(labels, features))).sum(1)
+                logits = logits + projected / math.sqrt(features.shape[1])
         return logits
 
 
