@@ -228,7 +228,7 @@ class TrainState:
 
     def load(self, content: bytes) -> None:
         """Take over what `save` wrote; the config stays as it is."""
-        saved = open_checkpoint(content)  # on the CPU: Adam wants its step counters there
+        saved = open_checkpoint(content)
         self.generator.module.load_state_dict(saved["generator"])
         self.discriminator.module.load_state_dict(saved["discriminator"])
         self.ema.load_state_dict(saved["ema"])
@@ -236,6 +236,8 @@ class TrainState:
         self.discriminator.optimizer.load_state_dict(saved["discriminator_optimizer"])
         for player, scaler in zip((self.generator, self.discriminator), saved["scalers"], strict=True):
             player.scaler.load_state_dict(scaler)
+            for group in player.optimizer.param_groups:
+                group["fused"] = True  # whatever the checkpoint was made with
         self.strength = Strength(**saved["strength"])
         self.path_mean = saved["path_mean"]
         self.images_seen = saved["images_seen"]

@@ -27,9 +27,11 @@ def drawn(case, dtype=torch.float64):
     return tensors, {"stride": stride, "padding": padding, "groups": groups}
 
 
-@pytest.fixture(params=["matrices", "oneDNN"])
+@pytest.fixture(params=["as chosen", "matrices", "oneDNN"])
 def way(request, monkeypatch):
-    """Both ways that a convolution is computed, whatever the shapes."""
+    """Both ways that a convolution is computed, whatever the shapes, and what its shape chooses."""
+    if request.param == "as chosen":
+        return
     matrices = request.param == "matrices"
     monkeypatch.setattr(convolution, "CHANNELS", 10**9 if matrices else 0)
     monkeypatch.setattr(Shape, "pixels", 10**9)  # so that channels decide
@@ -69,6 +71,25 @@ def test_the_three_products_in_bfloat16_are_as_exact_as_its_rounding(case, way):
     ):
         exact = product(a.double(), b.double())
         assert (product(a, b).double() - exact).norm() < 4e-3 * exact.norm()
+
+
+def test_kernels_that_are_no_squares():
+    x, weight = torch.randn(2, 5, 3, 2, dtype=torch.float64), torch.randn(4, 5, 3, 2, dtype=torch.float64)
+    y = conv2d(x, weight)
+    assert y.shape == (2, 4, 1, 1)  # one pixel, which has a shorter way
+    assert torch.allclose(y, F.conv2d(x, weight), atol=1e-12)
+    assert torch.allclose(conv_transpose2d(y, weight), F.conv_transpose2d(y, weight), atol=1e-12)
+    assert torch.autograd.gradcheck(conv_transpose2d, (y.requires_grad_(), weight.requires_grad_()))
+
+
+def test_a_filter_first_used_without_gradients_serves_those_with():
+    _kernel = convolution._kernel
+    _kernel.cache_clear()
+    with torch.inference_mode():
+        filtered(torch.ones(1, 2, 4, 4), 1)
+    x = torch.ones(1, 2, 4, 4, requires_grad=True)
+    convolution._filtered(x, 1, 1.0).sum().backward()
+    assert x.grad is not None
 
 
 def test_autocast_and_memory_order():

@@ -172,6 +172,35 @@ def test_pieces_add_up_to_the_whole_batch_where_nothing_normalises_over_it(tiny)
         assert torch.allclose(pieces[name], gradient, rtol=1e-9, atol=1e-12)
 
 
+def test_batch_norm_in_d_keeps_real_and_generated_images_apart(tiny):
+    """D sees both in one pass only where nothing in it looks across samples of both."""
+    config = tiny("dcgan", precision="float64", model__norm_d="batch", loss__r1_gamma=0)
+    state = TrainState.create(config, World())
+    generator, discriminator = (network.double() for network in (state.generator.module, state.discriminator.module))
+    batch = batch_of(config)
+    z = torch.randn(config.global_batch, config.model.z_dim, generator=stream(config.seed, "z", 0), dtype=torch.float64)
+    with torch.no_grad():
+        real = discriminator(batch.pixels.double() / 127.5 - 1, None)
+        fake = discriminator(generator(z, None), None)
+    scalars = dict(zip(SCALARS, train_step(state, batch).tolist(), strict=True))
+    assert scalars["logits/real"] == pytest.approx(real.mean().item(), abs=1e-12)
+    assert scalars["logits/fake"] == pytest.approx(fake.mean().item(), abs=1e-12)
+
+
+def test_float16_goes_on_from_a_checkpoint_of_an_adam_that_was_not_fused(tiny):
+    config = tiny(precision="float16", optim__clip=1e-3)
+    state = TrainState.create(config, World())
+    train_step(state, batch_of(config))
+    for player in (state.generator, state.discriminator):
+        player.optimizer.param_groups[0]["fused"] = None
+    content = state.save()
+    state = TrainState.create(config, World())
+    state.load(content)
+    assert train_step(state, batch_of(config)).isfinite().all()
+    gradients = [parameter.grad for parameter in state.discriminator.module.parameters()]
+    assert torch.cat([gradient.flatten() for gradient in gradients]).norm() == pytest.approx(1e-3, rel=1e-3)
+
+
 def test_float16_trains_with_scaled_gradients_and_skips_what_overflows(tiny):
     config = tiny(precision="float16")
     state = TrainState.create(config, World())

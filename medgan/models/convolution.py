@@ -100,7 +100,8 @@ def correlated(x: Tensor, y: Tensor, shape: Shape) -> Tensor:
     """The transpose of `convolved` in weight: x (N, C, H, W), y (N, O, h, w) -> (O, C, kernel, kernel)."""
     if shape.reads_patches(x, x.shape[1]):
         weight = y.permute(1, 0, 2, 3).flatten(1) @ patches(x, shape).flatten(0, 2)
-        return weight.reshape(y.shape[1], *shape.kernel, x.shape[1]).permute(0, 3, 1, 2)
+        weight = weight.reshape(y.shape[1], *shape.kernel, x.shape[1]).permute(0, 3, 1, 2)
+        return weight.contiguous() if x.shape[1] == 1 else weight  # the order of the weights, see `channels_last`
     weight = _unset(x, y.shape[1], x.shape[1] // shape.groups, *shape.kernel)
     return _backward(y, x, weight, shape, (False, True))[1]
 
@@ -225,10 +226,12 @@ FILTER = (1.0, 3.0, 3.0, 1.0)
 
 
 def _filtered(x: Tensor, padding: int, gain: float) -> Tensor:
-    return F.conv2d(x, _kernel(x.shape[1], gain, x.dtype, x.device), padding=padding, groups=x.shape[1])
+    kernel = _kernel.__wrapped__ if _transformed() else _kernel
+    return F.conv2d(x, kernel(x.shape[1], gain, x.dtype, x.device), padding=padding, groups=x.shape[1])
 
 
 @cache
+@torch.inference_mode(False)  # it outlives whatever asks first
 def _kernel(channels: int, gain: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     taps = torch.tensor(FILTER, dtype=torch.float64) / sum(FILTER)
     return (taps[:, None] * taps * gain).to(device, dtype).expand(channels, 1, -1, -1)
