@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medgan.tracking import read_rows
-from tests.prove import ROOT, arguments, call, commit, hardware, known, opened, prepare, prove, raw
+from tests.prove import ROOT, arguments, call, commit, hardware, known, opened, prepare, prove, raw, told
 from tests.prove.films import training
 
 RESULTS = ROOT / "results/ablation.json"
@@ -72,6 +72,7 @@ def measured(name: str, films: Path, work: Path) -> dict[str, Any]:
         **{**shown, "floor": best["floor/kid"], "best_at": best["images_seen"], "images_seen": IMAGES},
         "kid_over_time": {str(r["images_seen"]): r["metric/kid"] for r in figures},
         **{"images_per_s": round(pace, 1), "seed": 0, "commit": commit(), "hardware": hardware()},
+        "command": f"python {told(command, data, out)}",
     }
 
 
