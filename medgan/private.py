@@ -154,7 +154,7 @@ def lots(split: Split, patients: np.ndarray, config: Config, world: World) -> It
         )
 
 
-@register_grad_sampler((nn.Conv2d, Conv2d))
+@register_grad_sampler(Conv2d)
 def by_sample(
     layer: nn.Conv2d, activations: list[torch.Tensor], backprops: torch.Tensor
 ) -> dict[nn.Parameter, torch.Tensor]:

@@ -154,8 +154,9 @@ def learn_discriminator(
     if not len(real):  # nobody was drawn here
         state.discriminator.nobody()
         return torch.zeros(len(SCALARS), dtype=torch.float64, device=state.world.device)
-    if config.private or (config.one_pass and not (r1 or r2)):
-        # Half the calls, and larger ones. Private: with two, Opacus would take the gradients of one for the other's.
+    if config.one_pass and not (r1 or r2):
+        # Half the calls, and larger ones. Private training, which has neither penalties nor BatchNorm in D, needs it:
+        # of two passes Opacus would take the gradients of one for the other's.
         with passing(state, state.discriminator):
             logits = network(torch.cat([real, fake]), torch.cat([piece.real_labels, labels])).to(dtype)
         real_logits, fake_logits = logits.chunk(2)

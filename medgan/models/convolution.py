@@ -3,7 +3,7 @@ faster at those.
 
 torch's own second derivative of a convolution, which gradient penalties need, takes the gradient of a weight as a
 convolution with kernels as large as the images: many times slower than the weight's gradient itself. Here the three
-products of a convolution, each of which has the other two as its derivatives, are functions of their own.
+products of a convolution, each of which has the other two as its derivatives, are one function.
 
 Of these, oneDNN computes the gradients of weights poorly where images are small and channels many, and convolves a
 single channel into the other memory order: there patches are copied into a matrix, and AMX multiplies it.
@@ -107,7 +107,7 @@ def correlated(x: Tensor, y: Tensor, shape: Shape) -> Tensor:
 
 
 def _unset(like: Tensor, *shape: int) -> Tensor:
-    """Memory that is reserved and never touched: of what is to be computed the shape and the order are asked for."""
+    """Memory that is reserved and not touched: of what is to be computed the shape and the order are asked for."""
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
@@ -117,56 +117,36 @@ def _backward(y: Tensor, x: Tensor, weight: Tensor, shape: Shape, wanted: tuple[
     return torch.ops.aten.convolution_backward(y, x, weight, None, s, p, *more, [*wanted, False])
 
 
-class Convolved(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.shape = shape
-        return convolved(x, weight, bias, shape)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (x, weight), (to_x, to_weight, to_bias, _), y = ctx.saved_tensors, ctx.needs_input_grad, grads[0]
-        return (
-            Spread.apply(y, weight, ctx.shape) if to_x else None,
-            Correlated.apply(x, y, ctx.shape) if to_weight else None,
-            y.sum((0, 2, 3)) if to_bias else None,
-            None,
-        )
+PRODUCTS = {"y": ("x", "weight"), "x": ("y", "weight"), "weight": ("x", "y")}
+"""Of which two each of the three is the product."""
 
 
-class Spread(torch.autograd.Function):
+class Product(torch.autograd.Function):
+    """One of an input x, a weight and an output y from the two others: `convolved`, `spread` or `correlated`.
+
+    Their sum over everything is linear in all three, so that the gradient of either factor is the product of the other
+    one and the gradient that came in, which stands in the place of the result.
+    """
+
     @staticmethod
-    def forward(ctx: Any, y: Tensor, weight: Tensor, shape: Shape) -> Tensor:
-        ctx.save_for_backward(y, weight)
-        ctx.shape = shape
-        return spread(y, weight, shape)
+    def forward(ctx: Any, wanted: str, a: Tensor, b: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:
+        """a, b: the two of PRODUCTS[wanted]; bias: (O,), added to y."""
+        ctx.save_for_backward(a, b)
+        ctx.wanted, ctx.shape = wanted, shape
+        if wanted == "y":
+            return convolved(a, b, bias, shape)
+        return spread(a, b, shape) if wanted == "x" else correlated(a, b, shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (y, weight), (to_y, to_weight, _), x = ctx.saved_tensors, ctx.needs_input_grad, grads[0]
-        return (
-            Convolved.apply(x, weight, None, ctx.shape) if to_y else None,
-            Correlated.apply(x, y, ctx.shape) if to_weight else None,
-            None,
-        )
-
-
-class Correlated(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, shape: Shape) -> Tensor:
-        ctx.save_for_backward(x, y)
-        ctx.shape = shape
-        return correlated(x, y, shape)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (x, y), (to_x, to_y, _), weight = ctx.saved_tensors, ctx.needs_input_grad, grads[0]
-        return (
-            Spread.apply(y, weight, ctx.shape) if to_x else None,
-            Convolved.apply(x, weight, None, ctx.shape) if to_y else None,
-            None,
-        )
+        factors = PRODUCTS[ctx.wanted]
+        _, *needed, to_bias, _ = ctx.needs_input_grad
+        known = {ctx.wanted: grads[0], **dict(zip(factors, ctx.saved_tensors, strict=True))}
+        back = [
+            Product.apply(name, *(known[other] for other in PRODUCTS[name]), None, ctx.shape) if need else None
+            for name, need in zip(factors, needed, strict=True)
+        ]
+        return None, *back, grads[0].sum((0, 2, 3)) if to_bias else None, None
 
 
 def conv2d(
@@ -178,7 +158,7 @@ def conv2d(
         return F.conv2d(x, weight, bias, stride, padding, groups=groups)
     x, weight, bias = _cast(x, weight, bias)
     shape = Shape(tuple(x.shape[2:]), tuple(weight.shape[2:]), stride, padding, groups)
-    return Convolved.apply(x, weight, bias, shape)
+    return Product.apply("y", x, weight, bias, shape)
 
 
 def conv_transpose2d(
@@ -190,7 +170,7 @@ def conv_transpose2d(
     x, weight, bias = _cast(x, weight, bias)
     kernel = tuple(weight.shape[2:])
     side = tuple((here - 1) * stride - 2 * padding + k for here, k in zip(x.shape[2:], kernel, strict=True))
-    y: Tensor = Spread.apply(x, weight, Shape(side, kernel, stride, padding))
+    y: Tensor = Product.apply("x", x, weight, None, Shape(side, kernel, stride, padding))
     return y if bias is None else y + bias[:, None, None]
 
 
@@ -225,7 +205,8 @@ FILTER = (1.0, 3.0, 3.0, 1.0)
 """The low-pass filter around each change of resolution, along each axis."""
 
 
-def _filtered(x: Tensor, padding: int, gain: float) -> Tensor:
+def _filtered(x: Tensor, padding: int, gain: float = 1.0) -> Tensor:
+    """`filtered` by torch's own operations."""
     kernel = _kernel.__wrapped__ if _transformed() else _kernel
     return F.conv2d(x, kernel(x.shape[1], gain, x.dtype, x.device), padding=padding, groups=x.shape[1])
 
@@ -268,7 +249,7 @@ class Apart(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, side: tuple[int, ...]) -> Tensor:
-        x = torch.empty(*y.shape[:2], *side, dtype=y.dtype, device=y.device, memory_format=torch.channels_last).zero_()
+        x = _unset(y, *y.shape[:2], *side).zero_()
         x[..., ::2, ::2] = y
         return x
 

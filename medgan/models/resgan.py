@@ -104,7 +104,7 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """A linear score + <features, embed(labels)> / sqrt(dim) (arXiv:1802.05637, eq. 3)."""
-        x = self.from_image(images)
+        x = self.from_image(images).contiguous(memory_format=torch.channels_last)  # as in stylegan2-lite's D
         for level, blocks in enumerate(self.blocks):
             if level:
                 x = self.changes[level - 1](halved(x))

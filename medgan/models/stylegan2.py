@@ -271,7 +271,10 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """A linear score + <features, embed(labels)> / sqrt(dim) (arXiv:1802.05637, eq. 3)."""
-        x = self.trunk(self.act(self.from_image(images)))
+        # From one channel torch's own convolution (on GPUs, compiled) may leave the other memory order, and all that
+        # follows is slower in it.
+        x = self.act(self.from_image(images)).contiguous(memory_format=torch.channels_last)
+        x = self.trunk(x)
         x = self.act(self.last(self.spread(x)))
         features = self.act(self.flat(x.flatten(1)))
         logits: Tensor = self.linear(features).flatten()

@@ -24,7 +24,6 @@ from torch import Tensor
 from medgan import config as configs
 from medgan.distributed import World
 from medgan.models import convolution, stylegan2
-from medgan.models.convolution import FILTER
 from medgan.plan import random_batch
 from medgan.run import precision_of
 from medgan.state import TrainState
@@ -64,10 +63,7 @@ def plain() -> Iterator[None]:
     """The same networks as their equations stand: torch's own convolutions, differentiated by torch, and in StyleGAN2 a
     weight of its own for every sample, in grouped ones."""
 
-    def filtered(x: Tensor, padding: int, gain: float = 1.0) -> Tensor:
-        taps = x.new_tensor(FILTER) / sum(FILTER)
-        kernel = (taps[:, None] * taps * gain).expand(x.shape[1], 1, len(FILTER), len(FILTER))
-        return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])
+    filtered = convolution._filtered
 
     def modulated(self: stylegan2.ModulatedConv, x: Tensor, w: Tensor) -> Tensor:
         count, (outputs, inputs, kernel, _) = len(x), self.weight.shape
