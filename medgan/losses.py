@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medgan.models.convolution import but_of_weights
+
 
 class AdversarialLoss(NamedTuple):
     """D's loss and G's loss of (real, fake) logits, each (N,)."""
@@ -85,7 +87,8 @@ def squared_gradient(images: Tensor, logits: Tensor) -> Tensor:
     images: (N, C, H, W) in [-1, 1], requires_grad; logits: (N,), computed from images.
     Returns (N,) >= 0, before the gamma/2 weight. Raises RuntimeError if images need no grad.
     """
-    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    with but_of_weights():
+        (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.square().sum((1, 2, 3))
 
 
@@ -105,5 +108,6 @@ def path_lengths(images: Tensor, w: Tensor, direction: Tensor) -> Tensor:
     so that neither number changes it much.
     """
     pixels = images.shape[2] * images.shape[3]
-    (gradient,) = torch.autograd.grad((images * direction).sum() / pixels**0.5, w, create_graph=True)
+    with but_of_weights():
+        (gradient,) = torch.autograd.grad((images * direction).sum() / pixels**0.5, w, create_graph=True)
     return (gradient.square().sum(2).mean(1) + 1e-12).sqrt()

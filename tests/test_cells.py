@@ -31,7 +31,8 @@ def trained(cell: dict[str, str]) -> str | None:
     )
     world = World.current()
     state = TrainState.create(config, world)
-    before = [p.clone() for player in (state.generator, state.discriminator) for p in player.module.parameters()]
+    players = {"G": state.generator, "D": state.discriminator}
+    before = {name: [p.clone() for p in player.module.parameters()] for name, player in players.items()}
     part = rank_slice(config.global_batch, config.sample_group, world.rank, world.size)
     random = torch.Generator().manual_seed(0)
     for _ in range(STEPS):
@@ -48,9 +49,11 @@ def trained(cell: dict[str, str]) -> str | None:
     wanted |= {f"penalty/{name}" for name in cell["penalty"].split("+") if name != "none"}
     if not wanted <= having:
         return f"{wanted - having} was not taken"
-    after = [p for player in (state.generator, state.discriminator) for p in player.module.parameters()]
-    if all(torch.equal(a, b) for a, b in zip(before, after, strict=True)) or not state.finite():
-        return "the weights did not change, or to no numbers"
+    for name, player in players.items():
+        if all(torch.equal(a, b) for a, b in zip(before[name], player.module.parameters(), strict=True)):
+            return f"the weights of {name} did not change"
+    if not state.finite():
+        return "the weights are no numbers any more"
     return None
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from medgan.losses import LOSSES, gradient_penalty, path_lengths, squared_gradient
+from medgan.models import convolution
 
 PAIRS = ((2.0, 0.5), (-1.0, -3.0))
 REAL, FAKE = (torch.tensor(values) for values in zip(*PAIRS, strict=True))
@@ -101,3 +102,23 @@ def test_the_second_derivative_of_path_lengths_is_right():
         return path_lengths((w.square().sum((1, 2))[:, None, None, None] * y.tanh()).sin(), w, y)
 
     assert torch.autograd.gradcheck(lengths, torch.randn(2, 1, 3, dtype=torch.float64, requires_grad=True))
+
+
+def test_a_penalty_asks_for_gradients_of_weights_once_and_gets_torchs_own(monkeypatch):
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(3, 2, 8, 8, dtype=torch.float64, generator=random).requires_grad_()
+    weights = [torch.randn(shape, dtype=torch.float64, generator=random) for shape in ((4, 2, 3, 3), (1, 4, 8, 8))]
+    asked, correlated = [], convolution.correlated
+    monkeypatch.setattr(convolution, "correlated", lambda *given: (asked.append(given), correlated(*given))[1])
+
+    def gradients(conv2d):
+        weight, last = (tensor.clone().requires_grad_() for tensor in weights)
+        logits = conv2d(torch.tanh(conv2d(images, weight, padding=1)), last).flatten()
+        penalty = squared_gradient(images, logits)
+        assert asked == []
+        return torch.autograd.grad(penalty.sum(), (weight, last))
+
+    expected = gradients(torch.nn.functional.conv2d)
+    for ours, theirs in zip(gradients(convolution.conv2d), expected, strict=True):
+        assert torch.allclose(ours, theirs)
+    assert asked

@@ -11,6 +11,8 @@ single channel into the other memory order: there patches are copied into a matr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -117,6 +119,21 @@ def _backward(y: Tensor, x: Tensor, weight: Tensor, shape: Shape, wanted: tuple[
     return torch.ops.aten.convolution_backward(y, x, weight, None, s, p, *more, [*wanted, False])
 
 
+_of_weights = True  # of the process, since autograd has threads of its own
+
+
+@contextmanager
+def but_of_weights() -> Iterator[None]:
+    """Gradients taken within have nothing to do with weights: autograd asks a Function for those, too, also where, as
+    in a penalty, nobody wants them."""
+    global _of_weights
+    before, _of_weights = _of_weights, False
+    try:
+        yield
+    finally:
+        _of_weights = before
+
+
 PRODUCTS = {"y": ("x", "weight"), "x": ("y", "weight"), "weight": ("x", "y")}
 """Of which two each of the three is the product."""
 
@@ -143,10 +160,12 @@ class Product(torch.autograd.Function):
         _, *needed, to_bias, _ = ctx.needs_input_grad
         known = {ctx.wanted: grads[0], **dict(zip(factors, ctx.saved_tensors, strict=True))}
         back = [
-            Product.apply(name, *(known[other] for other in PRODUCTS[name]), None, ctx.shape) if need else None
+            Product.apply(name, *(known[other] for other in PRODUCTS[name]), None, ctx.shape)
+            if need and (_of_weights or name != "weight")
+            else None
             for name, need in zip(factors, needed, strict=True)
         ]
-        return None, *back, grads[0].sum((0, 2, 3)) if to_bias else None, None
+        return None, *back, grads[0].sum((0, 2, 3)) if to_bias and _of_weights else None, None
 
 
 def conv2d(
