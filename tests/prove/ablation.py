@@ -14,6 +14,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from medgan import config as configs
 from medgan.tracking import read_rows
 from tests.prove import ROOT, arguments, call, commit, hardware, known, opened, prepare, prove, raw, told
 from tests.prove.films import training
@@ -79,9 +80,11 @@ def measured(name: str, films: Path, work: Path) -> dict[str, Any]:
 def table() -> str:
     lines = ["| changed | variant | KID | coverage | images/s | on |", "|---|---|---|---|---|---|"]
     for r in known(RESULTS):
-        # Where a CPU has no bfloat16, `precision: auto` is float32.
+        precision = configs.load(r["preset"], overrides=r["settings"]).precision
+        if precision == "auto":
+            precision = "bfloat16" if "bf16" in r["hardware"] else "float32"
         cells = [r["changed"], r["variant"], f"{r['kid']:.3f}", f"{r['coverage']:.2f}", f"{r['images_per_s']:.0f}"]
-        lines.append(f"| {' | '.join(cells)} | {'bfloat16' if 'bf16' in r['hardware'] else 'float32'} |")
+        lines.append(f"| {' | '.join(cells)} | {precision} |")
     return "\n".join(lines)
 
 
