@@ -23,6 +23,7 @@ from typing import Any
 from medgan import config as configs
 from medgan.config import Refused
 from medgan.data import shards
+from medgan.folder import holds_generator
 from medgan.terminal import Parser, Progress, absolute, command, duration
 
 MOST = 2000
@@ -114,10 +115,12 @@ def main(argv: Sequence[str]) -> None:
     if shadows and args.synthetic:
         raise Refused("--shadows: a release does not say by which recipe it was made; ask it of its --run")
     neighbours = absolute("--neighbours", args.neighbours) if args.neighbours else None
-    shared = subject if args.synthetic else f"{subject}/generator"
+    # What is handed over as a whole, or the part of a run that is, must not hold what is derived from real images.
+    whole = bool(args.synthetic) or not holds_generator(subject)
+    shared = subject if whole else f"{subject}/generator"
     if neighbours and neighbours.startswith(f"{shared}/"):
         raise Refused(f"--neighbours {args.neighbours}: shows real images, which do not belong in what is handed over")
-    if args.run and out.startswith(f"{shared}/"):
+    if not whole and out.startswith(f"{shared}/"):
         raise Refused(f"--out {args.out}: what is kept beside it comes from real images; name a place outside {shared}")
     manifest, sha256 = shards.read_manifest(data)
     if manifest.synthetic:
@@ -180,8 +183,7 @@ def main(argv: Sequence[str]) -> None:
     if neighbours:
         wanted["neighbours"] = privacy.picture_of(of_train)
 
-    # A release must not hold what is derived from real images: its cells are kept beside it.
-    folder_of_cells = f"{subject}.cells" if args.synthetic else f"{out.removesuffix('.json')}.cells"
+    folder_of_cells = f"{subject if whole else out.removesuffix('.json')}.cells"
     compute(list(wanted.values()), folder_of_cells, args)
     found = {name: cell.load(folder_of_cells) for name, cell in wanted.items()}
     if neighbours:
@@ -364,7 +366,6 @@ def carry(subject: str, args: Namespace, result: dict[str, Any]) -> None:
     """The figures into the card of what was evaluated, and its page."""
     from medgan import evaluation_page, release, report
     from medgan.folder import Folder, RunFolder
-    from medgan.sample import holds_generator
 
     if args.out:
         return

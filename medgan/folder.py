@@ -153,6 +153,11 @@ class RunFolder(Folder):
                 self.write(str(file.relative_to(self.work)), file.read_bytes())
 
 
+def holds_generator(run: str) -> bool:
+    """Whether a folder is a run with its generator/, and not such a generator/ itself."""
+    return "model.safetensors" in names(f"{run}/generator")
+
+
 def checkpoint_name(images_seen: int) -> str:
     return f"checkpoints/{images_seen:012d}.pt"
 

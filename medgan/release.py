@@ -80,7 +80,7 @@ def shard(
     """Draw the slots from `first` on and write them. {shard, counts by class, copies and unsure that were dropped,
     empty slots}
     """
-    sampler = Sampler.open(run, device())
+    sampler = Sampler.open(run, device(), sha256)
     if truncation != 1:
         sampler.truncate(truncation)
     films = privacy.look(open_split(data["location"], "train").pixels) if data else None

@@ -93,6 +93,10 @@ def train(
     if state.ledger is not None:
         redone = world.broadcast(_redone(folder, state.images_seen) if world.first else 0)
         state.ledger.charge(math.ceil(redone / config.global_batch))
+        if redone and world.first:  # before metrics.jsonl, which tells of them, is cut: they may be lost once more
+            folder.save_checkpoint(
+                state.images_seen, state.save(), config.checkpoint.keep, state.best.get("images_seen")
+            )
     part = np.concatenate(rank_rows(config, world.rank, world.size))
     used = Used(lots or batches(split, order, state.images_seen, config.global_batch, part))
     if world.first and config.tracking.real_images:

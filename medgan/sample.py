@@ -20,7 +20,8 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from medgan.config import Config, parse_yaml, validate
-from medgan.data.shards import DataError, names, read_file
+from medgan.data.shards import DataError, read_file
+from medgan.folder import holds_generator
 from medgan.metrics.fidelity import FIGURES
 from medgan.models import build_gan, stylegan2, z_size
 from medgan.models.layers import measuring
@@ -152,11 +153,6 @@ def export(
     }
 
 
-def holds_generator(run: str) -> bool:
-    """Whether a folder is a run with its generator/, and not such a generator/ itself."""
-    return "model.safetensors" in names(f"{run}/generator")
-
-
 @dataclass(frozen=True)
 class Sampler:
     """An exported generator, ready to draw."""
@@ -177,10 +173,10 @@ class Sampler:
     """See `label_sets`; empty where every training image has one class, or the export does not tell."""
 
     @staticmethod
-    def open(run: str, device: str = "cpu") -> Sampler:
+    def open(run: str, device: str = "cpu", sha256: str | None = None) -> Sampler:
         """The best generator of a run folder, or a generator/ that was handed on (path or URI).
 
-        Raises DataError where there is none.
+        sha256: of the weights that they must be. Raises DataError where there is none, or another one.
         """
         below = "generator/" if holds_generator(run) else ""
         try:
@@ -188,6 +184,9 @@ class Sampler:
             description = read_file(run, f"{below}config.yaml")
         except OSError:
             raise DataError(f"--run {run}: no generator/ in it; train one with jobs/train.py") from None
+        found = hashlib.sha256(weights).hexdigest()
+        if sha256 is not None and sha256 != found:
+            raise DataError(f"--run {run}: its generator is another one since this began; give the command again")
         tree = parse_yaml(description, f"--run {run}: {below}config.yaml")
         config = validate(tree.get("config", {}))
         generator, _ = build_gan(config)
@@ -203,7 +202,7 @@ class Sampler:
         seen, epsilon = int(figures.get("images_seen", 0)), figures.get("privacy/epsilon")
         before = tuple(figures.get("begun_with", ()))
         sets = tuple(tree.get("label_sets", ())) if config.conditional else ()
-        return Sampler(generator, config, counts, hashlib.sha256(weights).hexdigest(), seen, epsilon, before, sets)
+        return Sampler(generator, config, counts, found, seen, epsilon, before, sets)
 
     @property
     def classes(self) -> tuple[str, ...]:

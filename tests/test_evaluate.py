@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -148,8 +149,20 @@ def test_neighbours_are_shown_only_on_request_and_never_inside_a_release(trained
         evaluate.main(["--synthetic", "/x", "--data", phantoms, "--neighbours", "/x/near.png"])
     with pytest.raises(Refused, match="do not belong in what is handed over"):
         evaluate.main(["--run", "/x", "--data", phantoms, "--neighbours", "/x/generator/near.png"])
-    with pytest.raises(Refused, match="name a place outside /x/generator"):
-        evaluate.main(["--run", "/x", "--data", phantoms, "--out", "/x/generator/e.json"])
+    with pytest.raises(Refused, match=f"name a place outside {trained}/generator"):
+        evaluate.main(["--run", trained, "--data", phantoms, "--out", f"{trained}/generator/e.json"])
+
+
+def test_a_generator_that_is_handed_on_gets_figures_and_nothing_of_real_images(trained, phantoms, tmp_path):
+    handed = tmp_path / "handed"
+    shutil.copytree(f"{trained}/generator", handed)
+    before = set(handed.iterdir())
+    asked(str(handed), phantoms, "--n", 20, "--extractor", "radiomics", "--fidelity", "--privacy")
+    assert set(handed.iterdir()) - before == {handed / "evaluation.json"}
+    assert list((tmp_path / "handed.cells").iterdir())
+    assert "KID" in (handed / "README.md").read_text()
+    with pytest.raises(Refused, match="do not belong in what is handed over"):
+        asked(str(handed), phantoms, "--neighbours", handed / "near.png")
 
 
 def test_a_figure_does_not_depend_on_how_the_samples_were_parted(trained, phantoms, tmp_path, monkeypatch):

@@ -21,6 +21,8 @@ from medgan.data.loader import open_split
 from medgan.metrics import evidence
 from medgan.sample import Sampler
 
+from .test_sample import write
+
 pytestmark = pytest.mark.usefixtures("small_evaluation")
 
 
@@ -225,6 +227,37 @@ def test_what_was_found_of_a_release_goes_with_it(trained, tmp_path):
     assert (out / "report.html").exists()
     made(trained, out, "--count", 20, "--seed", 3, "--overwrite")
     assert not any((out / name).exists() for name in ("evaluation.json", "report.html"))
+
+
+def test_a_release_that_is_begun_anew_has_no_card_of_the_old_one(trained, tmp_path, monkeypatch):
+    out = made(trained, tmp_path / "out", "--count", 20)
+    assert (out / "README.md").exists()
+
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "draw", stop)
+    with pytest.raises(KeyboardInterrupt):
+        made(trained, out, "--count", 20, "--seed", 3, "--overwrite")
+    assert not any((out / name).exists() for name in ("README.md", "manifest.json"))
+
+
+def test_a_generator_that_changes_meanwhile_ends_the_release(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(release, "ROWS_PER_SHARD", 8)
+    run, other = tmp_path / "run", tmp_path / "other"
+    write(run, tiny())
+    write(other, tiny(seed=5))
+    name, at = "generator/model.safetensors", Sampler.at
+
+    def training_goes_on(self, labels, seeds):
+        (run / name).write_bytes((other / name).read_bytes())
+        return at(self, labels, seeds)
+
+    monkeypatch.setattr(Sampler, "at", training_goes_on)
+    with pytest.raises(shards.DataError, match="its generator is another one since this began"):
+        made(str(run), tmp_path / "out", "--count", 20)
+    again = made(str(run), tmp_path / "out", "--count", 20)
+    assert Sampler.open(str(other)).sha256 in (again / "README.md").read_text()
 
 
 def test_seeds_that_agree_in_their_low_bits_make_other_images(trained):

@@ -327,6 +327,34 @@ def test_the_ledger_survives_a_resume_and_charges_what_was_lost(strict, phantoms
     assert last["private_steps"] == (256 + seen - left) // config.global_batch
 
 
+def test_what_is_lost_twice_is_charged_twice(strict, phantoms, tmp_path):
+    patients = shards.read_manifest(phantoms)[0].patients["train"]
+    config = strict(
+        patients,
+        **{"privacy__dp__noise": 1.0, "privacy__dp__epsilon": 1000.0},
+        **{"checkpoint__interval_kimg": 10, "evaluate__interval_kimg": 10},
+    )
+
+    def crash():
+        raise MemoryError
+
+    reports = iter([False] * 4 + [True])
+    folder = train(config, phantoms, tmp_path / "run", stopping=lambda: next(reports))
+    (kept,) = folder.checkpoints()
+    steps = kept // config.global_batch
+    for _ in range(2):
+        answers = iter([lambda: False] * 4 + [crash])
+        with pytest.raises(MemoryError):
+            train(config, phantoms, tmp_path / "run", stopping=lambda answers=answers: next(answers)())
+        assert folder.checkpoints() == [kept]
+        told = read_rows(folder.fetch("metrics.jsonl"))[-1]["images_seen"]
+        assert kept < told < 256
+        steps += (told - kept) // config.global_batch
+    train(config, phantoms, tmp_path / "run")
+    last = open_checkpoint(folder.read_checkpoint(folder.checkpoints()[-1]))
+    assert last["private_steps"] == steps + (256 - kept) // config.global_batch
+
+
 def test_what_g_learns_from_says_nothing_of_who_was_drawn(monkeypatch):
     """G's fakes and labels are the same whoever is in the lot."""
     config = config_of()

@@ -209,6 +209,7 @@ def test_the_sentence_says_what_its_interval_does_not_cover():
 
     assert "over 5 repeats with the same patients" in sentence("100%")
     assert "With 5 % of the rarest class's training patients" in sentence("rare 5%")
+    assert "over 5 draws of those patients beside the same others" in sentence("rare 5%")
     for told in (sentence("5%", strict=False), sentence("5%", unlabelled=9)):
         assert "the interval does not cover" in told
     assert sentence("5%").endswith("over 5 draws of patients, generator trained on those patients alone.")

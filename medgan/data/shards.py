@@ -381,7 +381,7 @@ def clear(out: str | Path) -> None:
     """Remove the manifest, then shards, pictures and what was found of them, and nothing that is not ours."""
     check_target(out)
     remove(out, "manifest.json")  # first: without it the rest is no data set
-    for name in (*SPLITS, "png", "dicom", PARTS, "evaluation.json", "report.html"):
+    for name in (*SPLITS, "png", "dicom", PARTS, "evaluation.json", "report.html", "summary.html"):
         remove(out, name)
 
 

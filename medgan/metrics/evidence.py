@@ -89,7 +89,7 @@ def samples(
         ours, theirs = (shards.read_manifest(one)[0].classes for one in (subject["synthetic"], data["location"]))
         labels = release.labels[rows]
         return {"pixels": release.pixels[rows], "labels": labels if ours == theirs else labels[:, :0]}
-    sampler = Sampler.open(subject["run"], device())
+    sampler = Sampler.open(subject["run"], device(), subject["sha256"])
     real = open_split(data["location"], split)
     labels = real.labels[choose_rows(len(real), n)[first:last]]
     if not sampler.classes:

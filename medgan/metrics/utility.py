@@ -275,7 +275,7 @@ def given_pool(
         first = release_rows(release.labels, alike, random, alike=True)
         chosen = np.concatenate([first, release_rows(release.labels, filling, random, alike=False)])
         return {"pixels": release.pixels[chosen], "labels": release.labels[chosen], "alike": len(first)}
-    sampler, labels = Sampler.open(subject["run"], device()), np.concatenate([alike, filling])
+    sampler, labels = Sampler.open(subject["run"], device(), subject["sha256"]), np.concatenate([alike, filling])
     pixels = sampler.draw(labels, stream_seed(seed, "utility/given", draw))[0]
     return {"pixels": pixels, "labels": labels, "alike": len(alike)}
 
@@ -477,6 +477,8 @@ def claim(differences: Sequence[dict[str, Any]], settings: dict[str, Any], faile
     share, rare_only = parse_scenario(found["scenario"])
     whose = "rarest class's training patients" if rare_only else "training patients"
     over = "draws of patients" if share < 1 else "repeats with the same patients"
+    if share < 1 and rare_only:
+        over = "draws of those patients beside the same others"
     lost = f" ({found['failed']} more are left out, their generators diverged)" if found.get("failed") else ""
     said = {
         "helps": "synthetic images help",

@@ -54,7 +54,7 @@ def measured(budget: str, films: Path, work: Path, workers: int) -> dict[str, An
         **{"budget": budget, "epsilon": spent[-1] if spent else None, "delta": dp.delta, "noise": dp.noise},
         **{"kid": figures["kid"]["value"], "floor": figures["kid"]["floor"], "n": figures["kid"]["n"]},
         **{"coverage": figures["coverage"]["value"], "useful": useful, "per_class": PER_CLASS},
-        **{"images_seen": max(folder.checkpoints()), "commit": commit(), "hardware": hardware()},
+        **{"images_seen": max(folder.checkpoints()), "seed": 0, "commit": commit(), "hardware": hardware()},
         "command": told(command, data, out),
     }
 
