@@ -757,6 +757,9 @@ def _one_line(error: ValidationError) -> str:
         del names[1]  # the union's tag
     key, value = ".".join(names), first["input"]
     if first["type"] == "extra_forbidden":
+        while isinstance(value, Mapping) and value:  # of a section that there is not, what was asked of it
+            below, value = next(iter(value.items()))
+            key = f"{key}.{below}"
         siblings = [known for known in known_keys() if known.rpartition(".")[0] == key.rpartition(".")[0]]
         near = difflib.get_close_matches(key, known_keys(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(siblings) or 'nothing'}"

@@ -131,8 +131,11 @@ class Heartbeat:
 
     def __enter__(self) -> str:
         """The owner, for whoever writes in this command's name. Raises Refused."""
-        self.lease.take(self.say)
-        self.lease.beat()
+        try:
+            self.lease.take(self.say)
+            self.lease.beat()
+        except OSError as error:
+            raise Refused(f"--out {self.lease.folder.location}: cannot be written: {error.strerror or error}") from None
         self.thread.start()
         return self.lease.owner
 

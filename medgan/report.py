@@ -24,6 +24,7 @@ def run_page(folder: RunFolder) -> str:
     config = folder.config()
     assert config is not None
     rows = parse_rows(folder.read("metrics.jsonl").decode())
+    images_seen = rows[-1]["images_seen"] if rows else 0
     evaluated = [row for row in rows if "metric/kid" in row]
     n = evaluated[-1]["metric/n"] if evaluated else 0
     # Figures of unlike n are not compared: what was evaluated under other settings stays out of the table.
@@ -39,11 +40,11 @@ def run_page(folder: RunFolder) -> str:
         versions=page.versions("medgan", "torch", "ray"),
         config=config,
         data=_data(folder, config.data.manifest_sha256),
-        images_seen=rows[-1]["images_seen"] if rows else 0,
+        images_seen=images_seen,
         figures=_figures(evaluated, best),
         identity=f"{config.evaluate.extractor} features, n = {n}, against the val split",
         best_at=best.get("images_seen", 0),
-        grids=_grids(folder),
+        grids=_grids(folder, images_seen),
         real=_picture(folder, "samples/real.png") if folder.exists("samples/real.png") else None,
         classes=(config.data.classes or ()) if config.conditional else (),
         evaluation=evaluation_page.section(folder),
@@ -73,12 +74,15 @@ def _figures(evaluated: list[dict[str, Any]], best: dict[str, Any]) -> list[dict
     ]
 
 
-def _grids(folder: RunFolder) -> list[dict[str, Any]]:
+def _grids(folder: RunFolder, images_seen: int) -> list[dict[str, Any]]:
     """At most GRIDS pictures, evenly over time, the first and the last among them."""
     names = [name for name in folder.names("samples") if re.fullmatch(r"\d+\.png", name)]
     if len(names) > GRIDS:
         names = [names[round(index * (len(names) - 1) / (GRIDS - 1))] for index in range(GRIDS)]
-    return [{"kimg": int(name.split(".")[0]), "png": _picture(folder, f"samples/{name}")} for name in names]
+    return [
+        {"images_seen": min(1000 * int(name.split(".")[0]), images_seen), "png": _picture(folder, f"samples/{name}")}
+        for name in names
+    ]
 
 
 def _picture(folder: RunFolder, name: str) -> str:
@@ -105,16 +109,16 @@ def _curves(rows: list[dict[str, Any]], config: Config) -> list[tuple[str, go.Fi
         figure = go.Figure()
         for key in keys:
             points = [(row["images_seen"], row[key]) for row in rows if key in row]
-            # The logarithm of an unbiased distance that is by chance below 0 does not exist: it is left out.
-            points = [(x, y) for x, y in points if not logarithmic or y > 0]
             if points:
-                x, y = zip(*points, strict=True)
+                # The logarithm of an unbiased distance that is by chance below 0 does not exist.
+                x, y = zip(*[(x, y if y > 0 or not logarithmic else None) for x, y in points], strict=True)
                 floor = key.startswith("floor/")
                 name = key.split("/", 1)[1].removeprefix("kid/")
+                below = f" ({points[-1][1]:.2g}: below this axis)" if not any(value is not None for value in y) else ""
                 figure.add_scatter(
                     x=x,
                     y=y,
-                    name=f"{name}, real against real" if floor else name,
+                    name=(f"{name}, real against real" if floor else name) + below,
                     mode="lines" if floor else "lines+markers",
                     opacity=0.6 if floor else 1,
                     line_dash="dot" if floor else "solid",
@@ -128,7 +132,7 @@ def _curves(rows: list[dict[str, Any]], config: Config) -> list[tuple[str, go.Fi
             figure.update_xaxes(title_text="real images shown", hoverformat=",")
             figure.update_yaxes(hoverformat=".4~g", exponentformat="power")
             if logarithmic:
-                figure.update_yaxes(type="log", dtick=1)
+                figure.update_yaxes(type="log")
             made.append((title, figure))
     return made
 

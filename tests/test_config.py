@@ -25,6 +25,7 @@ def test_every_preset_is_valid_and_survives_yaml(preset, tmp_path):
     ("overrides", "words"),
     [
         (["loss.r1_gama=1"], ["loss.r1_gama=1", "unknown key", "loss.r1_gamma"]),
+        (["los.name=bce"], ["los.name=bce", "did you mean loss.name?"]),
         (["colour=1"], ["colour=1", "unknown key"]),
         (["global_batch=many"], ["global_batch=many", "integer"]),
         (["loss.r1_gamma=-1"], ["loss.r1_gamma=-1", "greater than or equal to 0"]),

@@ -26,6 +26,12 @@ def folder(request, tmp_path):
     return RunFolder(request.getfixturevalue("bucket") + "/run")
 
 
+def test_a_folder_that_cannot_be_written_is_refused(quick):
+    where = "/proc/run"
+    with pytest.raises(Refused, match=f"--out {where}: cannot be written: "), Heartbeat(RunFolder(where), print):
+        pass
+
+
 def test_of_many_that_create_a_file_at_once_exactly_one_does(folder, quick):
     for attempt in range(3):
         won, start = [], threading.Barrier(8)

@@ -81,12 +81,19 @@ def test_real_images_are_on_the_page_only_where_the_run_was_told_so(run):
     assert base64.b64encode(png).decode() in page
 
 
+def test_a_floor_below_zero_is_told_beside_a_logarithmic_axis(run):
+    run.write("metrics.jsonl", run.read("metrics.jsonl").decode().replace('"floor/kid": 0.01', '"floor/kid": -0.0016'))
+    titles = dict(report._curves(report.parse_rows(run.read("metrics.jsonl").decode()), run.config()))
+    names = [trace.name for trace in titles["KID"].data]
+    assert names == ["kid", "kid, real against real (-0.0016: below this axis)"]
+
+
 def test_at_most_so_many_grids_and_always_the_first_and_the_last(tiny, phantoms, tmp_path):
     run = write_run(tiny(), phantoms, tmp_path / "long", evaluations=60)
     page = report.run_page(run)
-    found = [grid["kimg"] for grid in json.loads(re.search(r"const grids = (.*);", page).group(1))]
+    found = [grid["images_seen"] for grid in json.loads(re.search(r"const grids = (.*);", page).group(1))]
     assert len(found) == report.GRIDS
-    assert (found[0], found[-1]) == (0, 118)
+    assert (found[0], found[-1]) == (0, 118_000)
     assert found == sorted(set(found))
 
 

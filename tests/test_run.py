@@ -427,10 +427,18 @@ def test_without_strength_labels_change_neither_network(tiny):
     assert torch.equal(*weights)
 
 
-def test_rare_classes_can_be_shown_more_often(tiny, phantoms, tmp_path):
+def test_rare_classes_can_be_shown_more_often(tiny, phantoms, tmp_path, monkeypatch):
     config = tiny(data__balance=1.0)
     assert config.data.balance == 1.0  # filling in what DATA has keeps it
+    asked = []
+
+    def order(labels, seed, balance):
+        asked.append(balance)
+        return Order(labels, seed, balance)
+
+    monkeypatch.setattr(run, "Order", order)
     train(config, phantoms, tmp_path / "run")
+    assert asked == [1.0]
     assert read_rows(tmp_path / "run/metrics.jsonl")[-1]["images_seen"] == 256
 
 

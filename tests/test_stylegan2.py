@@ -10,7 +10,7 @@ from medgan import config as configs
 from medgan import sample
 from medgan.models import build_gan, z_size
 from medgan.models.layers import measuring
-from medgan.models.stylegan2 import FILTER, Conv, Linear, ModulatedConv, filtered
+from medgan.models.stylegan2 import FILTER, Conv, Halving, Linear, ModulatedConv, filtered
 
 OVERRIDES = {"model.name": "stylegan2-lite", "model.width": 4, "model.max_width": 8, "model.z_dim": 8, "model.w_dim": 6}
 CLASSES = ("a", "b", "c")
@@ -181,3 +181,35 @@ def test_modulation_has_the_first_and_second_derivatives_it_should(up):
     w = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(layer, (x, w))
     assert torch.autograd.gradgradcheck(layer, (x, w))
+
+
+def test_the_mapping_network_reads_directions_and_learns_more_slowly():
+    network, config = generator()
+    z, labels = torch.randn(5, 8, dtype=torch.float64), torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1]]
+    assert torch.allclose(network.mapping(3 * z, labels), network.mapping(z, labels))
+    assert not torch.allclose(network.mapping(-z, labels), network.mapping(z, labels))
+    for layer in network.mapping.layers:  # weights that are larger by as much as they count for less
+        inputs = layer.weight.shape[1]
+        assert layer.weight.std().item() == pytest.approx(1 / config.model.mapping_lr, rel=0.2)
+        assert layer.scale == pytest.approx(2**0.5 * config.model.mapping_lr / inputs**0.5)
+
+
+def test_a_residual_block_of_d_keeps_the_variance():
+    torch.manual_seed(0)
+    block = Halving(generator()[1].model, 64, 64)
+    flat = torch.randn(8, 64, 1, 1).expand(8, 64, 32, 32)  # without detail, which the filter takes away
+    out = block(flat)
+    assert out.shape == (8, 64, 16, 16)
+    assert out.square().mean().item() == pytest.approx(1, rel=0.2)
+    assert block.skip(flat).square().mean().item() == pytest.approx(0.5, rel=0.2)
+
+
+def test_d_sees_how_varied_its_group_is():
+    torch.manual_seed(0)
+    config = generator(classes=())[1]
+    discriminator = build_gan(config)[1].double()
+    group = config.model.stddev_group
+    assert group > 1
+    alone, others = (torch.randn(count, 1, 32, 32, dtype=torch.float64) for count in (1, group - 1))
+    varied, same = torch.cat([alone, others]), alone.expand(group, -1, -1, -1)
+    assert discriminator(varied, None)[0] != discriminator(same, None)[0]

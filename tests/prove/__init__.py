@@ -105,10 +105,10 @@ def prove(
         return
     for part in args.only or parts:
         if part in map(name, known(results)) and not args.again:
-            print(f"{part} is in {results.name} already; --again measures it anew", flush=True)
+            print(f"{part} is in {results.name} already; --again (make: AGAIN=1) measures it anew", flush=True)
         else:
             keep(results, measured(part), name, parts)
-            print(table(), flush=True)
+    print(table())
 
 
 def keep(results: Path, rows: Iterable[Row], name: Callable[[Row], Any], order: Iterable[Any]) -> None:

@@ -129,9 +129,10 @@ def table() -> str:
         beside = yardstick.get((r["resolution"], r["minutes"]))
         share = f"{r['kid'] / beside:.2f}" if beside else ""
         accuracy = f"{r['class_accuracy']:.0%}" if "class_accuracy" in r else ""
+        former = "".join(f", `{key}={value}`" for key, value in r.get("former", {}).items())  # its preset's, then
         interval = f" ({r['kid_low']:.3f} to {r['kid_high']:.3f})" if "kid_low" in r else ""
         lines.append(
-            f"| {r['resolution']} | [`{r['model']}`](results/films/{name}.png) | {r['minutes']} | "
+            f"| {r['resolution']} | [`{r['model']}`](results/films/{name}.png){former} | {r['minutes']} | "
             f"{r['kid']:.3f}{interval} | "
             f"{share} | {r['fid']:.0f} | {r['coverage']:.2f} | {r['recall']:.2f} | {accuracy} | {r['images_seen']:,} | "
             f"{r['images_per_s']:.0f} |"
