@@ -145,6 +145,8 @@ class TrainState:
     """Of the augmentation."""
     path_mean: float = 0.0
     """What path lengths are drawn to: their running mean."""
+    lengths: list[Tensor] = field(default_factory=list)
+    """Path lengths of the step so far, of this rank's pieces."""
     best: dict[str, Any] = field(default_factory=dict)
     """The best evaluation so far: images_seen, kid, and the identity of the figure."""
     ledger: Ledger | None = None
@@ -191,10 +193,17 @@ class TrainState:
             average.lerp_(value, weight)
 
     def path_deviation(self, lengths: Tensor) -> Tensor:
-        """(lengths - their running mean)^2, after the mean took a step towards these; (N,), every rank has its part."""
-        total, count = self.world.sum(torch.stack([lengths.detach().sum(), lengths.new_tensor(len(lengths))])).tolist()
-        self.path_mean += PATH_DECAY * (total / count - self.path_mean)
+        """(lengths - their running mean)^2: (N,)."""
+        self.lengths.append(lengths.detach())
         return (lengths - self.path_mean).square()
+
+    def follow_paths(self) -> None:
+        """One step of that mean towards the lengths of the whole step, where it had any."""
+        if self.lengths:
+            mine = torch.cat(self.lengths)
+            self.lengths.clear()
+            total, count = self.world.sum(torch.stack([mine.sum(), mine.new_tensor(len(mine))])).tolist()
+            self.path_mean += PATH_DECAY * (total / count - self.path_mean)
 
     def finite(self) -> bool:
         """Whether every weight is a finite number; the same answer on every rank, since weights are."""

@@ -93,6 +93,7 @@ def train_step(state: TrainState, batch: Batch) -> Tensor:
                     fakes = draw(state, piece, having, learning=True)
                 seen += learn_generator(state, piece, fakes, having)
         generator.step(config, state.images_seen)
+        state.follow_paths()
 
     seen /= config.global_batch
     if config.augment.name == "ada":

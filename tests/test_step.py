@@ -162,10 +162,17 @@ def last_gradients(config, batch):
     }
 
 
-def test_pieces_add_up_to_the_whole_batch_where_nothing_normalises_over_it(tiny):
-    settings = {"precision": "float64", "optim__lr_d": 1e-30, "loss__r1_gamma": 2.0, "model__blocks": 1}
+@pytest.mark.parametrize(
+    ("preset", "more"),
+    [
+        ("resgan", {"loss__r1_gamma": 2.0, "model__blocks": 1}),
+        ("stylegan2-lite", {"loss__path_weight": 2.0, "loss__path_interval": 1}),
+    ],
+)
+def test_pieces_add_up_to_the_whole_batch_where_nothing_normalises_over_it(tiny, preset, more):
+    settings = {"precision": "float64", "optim__lr_d": 1e-30, **more}
     whole, pieces = (
-        last_gradients(tiny("resgan", **settings, optim__accumulation=count), batch_of(tiny())) for count in (1, 4)
+        last_gradients(tiny(preset, **settings, optim__accumulation=count), batch_of(tiny())) for count in (1, 4)
     )
     for name, gradient in whole.items():
         assert gradient.norm() > 0
