@@ -179,8 +179,8 @@ class Augment(Section):
     p_max: float = Field(0.8, ge=0, le=1)
     """ada: never more; above, transformations begin to show in the generated images."""
     target: float = Field(0.3, gt=0, lt=1)
-    """ada: mean sign of D's logits at real images above which the probability grows. Half of its paper's 0.6: on 206
-    films that is what helps (docs/results.md, few-ada)."""
+    """ada: mean sign of D's logits at real images above which the probability grows. Half of its paper's 0.6; with 200
+    films 0.1 keeps D from learning them by heart (docs/results.md, few-ada)."""
     kimg: float = Field(20.0, gt=0)
     """ada: thousands of images in which the probability goes from 0 to 1 at most (500 in its paper, whose trainings see
     25 million); ramp: until its end."""
