@@ -531,7 +531,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "global_batch": 128,
     },
     "resgan": {
-        "precision": "float32",  # in bfloat16 its classes became one image each (docs/results.md)
+        "precision": "float32",  # its loss looks at differences of logits, which bfloat16 rounds
         "model.name": "resgan",
         "loss.name": "rpgan",
         "loss.r1_gamma": 0.5,
