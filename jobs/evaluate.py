@@ -196,7 +196,7 @@ def main(argv: Sequence[str]) -> None:
     result = assemble(settings, n, found, before=earlier(out, settings))
     folder, _, name = out.rpartition("/")
     shards.write_file(folder, name, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-    carry(subject, args, result)
+    carry(subject, shared, args, result)
     show(result)
     print(f"written: {out}")
     print(f"kept: {folder_of_cells} (comes from real images: do not pass it on)")
@@ -362,16 +362,15 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def carry(subject: str, args: Namespace, result: dict[str, Any]) -> None:
-    """The figures into the card of what was evaluated, and its page."""
+def carry(subject: str, shared: str, args: Namespace, result: dict[str, Any]) -> None:
+    """The figures into the card of what was evaluated, and its page. shared: the part of it that is handed over."""
     from medgan import evaluation_page, release, report
     from medgan.folder import Folder, RunFolder
 
     if args.out:
         return
-    name = "generator/README.md" if args.run and holds_generator(subject) else "README.md"
-    text = shards.read_file(subject, name).decode()
-    shards.write_file(subject, name, release.with_evaluation(text, result).encode())
+    text = shards.read_file(shared, "README.md").decode()
+    shards.write_file(shared, "README.md", release.with_evaluation(text, result).encode())
     if args.synthetic:
         Folder(subject).write("report.html", evaluation_page.release_page(Folder(subject)))
     elif RunFolder(subject).exists("metrics.jsonl"):

@@ -61,23 +61,28 @@ def overfit(state: TrainState, sides: dict[str, tuple[Tensor, Tensor]], rows: np
     Every rank calls it and gets the same. None where D normalises over a batch, or thinks no more of training images
     than of generated.
     """
-    config, network = state.config, state.discriminator.module
+    config = state.config
     if not comparable(config):
         return None
-    dtype = next(network.parameters()).dtype
     whole, means = len(rows) // config.sample_group * config.sample_group, []  # D looks at whole groups
     for side, (pixels, labels) in sides.items():
         total = torch.zeros(2, dtype=torch.float64, device=state.world.device)
         for first in range(0, whole, 64):
             some = slice(first, min(first + 64, whole))
-            images = to_images(pixels[some].to(state.world.device), dtype)
-            images = augmented(state, rows[some], images, f"judged/{side}", of=n)
-            logits = network(images, labels[some].to(state.world.device, dtype))
+            logits = judged(state, side, pixels[some], labels[some], rows[some], n)
             total += torch.stack([logits.double().sum(), logits.new_tensor(len(logits)).double()])
         summed, count = state.world.sum(total).tolist()
         means.append(summed / count if count else 0.0)
     train, held_out, generated = means
     return (train - held_out) / (train - generated) if train > generated else None
+
+
+def judged(state: TrainState, side: str, pixels: Tensor, labels: Tensor, rows: np.ndarray, n: int) -> Tensor:
+    """D's logits of images augmented as in training: (m,). pixels, labels, rows, n: as `overfit` has them of a side."""
+    images = to_images(pixels.to(state.world.device), state.dtype)
+    images = augmented(state, rows, images, f"judged/{side}", of=n)
+    logits: Tensor = state.discriminator.module(images, labels.to(state.world.device, state.dtype))
+    return logits
 
 
 def comparable(config: Config) -> bool:

@@ -114,7 +114,7 @@ def _curves(rows: list[dict[str, Any]], config: Config) -> list[tuple[str, go.Fi
                 x, y = zip(*[(x, y if y > 0 or not logarithmic else None) for x, y in points], strict=True)
                 floor = key.startswith("floor/")
                 name = key.split("/", 1)[1].removeprefix("kid/")
-                below = f" ({points[-1][1]:.2g}: below this axis)" if not any(value is not None for value in y) else ""
+                below = f" ({points[-1][1]:.2g}: below this axis)" if all(value is None for value in y) else ""
                 figure.add_scatter(
                     x=x,
                     y=y,

@@ -108,6 +108,7 @@ def prove(
             print(f"{part} is in {results.name} already; --again (make: AGAIN=1) measures it anew", flush=True)
         else:
             keep(results, measured(part), name, parts)
+            print(f"{part} is measured, and in {results.name}", flush=True)
     print(table())
 
 

@@ -21,10 +21,9 @@ import torch
 from medgan.data.loader import open_split
 from medgan.distributed import World
 from medgan.folder import RunFolder
+from medgan.guards import judged
 from medgan.metrics.classifiers import auc
-from medgan.pixels import to_images
 from medgan.state import TrainState
-from medgan.step import augmented
 from medgan.tracking import read_rows
 from tests.prove import ROOT, arguments, call, commit, hardware, known, opened, prepare, prove, told
 from tests.prove.films import read_by_classifier, speed, training
@@ -108,10 +107,8 @@ def known_by_heart(out: Path, data: Path, others: Path) -> dict[str, Any]:
     logits = []
     for side, (pixels, labels) in sides.items():
         count = len(pixels) // config.sample_group * config.sample_group  # D looks at whole groups
-        images = to_images(torch.from_numpy(pixels[:count].copy()), state.dtype)
-        images = augmented(state, np.arange(count), images, f"judged/{side}", of=count)
-        hot = torch.from_numpy(labels[:count].astype(np.float32))
-        logits.append(state.discriminator.module(images, hot).numpy())
+        whole = (torch.from_numpy(some[:count].copy()) for some in (pixels, labels))
+        logits.append(judged(state, side, *whole, np.arange(count), count).numpy())
     return {"by_heart": auc(*logits), "n": [len(values) for values in logits]}
 
 
