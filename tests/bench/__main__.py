@@ -32,7 +32,9 @@ SHOWN = {
     "loader/start": ("first batch of 100,000 rows, on a host that has not read them yet", "5 s"),
     "loader/memory": ("memory of four workers' data on one host", "of one worker's"),
     "step/dcgan64": ("a step of `dcgan`, width 64, batch 64, 64x64, as its preset has it", "float32, channels first"),
+    "step/dcgan64/products": ("its products of matrices", "large ones of bfloat16, in the same minutes"),
     "step/stylegan2-lite64": ("a step of `stylegan2-lite`, width 256, batch 16, 64x64", "its equations, in float32"),
+    "step/stylegan2-lite64/products": ("its products of matrices", "large ones of bfloat16, in the same minutes"),
     "step/job": ("images/s inside `jobs/train.py`, one worker", "bare steps on tensors that lie there"),
     "step/memory": ("memory of a step with `optim.accumulation=2`", "without"),
     "scaling/2workers": ("`dcgan` 64x64 on 2 workers of a thread each", "on 1"),
@@ -97,7 +99,7 @@ def main() -> int:
                     below = below or bool(wanted)
                     shown = f"{row['ours']:>12,.1f} {row['peer']:>12,.1f} {row['unit']:<10} {row['ratio']:>8.2f}"
                     note = f"  below what is wanted: {wanted}" if wanted else ""
-                    print(f"{row['name']:<21} {shown}{note}", flush=True)
+                    print(f"{row['name']:<30} {shown}{note}", flush=True)
     args.out.write_text(json.dumps([rows[name] for name in sorted(rows)], indent=1) + "\n")
     return int(below)
 

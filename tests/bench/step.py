@@ -6,12 +6,11 @@ python -m tests.bench.step --profile stylegan2-lite       # where the time of a 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,12 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as record
+from torch.utils.flop_counter import FlopCounterMode
 
 from medgan import config as configs
+from medgan import keep_blocks
 from medgan.distributed import World
 from medgan.models import convolution, stylegan2
 from medgan.plan import random_batch
@@ -47,14 +50,35 @@ def made(preset: str, **settings: Any) -> configs.Config:
 
 
 def step_s(state: TrainState) -> float:
-    """Seconds of a step on the average of a period of lazy penalties: one that takes them, the others not."""
-    every, batch = state.config.loss.r1_interval, random_batch(state.config)
-    found = []
-    for step in (0, 1):
-        state.images_seen = step * state.config.global_batch
+    """Seconds of a step."""
+    batch = random_batch(state.config)
+
+    def step() -> float:
         start = time.perf_counter()
         train_step(state, batch)
-        found.append(time.perf_counter() - start)
+        return time.perf_counter() - start
+
+    return averaged(state, step)
+
+
+def step_gflop(state: TrainState) -> float:
+    """10^9 operations of a step's products of matrices."""
+    batch = random_batch(state.config)
+
+    def step() -> float:
+        with FlopCounterMode(display=False) as counted:
+            train_step(state, batch)
+        return counted.get_total_flops() / 1e9
+
+    return averaged(state, step)
+
+
+def averaged(state: TrainState, step: Callable[[], float]) -> float:
+    """Over a period of lazy penalties: one step that takes them, the others not."""
+    every, found = state.config.loss.r1_interval, []
+    for number in (0, 1):
+        state.images_seen = number * state.config.global_batch
+        found.append(step())
     return (found[0] + (every - 1) * found[1]) / every
 
 
@@ -88,6 +112,8 @@ def plain() -> Iterator[None]:
             (stylegan2.ModulatedConv, "forward", modulated),
         ):
             patched.enter_context(mock.patch.object(place, name, instead))
+        keep_blocks(2**25)  # as the C library does of itself
+        patched.callback(keep_blocks, 2**30)
         yield
 
 
@@ -98,23 +124,33 @@ def nchw(state: TrainState) -> TrainState:
     return state
 
 
-def speed(preset: str) -> dict[str, Any]:
+def speed(preset: str) -> Iterator[dict[str, Any]]:
+    """A step beside its plain form, and the rate of its products beside that of large ones in the same minutes."""
     ours = TrainState.create(made(preset), World())
     peer = nchw(TrainState.create(made(preset, precision="float32"), World()))
     for player in (peer.generator, peer.discriminator):
         for group in player.optimizer.param_groups:
             group["fused"] = False
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
+    peaks = []
     for number in range(ROUNDS + 1):
         for name, state in (("ours", ours), ("peer", peer)):
             with plain() if name == "peer" else nullcontext():
                 found = step_s(state)
             if number:  # the first one warms up
                 seconds[name].append(found)
+        peaks.append(matrix_peak(torch.bfloat16))
     ratio = statistics.median(b / a for a, b in zip(seconds["ours"], seconds["peer"], strict=True))
     per_s = {name: ours.config.global_batch / statistics.median(values) for name, values in seconds.items()}
-    name = f"step/{preset}64"
-    return {"name": name, "ours": per_s["ours"], "peer": per_s["peer"], "ratio": ratio, "unit": "img/s"}
+    yield {"name": f"step/{preset}64", **per_s, "ratio": ratio, "unit": "img/s"}
+    reached, peak = step_gflop(ours) / statistics.median(seconds["ours"]), statistics.median(peaks)
+    yield {
+        "name": f"step/{preset}64/products",
+        "ours": reached,
+        "peer": peak,
+        "ratio": reached / peak,
+        "unit": "GFLOP/s",
+    }
 
 
 def job(scratch: Path) -> dict[str, Any]:
@@ -168,7 +204,7 @@ def resident_mb(name: str = "VmRSS") -> float:
 
 def run(scratch: Path) -> Iterator[dict[str, Any]]:
     for preset in SETTINGS:
-        yield speed(preset)
+        yield from speed(preset)
     yield job(scratch)
     whole, half = peak_mb(1), peak_mb(2)
     yield {"name": "step/memory", "ours": half, "peer": whole, "ratio": whole / half, "unit": "MB"}
@@ -176,43 +212,27 @@ def run(scratch: Path) -> Iterator[dict[str, Any]]:
 
 def profile(preset: str) -> None:
     """The operations of a few steps by their share, and the rate of products reached beside the machine's own."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as record
-    from torch.utils.flop_counter import FlopCounterMode
-
     state = TrainState.create(made(preset), World())
     batch = random_batch(state.config)
-    train_step(state, batch)  # the others are of the many that have no lazy penalty
-    with FlopCounterMode(display=False) as counted:
-        train_step(state, batch)
-    start = time.perf_counter()
-    for _ in range(3):
-        train_step(state, batch)
-    step = (time.perf_counter() - start) / 3
+    print(f"{step_gflop(state):.0f} GFLOP a step, {step_s(state):.2f} s a step; large products, GFLOP/s: ", end="")
+    print(f"bfloat16 {matrix_peak(torch.bfloat16):.0f}, float32 {matrix_peak(torch.float32):.0f}")
+    state.images_seen = state.config.global_batch  # one of the many steps that have no lazy penalty
     with record(activities=[ProfilerActivity.CPU]) as seen:
-        for _ in range(3):
-            train_step(state, batch)
+        train_step(state, batch)
     events = sorted(seen.key_averages(), key=lambda event: -event.self_cpu_time_total)
     whole = sum(event.self_cpu_time_total for event in events)
     for event in events[:14]:
-        print(f"{event.key:<44} {event.self_cpu_time_total / whole:>6.1%} {event.count // 3:>7}")
-    flops = counted.get_total_flops()
-    rates = {"GFLOP": flops / 1e9, "GFLOP/s": flops / step / 1e9, "matrix peak": matrix_peak()}
-    print(json.dumps({"step_s": step, **rates}))
+        print(f"{event.key:<44} {event.self_cpu_time_total / whole:>6.1%} {event.count:>7}")
 
 
-def matrix_peak() -> dict[str, float]:
-    """GFLOP/s of large products, by dtype."""
-    found = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        a = torch.randn(2048, 2048).to(dtype)
-        times = []
-        for _ in range(6):
-            start = time.perf_counter()
-            a @ a
-            times.append(time.perf_counter() - start)
-        found[str(dtype)] = 2 * 2048**3 / min(times) / 1e9
-    return found
+def matrix_peak(dtype: torch.dtype) -> float:
+    """GFLOP/s of large products."""
+    a, times = torch.randn(2048, 2048).to(dtype), []
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - start)
+    return 2 * 2048**3 / min(times) / 1e9
 
 
 def main() -> None:
