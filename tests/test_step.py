@@ -1,7 +1,9 @@
 """One process's step against the same mathematics written out by hand, and the all-reduce's second derivative."""
 
+import ctypes
 import math
 import os
+import resource
 import subprocess
 import sys
 
@@ -272,3 +274,14 @@ def test_without_a_compiler_it_says_so():
     environment = {**os.environ, "CXX": "/no/compiler", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
     found = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=True)
     assert found.stdout == "False\n"
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="memory is not glibc's here")
+def test_large_blocks_stay_with_the_process():
+    size = 2**24  # 64 MB in float32, 33 to 64 MB being what activations have that the C library would give back
+    found = []
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(size)
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert found[1] < 10

@@ -91,15 +91,14 @@ class ModulatedConv(nn.Module):
         demodulate: bool = True,
     ) -> None:
         super().__init__()
-        self.style = Linear(w_dim, inputs, bias=1.0)
+        # The factor that equalises the learning rate of the weight is part of the style, which is far smaller.
+        self.style = Linear(w_dim, inputs, bias=1.0, gain=1 / math.sqrt(inputs * kernel**2))
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(outputs))
-        self.scale, self.gain = 1 / math.sqrt(inputs * kernel**2), gain
-        self.up, self.demodulate = up, demodulate
+        self.gain, self.up, self.demodulate = gain, up, demodulate
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        style = self.style(w)
-        weight = self.weight * self.scale
+        style, weight = self.style(w), self.weight
         x = x * style.to(x.dtype)[..., None, None]
         if self.up:
             x = conv_transpose2d(x, weight.transpose(0, 1), stride=2)

@@ -91,7 +91,7 @@ def plain() -> Iterator[None]:
 
     def modulated(self: stylegan2.ModulatedConv, x: Tensor, w: Tensor) -> Tensor:
         count, (outputs, inputs, kernel, _) = len(x), self.weight.shape
-        weight = self.weight * self.scale * self.style(w)[:, None, :, None, None]
+        weight = self.weight * self.style(w)[:, None, :, None, None]
         if self.demodulate:
             weight = weight * torch.rsqrt(weight.square().sum((2, 3, 4), keepdim=True) + 1e-8)
         x = x.reshape(1, count * inputs, *x.shape[2:])
