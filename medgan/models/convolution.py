@@ -147,25 +147,30 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, wanted: str, a: Tensor, b: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:
-        """a, b: the two of PRODUCTS[wanted]; bias: (O,), added to y."""
         ctx.save_for_backward(a, b)
         ctx.wanted, ctx.shape = wanted, shape
-        if wanted == "y":
-            return convolved(a, b, bias, shape)
-        return spread(a, b, shape) if wanted == "x" else correlated(a, b, shape)
+        return product(wanted, a, b, bias, shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        take = Product.apply if torch.is_grad_enabled() else product  # a second derivative is wanted, or none
         factors = PRODUCTS[ctx.wanted]
         _, *needed, to_bias, _ = ctx.needs_input_grad
         known = {ctx.wanted: grads[0], **dict(zip(factors, ctx.saved_tensors, strict=True))}
         back = [
-            Product.apply(name, *(known[other] for other in PRODUCTS[name]), None, ctx.shape)
+            take(name, *(known[other] for other in PRODUCTS[name]), None, ctx.shape)
             if need and (_of_weights or name != "weight")
             else None
             for name, need in zip(factors, needed, strict=True)
         ]
         return None, *back, grads[0].sum((0, 2, 3)) if to_bias and _of_weights else None, None
+
+
+def product(wanted: str, a: Tensor, b: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:
+    """a, b: the two of PRODUCTS[wanted]; bias: (O,), added to y."""
+    if wanted == "y":
+        return convolved(a, b, bias, shape)
+    return spread(a, b, shape) if wanted == "x" else correlated(a, b, shape)
 
 
 def conv2d(
