@@ -533,6 +533,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "resgan": {
         "precision": "float32",  # its loss looks at differences of logits, which bfloat16 rounds
         "model.name": "resgan",
+        "model.stddev_group": 4,  # the paper has none; without it few images a step make one image of every class
         "loss.name": "rpgan",
         "loss.r1_gamma": 0.5,
         "loss.r2_gamma": 0.5,
