@@ -11,7 +11,7 @@ single channel into the other memory order: there patches are copied into a matr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
@@ -153,7 +153,7 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        take = Product.apply if torch.is_grad_enabled() else product  # a second derivative is wanted, or none
+        take: Callable[..., Tensor] = Product.apply if torch.is_grad_enabled() else product  # if differentiated again
         factors = PRODUCTS[ctx.wanted]
         _, *needed, to_bias, _ = ctx.needs_input_grad
         known = {ctx.wanted: grads[0], **dict(zip(factors, ctx.saved_tensors, strict=True))}

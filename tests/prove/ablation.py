@@ -60,8 +60,7 @@ def measured(name: str, films: Path, work: Path) -> dict[str, Any]:
     changed, preset, settings = VARIANTS[name]
     data, out = work / "data", work / name.replace(" ", "-")
     prepare("kermany_cxr", data, "--raw", films, "--resolution", 32)
-    command = training(preset, data, out, IMAGES, workers=1)
-    command += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    command = training(preset, data, out, IMAGES, workers=1, settings=settings)
     call(*command)
     rows = read_rows(out / "metrics.jsonl")
     figures = [r for r in rows if "metric/kid" in r and r["images_seen"]]

@@ -17,7 +17,9 @@ import hashlib
 import json
 import shutil
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from medgan.tracking import read_rows
@@ -33,21 +35,23 @@ SEED = 0
 INTERVAL_KIMG = 20
 
 
-def training(model: str, data: Path, out: Path, images: int, workers: int = 2) -> list[str]:
-    """The command that trains a model to so many images."""
+def training(
+    model: str, data: Path, out: Path, images: int, workers: int = 2, settings: Mapping[str, Any] = MappingProxyType({})
+) -> list[str]:
+    """The command that trains a model to so many images, with settings beside its preset's."""
     if model == YARDSTICK:
         return ["-m", "tests.prove.tutorial", "--data", str(data), "--out", str(out), "--images", str(images)]
-    settings = [f"total_images={images}", f"seed={SEED}", f"evaluate.interval_kimg={INTERVAL_KIMG}"]
+    settings = {"total_images": images, "seed": SEED, "evaluate.interval_kimg": INTERVAL_KIMG, **settings}
     return [
         *("jobs/train.py", "--preset", model, "--data", str(data), "--out", str(out), "--workers", str(workers)),
-        *(word for setting in settings for word in ("--set", setting)),
+        *(word for key, value in settings.items() for word in ("--set", f"{key}={value}")),
     ]
 
 
-def speed(model: str, data: Path, scratch: Path, images: int, workers: int = 2) -> float:
+def speed(model: str, data: Path, scratch: Path, images: int, workers: int = 2, **training_options: Any) -> float:
     """Images per second of a short training, its evaluations at their interval included."""
     shutil.rmtree(scratch, ignore_errors=True)
-    printed = call(*training(model, data, scratch, images, workers))
+    printed = call(*training(model, data, scratch, images, workers, **training_options))
     if model == YARDSTICK:
         return float(json.loads(printed)["images_per_s"])
     rows = read_rows(scratch / "metrics.jsonl")
