@@ -126,7 +126,7 @@ class Resgan(Conditional):
     expansion: int = Field(2, ge=1, le=8)
     """Channels inside a block for each channel outside."""
     group_width: int = Field(16, ge=1, le=1024)
-    """Channels of a group of the 3x3 convolution inside a block."""
+    """Channels of a group of the 3x3 convolution inside a block; where they do not divide, the next more that do."""
 
 
 Model = Annotated[Dcgan | Cgan | Stylegan2Lite | Resgan, Field(discriminator="name")]
@@ -175,7 +175,7 @@ class Augment(Section):
     mirror: bool | None = None
     """Whether images may be flipped left to right. None: as data.mirror says."""
     p: float = Field(0.0, ge=0, le=1)
-    """ada: the probability to start with; ramp: that to end with."""
+    """ada: the probability to start with; ramp: that to end with, above 0."""
     p_max: float = Field(0.8, ge=0, le=1)
     """ada: never more; above, transformations begin to show in the generated images."""
     target: float = Field(0.3, gt=0, lt=1)
@@ -336,7 +336,7 @@ class Config(Section):
         if not isinstance(model, Conditional) or images_seen >= model.anneal_to_kimg * 1000:
             return 1.0
         start, end = model.anneal_from_kimg * 1000, model.anneal_to_kimg * 1000
-        return max(0.0, (images_seen - start) / (end - start))
+        return (images_seen - start) / (end - start) if images_seen > start else 0.0
 
     def lr_factor(self, images_seen: int) -> float:
         """What learning rates are multiplied with in the step that starts at images_seen."""
@@ -599,6 +599,11 @@ def validate(tree: Mapping[str, Any]) -> Config:
     for kind in config.augment.kinds or ():
         if kind in senseless:
             raise ConfigError(f"augment.kinds={kind}: {senseless[kind]}")
+    augment = config.augment
+    if augment.name == "ramp" and not augment.p:
+        raise ConfigError("augment.name=ramp ends at augment.p=0, which changes nothing: set augment.p, to 0.3 say")
+    if augment.name == "ada" and augment.p > augment.p_max:
+        raise ConfigError(f"augment.p={augment.p:g}: must be at most augment.p_max={augment.p_max:g}")
     if config.private:
         _check_private(config)
     model = config.model

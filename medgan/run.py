@@ -252,7 +252,6 @@ class Evaluator:
         pixels = sample.generate(state.ema, z[part], strength * self.labels[part])
         fake = self.world.gather_rows(self.extractor(pixels))
         sides = {name: (some, strength * labels) for name, (some, labels) in self.mine.items()}
-        sides["generated"] = (pixels, strength * self.labels[part])
         known = overfit(state, sides, np.arange(self.n)[part], self.n)
         if fake is None or self.real is None:
             return {}

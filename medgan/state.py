@@ -66,7 +66,8 @@ class Player:
         """private: gradients are clipped by sample and get noise."""
         optim = config.optim
         betas = (optim.beta1, optim.beta2)
-        adam = torch.optim.Adam(module.parameters(), lr=lr, betas=betas, eps=optim.eps, fused=True)
+        # Fused Adam reads a gradient in the memory order of its weight, in which Opacus does not leave it.
+        adam = torch.optim.Adam(module.parameters(), lr=lr, betas=betas, eps=optim.eps, fused=not private)
         scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "float16")
         network = Network(module, config.compile)
         if private:
@@ -246,7 +247,7 @@ class TrainState:
         for player, scaler in zip((self.generator, self.discriminator), saved["scalers"], strict=True):
             player.scaler.load_state_dict(scaler)
             for group in player.optimizer.param_groups:
-                group["fused"] = True  # whatever the checkpoint was made with
+                group["fused"] = player.keeper is None  # whatever the checkpoint was made with
         self.strength = Strength(**saved["strength"])
         self.path_mean = saved["path_mean"]
         self.images_seen = saved["images_seen"]

@@ -194,14 +194,15 @@ def learn_generator(
     config, judge = state.config, state.discriminator.bare
     images, w = fakes
     loss, dtype, labels = LOSSES[config.loss.name], images.dtype, piece.labels
+    # Augmented outside of autocast, as D saw them: within, places to sample from would be in half precision.
+    fake = augmented(state, piece.rows, images, "fake")
+    real = augmented(state, piece.rows, piece.real, "real") if loss.paired else None
     with passing(state, state.discriminator):
         beside = images.new_zeros(len(images))
-        if loss.paired:
+        if real is not None:
             with torch.no_grad():
-                beside = judge(augmented(state, piece.rows, piece.real, "real"), labels).to(dtype)
-        found = {
-            "loss/G": loss.generator(beside, judge(augmented(state, piece.rows, images, "fake"), labels).to(dtype))
-        }
+                beside = judge(real, labels).to(dtype)
+        found = {"loss/G": loss.generator(beside, judge(fake, labels).to(dtype))}
     total = found["loss/G"]
     if w is not None:
         direction = drawn(state, piece.rows, "direction", *images.shape[1:], normal=True)

@@ -36,6 +36,8 @@ def test_every_preset_is_valid_and_survives_yaml(preset, tmp_path):
         (["global_batch=30"], ["global_batch=30", "stddev_group=4"]),
         (["optim.accumulation=5"], ["global_batch=16", "model.stddev_group=4", "optim.accumulation=5"]),
         (["augment.name=ada", "loss.name=rpgan"], ["augment.name=ada", "loss.name=rpgan", "ramp"]),
+        (["augment.name=ramp"], ["augment.name=ramp", "augment.p=0"]),
+        (["augment.name=ada", "augment.p=0.9"], ["augment.p=0.9", "augment.p_max=0.8"]),
         (["loss.path_weight=2"], ["loss.path_weight", "stylegan2-lite"]),
         (["model.width=64", "model.max_width=32"], ["model.max_width=32", "model.width=64"]),
         (["loss=hinge"], ["loss=hinge"]),

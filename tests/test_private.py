@@ -95,6 +95,24 @@ def test_the_pair_of_a_patient_is_clipped_as_one(model, loss):
         assert torch.allclose(ours.grad, by_hand, rtol=1e-6, atol=1e-10)
 
 
+def test_every_weight_steps_by_its_own_gradient():
+    """Adam's first step is lr * g / (|g| + eps), also where a weight's gradient lies in another memory order."""
+    config = config_of("cgan", privacy__dp__noise=SILENT)
+    state = TrainState.create(config, World())
+    for _ in range(2):  # the second time after a checkpoint was taken up
+        (piece,) = cut(state, a_lot(config))
+        before = [p.detach().clone() for p in state.discriminator.module.parameters()]
+        state.discriminator.optimizer.zero_grad(set_to_none=True)
+        learn_discriminator(state, piece, draw(state, piece, HAVING, learning=False), HAVING)
+        fresh = state.save()
+        state.discriminator.step(config, 0)
+        for parameter, old in zip(state.discriminator.module.parameters(), before, strict=True):
+            wanted = -config.optim.lr_d * parameter.grad / (parameter.grad.abs() + config.optim.eps)
+            assert torch.allclose(parameter.detach() - old, wanted, rtol=0, atol=1e-6)
+        state = TrainState.create(config, World())
+        state.load(fresh)
+
+
 def test_nobody_else_changes_what_a_patient_adds():
     config = config_of()
     whole = a_lot(config)

@@ -33,9 +33,9 @@ class Residual(nn.Module):
     def __init__(self, config: Resgan, width: int, depth: int) -> None:
         super().__init__()
         inner = width * config.expansion
-        groups = max(1, inner // config.group_width)
+        groups = next(g for g in range(max(1, inner // config.group_width), 0, -1) if inner % g == 0)
         self.widen = Conv2d(width, inner, 1)
-        self.mix = Conv2d(inner, inner, 3, padding=1, groups=groups if inner % groups == 0 else 1)
+        self.mix = Conv2d(inner, inner, 3, padding=1, groups=groups)
         self.narrow = Conv2d(inner, width, 1, bias=False)
         self.act = activation(config.activation, SLOPE)
         for conv in (self.widen, self.mix):
