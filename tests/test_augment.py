@@ -51,9 +51,32 @@ def test_each_transformation_does_what_it_says():
     assert torch.allclose(doubled, film * 2, atol=1e-3)
     turned = augment(film, draws(hue=(5 / 6,)), 1.0, ["hue"])  # by 120 degrees: the channels change places
     assert min((turned - film.roll(step, 1)).abs().max() for step in (1, 2)) < 1e-4
+    grey = (film * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    vivid = augment(film, draws(saturation=(0.8413447,)), 1.0, ["saturation"])
+    assert torch.allclose(vivid, grey + (film - grey) * 2, atol=1e-3)
     hole = augment(torch.ones(1, 1, 16, 16), draws(cutout=(0.5, 0.5)), 1.0, ["cutout"])
     assert hole.eq(0).sum() == 64
     assert hole[0, 0, 4:12, 4:12].eq(0).all()
+
+
+TEN = math.radians(10)
+
+
+@pytest.mark.parametrize(
+    ("kind", "draw", "place"),
+    [
+        ("scale", 0.8413447, lambda x, y: (x / 2**0.2, y / 2**0.2)),  # a draw one deviation up
+        ("stretch", 0.8413447, lambda x, y: (x / 2**0.2, y * 2**0.2)),
+        ("rotate", 1.0, lambda x, y: (x * math.cos(TEN) + y * math.sin(TEN), y * math.cos(TEN) - x * math.sin(TEN))),
+    ],
+)
+def test_places_move_as_far_as_they_should(kind, draw, place):
+    """Two images that are their own coordinates, across and down: what lies at (x, y) afterwards."""
+    at = (torch.arange(64) + 0.5) / 32 - 1
+    coordinates = torch.stack([at.expand(64, -1), at[:, None].expand(-1, 64)])[:, None]
+    moved = augment(coordinates, draws(2, **{kind: (draw,)}), 1.0, [kind])
+    for column, row in ((40, 48), (20, 30)):
+        assert moved[:, 0, row, column].tolist() == pytest.approx(place(float(at[column]), float(at[row])), abs=1e-3)
 
 
 def test_an_image_does_not_depend_on_its_neighbours():

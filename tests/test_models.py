@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from medgan import config as configs
-from medgan.models import build_gan, z_size
+from medgan.models import build_gan, resgan, z_size
 from medgan.models.layers import BatchNorm, MinibatchStddev, channels_at, measuring
 
 NETS = {
@@ -66,6 +66,41 @@ def test_labels_change_what_a_conditional_model_says_and_nothing_else_needs_them
             call()
     plain, _, size = gan("dcgan")
     assert plain(z[:, :size], None).shape == images.shape
+
+
+@pytest.mark.parametrize("name", ["cgan", "stylegan2-lite", "resgan"])
+def test_labels_are_projected_onto_the_features_of_d(name):
+    torch.manual_seed(0)
+    _, discriminator, _ = gan(name)
+    seen, hot = [], torch.tensor([[1.0, 0, 0], [0, 1, 1], [0, 0, 0], [0, 0, 1]])
+    discriminator.linear.register_forward_hook(lambda layer, inputs, out: seen.append((inputs[0], out.flatten())))
+    logits = discriminator(torch.rand(4, 1, 32, 32) * 2 - 1, hot)
+    ((features, score),) = seen
+    projected = (features * (hot @ discriminator.embed.weight.T)).sum(1) / features.shape[1] ** 0.5  # 1802.05637, eq. 3
+    assert projected.abs().max() > 0.01
+    assert torch.allclose(logits, score + projected, atol=1e-5)
+
+
+def test_residual_blocks_begin_as_the_identity_and_smaller_the_more_there_are():
+    torch.manual_seed(0)
+    config = configs.load(overrides={"model.name": "resgan", "model.width": 64, "model.blocks": 2})
+    config = configs.for_data(config, resolution=32, channels=1, classes=(), manifest_sha256="0")
+    for network in build_gan(config):
+        blocks = [module for module in network.modules() if isinstance(module, resgan.Residual)]
+        assert len(blocks) == 8
+        for block in blocks:
+            x = torch.randn(2, block.widen.in_channels, 4, 4)
+            assert torch.equal(block(x), x)
+            for layer in (block.widen, block.mix):
+                inputs = layer.weight[0].numel()
+                wanted = (2 / (1 + 0.2**2) / inputs) ** 0.5 * 8**-0.25  # He's, times Fixup's (1901.09321)
+                assert layer.weight.std().item() == pytest.approx(wanted, rel=0.1)
+
+
+@pytest.mark.parametrize(("wanted", "found"), [(16, 16), (24, 32), (48, 64), (100, 128)])
+def test_groups_are_as_wide_as_they_should_be_or_wider_where_they_would_not_divide(wanted, found):
+    block = resgan.Residual(configs.Resgan(group_width=wanted), 64, 8)
+    assert block.mix.weight.shape[1] == found
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -10,7 +10,7 @@ from medgan import config as configs
 from medgan import sample
 from medgan.models import build_gan, z_size
 from medgan.models.layers import measuring
-from medgan.models.stylegan2 import FILTER, Conv, Halving, Linear, ModulatedConv, filtered
+from medgan.models.stylegan2 import FILTER, Conv, Halving, Linear, ModulatedConv, StyledLayer, filtered
 
 OVERRIDES = {"model.name": "stylegan2-lite", "model.width": 4, "model.max_width": 8, "model.z_dim": 8, "model.w_dim": 6}
 CLASSES = ("a", "b", "c")
@@ -58,6 +58,23 @@ def test_modulated_convolution_is_one_weight_per_sample(up, demodulate):
         strict=True,
     ):
         assert torch.allclose(ours, theirs, rtol=0, atol=1e-10)
+
+
+def test_styles_begin_at_one_and_biases_and_noise_have_the_gain_of_what_they_are_added_to():
+    torch.manual_seed(0)
+    config = configs.load(overrides=OVERRIDES).model
+    layer = StyledLayer(config, 6, 5, up=False).double()
+    x, noise, w = (torch.randn(2, *shape, dtype=torch.float64) for shape in ((6, 8, 8), (1, 8, 8), (6,)))
+    weight = layer.conv.weight / (6 * 9) ** 0.5
+    weight = weight / weight.square().sum((1, 2, 3), keepdim=True).sqrt()
+    torch.nn.init.normal_(layer.conv.bias)
+    torch.nn.init.constant_(layer.noise_strength, 0.3)
+    plain = F.conv2d(x, weight, padding=1) + 0.3 * noise + layer.conv.bias[:, None, None]
+    assert torch.allclose(layer(x, 0 * w, noise), F.leaky_relu(2**0.5 * plain, 0.2), rtol=1e-6)
+    conv = Conv(6, 5, 3, gain=3.0).double()
+    torch.nn.init.normal_(conv.bias)
+    plain = F.conv2d(x, conv.weight / (6 * 9) ** 0.5, conv.bias, padding=1)
+    assert torch.allclose(conv(x), 3 * plain)
 
 
 def test_filtering_is_scipys_convolution():
