@@ -134,7 +134,7 @@ def test_schedules_of_a_recipe_fit_into_a_shorter_training(tiny):
     ends = {"optim.warmup_kimg": 5, "optim.decay_kimg": 90, "loss.gamma_kimg": 70, "augment.kimg": 60}
     settings = {key.replace(".", "__"): value for key, value in ends.items()}
     for name, of_augment in (("ramp", 6), ("ada", 60)):  # ADA's is a speed
-        whole = tiny(total_images=100_000, augment__name=name, **settings)
+        whole = tiny(total_images=100_000, augment__name=name, augment__p=0.3, **settings)
         short = retrain.recipe(whole.dump(), seed=5, images=10_000)
         assert (short.optim.warmup_kimg, short.optim.decay_kimg, short.loss.gamma_kimg) == (0.5, 9, 7)
         assert short.augment.kimg == of_augment
