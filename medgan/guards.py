@@ -63,25 +63,25 @@ def overfit(state: TrainState, sides: dict[str, tuple[Tensor, Tensor]], rows: np
     of a side. D judges them augmented as in training: it knows no others, and G learns from no others. Every rank calls
     it, rank 0 gets it. None elsewhere, and where D normalises over a batch or no group of images is whole.
     """
-    config = state.config
-    if not comparable(config):
+    if not comparable(state.config):
         return None
-    whole = len(rows) // config.sample_group * config.sample_group  # D looks at whole groups
-    parts, logits = [slice(first, min(first + 64, whole)) for first in range(0, whole, 64)], []
-    for side, (pixels, labels) in sides.items():
-        none = torch.zeros(0, dtype=state.dtype, device=state.world.device)
-        found = [judged(state, side, pixels[some], labels[some], rows[some], n) for some in parts]
-        logits.append(state.world.gather_rows(torch.cat([none, *found])))
-    train, held_out = logits
+    train, held_out = (state.world.gather_rows(judged(state, side, *some, rows, n)) for side, some in sides.items())
     return auc(train.numpy(), held_out.numpy()) if train is not None and held_out is not None and len(train) else None
 
 
 def judged(state: TrainState, side: str, pixels: Tensor, labels: Tensor, rows: np.ndarray, n: int) -> Tensor:
-    """D's logits of images augmented as in training: (m,). pixels, labels, rows, n: as `overfit` has them of a side."""
-    images = to_images(pixels.to(state.world.device), state.dtype)
-    images = augmented(state, rows, images, f"judged/{side}", of=n)
-    logits: Tensor = state.discriminator.module(images, labels.to(state.world.device, state.dtype))
-    return logits
+    """D's logits of images augmented as in training, as many as are in whole groups, for D looks at those: (m,).
+
+    pixels, labels, rows, n: as `overfit` has them of a side.
+    """
+    world, group = state.world, state.config.sample_group
+    whole, logits = len(rows) // group * group, [torch.zeros(0, dtype=state.dtype, device=world.device)]
+    for first in range(0, whole, 64):
+        some = slice(first, min(first + 64, whole))
+        images = to_images(pixels[some].to(world.device), state.dtype)
+        images = augmented(state, rows[some], images, f"judged/{side}", of=n)
+        logits.append(state.discriminator.module(images, labels[some].to(world.device, state.dtype)))
+    return torch.cat(logits)
 
 
 def comparable(config: Config) -> bool:

@@ -113,7 +113,7 @@ def plain() -> Iterator[None]:
         ):
             patched.enter_context(mock.patch.object(place, name, instead))
         keep_blocks(2**25)  # as the C library does of itself
-        patched.callback(keep_blocks, 2**30)
+        patched.callback(keep_blocks)
         yield
 
 

@@ -35,8 +35,11 @@ SEED = 0
 INTERVAL_KIMG = 20
 
 
+NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
+
+
 def training(
-    model: str, data: Path, out: Path, images: int, workers: int = 2, settings: Mapping[str, Any] = MappingProxyType({})
+    model: str, data: Path, out: Path, images: int, workers: int = 2, settings: Mapping[str, Any] = NO_SETTINGS
 ) -> list[str]:
     """The command that trains a model to so many images, with settings beside its preset's."""
     if model == YARDSTICK:
@@ -48,10 +51,12 @@ def training(
     ]
 
 
-def speed(model: str, data: Path, scratch: Path, images: int, workers: int = 2, **training_options: Any) -> float:
+def speed(
+    model: str, data: Path, scratch: Path, images: int, workers: int = 2, settings: Mapping[str, Any] = NO_SETTINGS
+) -> float:
     """Images per second of a short training, its evaluations at their interval included."""
     shutil.rmtree(scratch, ignore_errors=True)
-    printed = call(*training(model, data, scratch, images, workers, **training_options))
+    printed = call(*training(model, data, scratch, images, workers, settings))
     if model == YARDSTICK:
         return float(json.loads(printed)["images_per_s"])
     rows = read_rows(scratch / "metrics.jsonl")

@@ -57,7 +57,7 @@ def learnt(model: str, work: Path, workers: int) -> dict[str, Any]:
     kept = work / f"speed-{model}.json"
     if not kept.exists():
         scratch, settings = work / f"speed-{model}", MODELS[model]
-        paces = {count: speed(model, data, scratch, 8_000, count, settings=settings) for count in (1, 2)}
+        paces = {count: speed(model, data, scratch, 8_000, count, settings) for count in (1, 2)}
         fastest = max(paces, key=lambda count: paces[count])
         found = {"images_per_s": paces[fastest], "paced_workers": fastest, "hardware": hardware()}
         kept.write_text(json.dumps(found))
@@ -110,9 +110,8 @@ def known_by_heart(out: Path, data: Path, others: Path) -> dict[str, Any]:
     }
     logits = []
     for side, (pixels, labels) in sides.items():
-        count = len(pixels) // config.sample_group * config.sample_group  # D looks at whole groups
-        whole = (torch.from_numpy(some[:count].copy()) for some in (pixels, labels))
-        logits.append(judged(state, side, *whole, np.arange(count), count).numpy())
+        count, tensors = len(pixels), (torch.from_numpy(some.copy()) for some in (pixels, labels))
+        logits.append(judged(state, side, *tensors, np.arange(count), count).numpy())
     return {"by_heart": auc(*logits), "n": [len(values) for values in logits]}
 
 
