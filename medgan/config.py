@@ -139,9 +139,11 @@ class Loss(Section):
     Wasserstein with gradient penalty, arXiv:1704.00028; rpgan: relativistic pairs of one label, arXiv:2501.05441."""
     r1_gamma: Gamma = Field(0.0, ge=0, le=1e4)
     """Weight of the R1 penalty, gamma/2 * |dD/dx|^2 at real images; 0 turns it off; auto (or null):
-    0.0004 * resolution^2 / global_batch, twice what arXiv:2006.06676 starts from."""
+    loss.auto_gamma * resolution^2 / global_batch."""
     r2_gamma: Gamma = Field(0.0, ge=0, le=1e4)
     """Weight of the R2 penalty, the same at generated images; 0 turns it off; auto as for R1."""
+    auto_gamma: float = Field(0.0004, gt=0, le=1)
+    """What a gamma of auto is made from; twice what arXiv:2006.06676 starts from."""
     r1_interval: int = Field(16, ge=1, le=1024)
     """R1 and R2 are taken every so many steps and weighted by as much; 1: every step."""
     gamma_kimg: float = Field(0.0, ge=0)
@@ -535,8 +537,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.name": "resgan",
         "model.stddev_group": 4,  # the paper has none; without it few images a step make one image of every class
         "loss.name": "rpgan",
-        "loss.r1_gamma": 0.5,
-        "loss.r2_gamma": 0.5,
+        "loss.r1_gamma": "auto",
+        "loss.r2_gamma": "auto",
+        "loss.auto_gamma": 0.004,  # 0.5 at 32x32; 2 at 64x64, as in the paper
         "loss.r1_interval": 4,
         "optim.beta1": 0.0,
         "optim.beta2": 0.99,
@@ -671,7 +674,7 @@ def for_data(
     tree["data"] |= {**found, "classes": list(classes)}
     for name in ("r1_gamma", "r2_gamma"):
         if tree["loss"][name] is None:
-            tree["loss"][name] = 0.0004 * resolution**2 / config.global_batch
+            tree["loss"][name] = config.loss.auto_gamma * resolution**2 / config.global_batch
     return validate(tree)
 
 

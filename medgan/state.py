@@ -308,11 +308,12 @@ def ema_decay(ema: Ema, global_batch: int, images_seen: int) -> float:
 def channels_last(network: nn.Module) -> nn.Module:
     """Convolution weights in NHWC order, which CPUs and GPUs compute faster.
 
-    With one input channel both orders describe the same memory and autograd returns the plain one: keep that, or DDP
-    warns of strides that do not match.
+    With one input channel, or kernels of one pixel, both orders describe the same memory and gradients come in the
+    plain one: keep that, or DDP warns of strides that do not match.
     """
     for parameter in network.parameters():
         if parameter.dim() == 4:
-            order = torch.channels_last if parameter.shape[1] > 1 else torch.contiguous_format
+            plain = parameter.shape[1] == 1 or parameter.shape[2:] == (1, 1)
+            order = torch.contiguous_format if plain else torch.channels_last
             parameter.data = parameter.data.clone(memory_format=order)
     return network

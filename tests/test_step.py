@@ -17,6 +17,7 @@ from medgan.data.loader import Batch
 from medgan.distributed import World
 from medgan.models import build_gan
 from medgan.models.layers import SumOverRanks
+from medgan.plan import random_batch
 from medgan.state import TrainState
 from medgan.step import SCALARS, parts, train_step
 from medgan.streams import stream, stream_seed
@@ -177,6 +178,18 @@ def test_bfloat16_is_for_what_is_differentiated_once(tiny):
     assert seen == [torch.float32, half, half, half, half]
 
 
+@pytest.mark.parametrize("preset", ["dcgan", "cgan", "resgan", "stylegan2-lite"])
+def test_gradients_lie_in_memory_as_their_weights_do(tiny, preset):
+    """Fused Adam reads both in one order, and DDP copies what lies otherwise."""
+    state = TrainState.create(tiny(preset, loss__r1_gamma=1.0, loss__r1_interval=2), World())
+    batch = random_batch(state.config)
+    for _ in range(2):  # with and without the penalty
+        train_step(state, batch)
+        for network in (state.generator.module, state.discriminator.module):
+            for name, weight in network.named_parameters():
+                assert weight.grad.stride() == weight.stride(), name
+
+
 def test_a_critic_learns_more_often_than_its_generator(tiny):
     config = tiny(loss__name="wgan-gp", loss__r1_gamma=0.0, loss__critic_steps=3, ema__half_life_kimg=0)
     state = TrainState.create(config, World())
@@ -310,6 +323,7 @@ def test_float16_trains_with_scaled_gradients_and_skips_what_overflows(tiny):
 
 def test_gamma_follows_resolution_and_batch_unless_it_is_set(tiny):
     assert tiny(loss__r1_gamma="auto").loss.r1_gamma == 0.0004 * 32**2 / 16
+    assert tiny(loss__r2_gamma="auto", loss__auto_gamma=0.01).loss.r2_gamma == 0.01 * 32**2 / 16
     assert tiny(loss__r1_gamma=None, loss__r2_gamma=3).loss.r2_gamma == 3
     assert tiny(loss__r1_gamma=8.0, loss__r1_interval=4).gradient_weight("r1", 0) == 16
 
