@@ -1,14 +1,18 @@
-"""Every allowed cell of the table trains, by itself and on two ranks; what is refused, test_config.py sees refused."""
+"""Every allowed cell of the table trains, by itself and on two ranks; what is refused, test_config.py sees refused.
+
+What goes together with everything is no axis of the table: the cells take turns in it.
+"""
 
 import os
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from medgan import config as configs
-from medgan.data.loader import Batch, rank_slice
+from medgan.data.loader import Batch, rank_rows
 from medgan.distributed import World
 from medgan.state import TrainState
 from medgan.step import SCALARS, parts, train_step
@@ -19,10 +23,26 @@ pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1800)]
 STEPS = 2
 SMALL = {"model.width": 4, "model.max_width": 8, "model.z_dim": 8, "global_batch": 16, "precision": "float32"}
 
+TURNS: tuple[dict[str, object], ...] = (
+    {},
+    {"precision": "bfloat16"},
+    {"optim.accumulation": 2},
+    {"optim.clip": 1.0, "model.anneal_to_kimg": 0.1},
+    {"optim.warmup_kimg": 0.1, "optim.decay_kimg": 1, "loss.gamma_kimg": 1, "data.balance": 0.5},
+)
+
+
+def turn(cell: dict[str, str]) -> dict[str, object]:
+    if cell["privacy"] == "dp":  # which refuses most of them
+        return {}
+    chosen = TURNS[ALLOWED.index(cell) % len(TURNS)]
+    without_labels = cell["model.name"] == "dcgan"
+    return {key: value for key, value in chosen.items() if not (without_labels and "anneal" in key)}
+
 
 def trained(cell: dict[str, str]) -> str | None:
     """What is wrong with a few steps of a cell on random images of several labels each, or None."""
-    overrides = {**SMALL, **overrides_of(cell), "loss.path_interval": 1, "loss.r1_interval": 1}
+    overrides = {**SMALL, **overrides_of(cell), **turn(cell), "loss.path_interval": 1, "loss.r1_interval": 1}
     if cell["model.name"] == "stylegan2-lite":
         overrides |= {"model.w_dim": 8, "model.style_mixing": 0.5}
     classes = ("a", "b", "c") if cell["condition"] == "class" else ()
@@ -33,7 +53,7 @@ def trained(cell: dict[str, str]) -> str | None:
     state = TrainState.create(config, world)
     players = {"G": state.generator, "D": state.discriminator}
     before = {name: [p.clone() for p in player.module.parameters()] for name, player in players.items()}
-    part = rank_slice(config.global_batch, config.sample_group, world.rank, world.size)
+    part = np.concatenate(rank_rows(config, world.rank, world.size))
     random = torch.Generator().manual_seed(0)
     for _ in range(STEPS):
         having = parts(config, state.images_seen)
@@ -71,6 +91,13 @@ def all_cells(rank: int, world: int, port: int, out: str) -> None:
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
+
+
+def test_the_cells_of_every_model_loss_and_penalty_see_every_turn():
+    for axis in ("model.name", "loss.name", "penalty"):
+        for value in configs.AXES[axis]:
+            seen = {next(iter(turn(cell)), None) for cell in ALLOWED if cell[axis] == value}
+            assert seen == {next(iter(chosen), None) for chosen in TURNS}, value
 
 
 @pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
