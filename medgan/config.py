@@ -533,7 +533,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "global_batch": 128,
     },
     "resgan": {
-        "precision": "float32",  # its loss looks at differences of logits, which bfloat16 rounds
         "model.name": "resgan",
         "model.stddev_group": 4,  # the paper has none; without it few images a step make one image of every class
         "loss.name": "rpgan",

@@ -308,12 +308,17 @@ def ema_decay(ema: Ema, global_batch: int, images_seen: int) -> float:
 def channels_last(network: nn.Module) -> nn.Module:
     """Convolution weights in NHWC order, which CPUs and GPUs compute faster.
 
-    With one input channel, or kernels of one pixel, both orders describe the same memory and gradients come in the
-    plain one: keep that, or DDP warns of strides that do not match.
+    With one input channel, or kernels of one pixel, both orders describe the same memory: those weights stay as they
+    are. Gradients may come with any stride along a side of 1, which DDP would warn of.
     """
     for parameter in network.parameters():
-        if parameter.dim() == 4:
-            plain = parameter.shape[1] == 1 or parameter.shape[2:] == (1, 1)
-            order = torch.contiguous_format if plain else torch.channels_last
-            parameter.data = parameter.data.clone(memory_format=order)
+        if parameter.dim() == 4 and parameter.shape[1] > 1 and parameter.shape[2:] != (1, 1):
+            parameter.data = parameter.data.clone(memory_format=torch.channels_last)
+        elif parameter.dim() > 1 and 1 in parameter.shape:
+            parameter.register_hook(row_major)
     return network
+
+
+def row_major(gradient: Tensor) -> Tensor:
+    """The same with the strides of a new tensor."""
+    return gradient.contiguous().view(-1).view(gradient.shape)

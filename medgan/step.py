@@ -149,32 +149,37 @@ def learn_discriminator(
     config, network = state.config, state.discriminator.ddp
     loss, dtype = LOSSES[config.loss.name], state.dtype
     r1, r2 = "penalty/r1" in having, "penalty/r2" in having
-    real = augmented(state, piece.rows[piece.beside], piece.real, "real").detach().requires_grad_(r1)
-    fake = augmented(state, piece.rows, fakes[0].detach(), "fake")[piece.beside].detach().requires_grad_(r2)
+    real = augmented(state, piece.rows[piece.beside], piece.real, "real").detach()
+    fake = augmented(state, piece.rows, fakes[0].detach(), "fake")[piece.beside].detach()
     labels = piece.labels[piece.beside]
     if not len(real):  # nobody was drawn here
         state.discriminator.nobody()
         return torch.zeros(len(SCALARS), dtype=torch.float64, device=state.world.device)
-    if config.one_pass and not (r1 or r2):
+    passes = [(real, piece.real_labels, r1), (fake, labels, r2)]
+    if config.one_pass and r1 == r2:
         # Half the calls, and larger ones. Private training, which has neither penalties nor BatchNorm in D, needs it:
         # of two passes Opacus would take the gradients of one for the other's.
-        with passing(state, state.discriminator):
-            logits = network(torch.cat([real, fake]), torch.cat([piece.real_labels, labels])).to(dtype)
-        real_logits, fake_logits = logits.chunk(2)
-    else:
-        with passing(state, state.discriminator, twice=r1):
-            real_logits = network(real, piece.real_labels).to(dtype)
-        with passing(state, state.discriminator, twice=r2):
-            fake_logits = network(fake, labels).to(dtype)
+        passes = [(torch.cat([real, fake]), torch.cat([piece.real_labels, labels]), r1)]
+    judged = []
+    for images, hot, penalised in passes:
+        with passing(state, state.discriminator, twice=penalised):
+            judged.append(network(images.requires_grad_(penalised), hot).to(dtype))
+    real_logits, fake_logits = torch.cat(judged).chunk(2)
     found = {"loss/D": loss.discriminator(real_logits, fake_logits)}
     total = found["loss/D"]
-    # A penalty differentiates the rank's unscaled logits and joins the one backward.
-    if r1:
-        found["penalty/r1"] = squared_gradient(real, real_logits)
-        total = total + found["penalty/r1"] * config.gradient_weight("r1", state.images_seen)
-    if r2:
-        found["penalty/r2"] = squared_gradient(fake, fake_logits)
-        total = total + found["penalty/r2"] * config.gradient_weight("r2", state.images_seen)
+    if r1 or r2:
+        # A penalty differentiates the rank's unscaled logits and joins the one backward.
+        slopes = [
+            squared_gradient(images, logits) if penalised else torch.zeros_like(logits)
+            for (images, _, penalised), logits in zip(passes, judged, strict=True)
+        ]
+        at_real, at_fake = torch.cat(slopes).chunk(2)
+        if r1:
+            found["penalty/r1"] = at_real
+            total = total + at_real * config.gradient_weight("r1", state.images_seen)
+        if r2:
+            found["penalty/r2"] = at_fake
+            total = total + at_fake * config.gradient_weight("r2", state.images_seen)
     if "penalty/gp" in having:
         between = torch.lerp(real, fake, drawn(state, piece.rows, "between", 1, 1, 1)).requires_grad_()
         with passing(state, state.discriminator, twice=True):

@@ -132,9 +132,8 @@ def test_weights_of_penalties_follow_their_schedule_and_their_interval(tiny, mon
         assert config.gradient_weight("r1", images_seen) == pytest.approx(3.0 / 2 * 2 * share)
         assert config.gradient_weight("r2", images_seen) == pytest.approx(5.0 / 2 * 2 * share)
     totals, state = [], TrainState.create(config, World())
-    one = torch.ones(config.global_batch, dtype=torch.float64)
-    monkeypatch.setattr(step_module, "squared_gradient", lambda images, logits: one + 0 * logits)
-    monkeypatch.setattr(state, "path_deviation", lambda lengths: one + 0 * lengths)
+    monkeypatch.setattr(step_module, "squared_gradient", lambda images, logits: 1 + 0 * logits)
+    monkeypatch.setattr(state, "path_deviation", lambda lengths: 1 + 0 * lengths)
     for player in (state.discriminator, state.generator):
         backward = player.backward
         monkeypatch.setattr(player, "backward", lambda loss, on=backward: (totals.append(loss.item()), on(loss)))
@@ -178,10 +177,11 @@ def test_bfloat16_is_for_what_is_differentiated_once(tiny):
     assert seen == [torch.float32, half, half, half, half]
 
 
+@pytest.mark.parametrize("r2", [0.0, 1.0])
 @pytest.mark.parametrize("preset", ["dcgan", "cgan", "resgan", "stylegan2-lite"])
-def test_gradients_lie_in_memory_as_their_weights_do(tiny, preset):
+def test_gradients_lie_in_memory_as_their_weights_do(tiny, preset, r2):
     """Fused Adam reads both in one order, and DDP copies what lies otherwise."""
-    state = TrainState.create(tiny(preset, loss__r1_gamma=1.0, loss__r1_interval=2), World())
+    state = TrainState.create(tiny(preset, loss__r1_gamma=1.0, loss__r2_gamma=r2, loss__r1_interval=2), World())
     batch = random_batch(state.config)
     for _ in range(2):  # with and without the penalty
         train_step(state, batch)

@@ -102,8 +102,7 @@ def correlated(x: Tensor, y: Tensor, shape: Shape) -> Tensor:
     """The transpose of `convolved` in weight: x (N, C, H, W), y (N, O, h, w) -> (O, C, kernel, kernel)."""
     if shape.reads_patches(x, x.shape[1]):
         weight = y.permute(1, 0, 2, 3).flatten(1) @ patches(x, shape).flatten(0, 2)
-        weight = weight.reshape(y.shape[1], *shape.kernel, x.shape[1])
-        return weight.permute(0, 3, 1, 2) if x.shape[1] > 1 else weight.reshape(len(weight), 1, *shape.kernel)
+        return weight.reshape(y.shape[1], *shape.kernel, x.shape[1]).permute(0, 3, 1, 2)
     weight = _unset(x, y.shape[1], x.shape[1] // shape.groups, *shape.kernel)
     return _backward(y, x, weight, shape, (False, True, False))[1]
 
