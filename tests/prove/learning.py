@@ -29,7 +29,7 @@ from tests.prove import ROOT, arguments, call, commit, hardware, known, opened, 
 from tests.prove.films import read_by_classifier, speed, training
 
 RESULTS = ROOT / "results/learning.json"
-FASTER = {"loss.name": "rpgan", "loss.r2_gamma": "auto", "optim.lr_g": 1e-2, "optim.lr_d": 1e-2, "optim.decay_kimg": 90}
+FASTER = {"loss.name": "rpgan", "loss.r2_gamma": "auto", "optim.lr_g": 1e-2, "optim.lr_d": 1e-2, "optim.decay_kimg": 60}
 """Settings, chosen on val."""
 MODELS: dict[str, dict[str, Any]] = {"cgan": {}, "stylegan2-lite": FASTER, "resgan": {}}
 """Preset and what is set beside it for so short a training."""
