@@ -47,11 +47,6 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "float32": ("precision", "cgan", {"precision": "float32"}),
     "no average": ("average", "cgan", {"ema.half_life_kimg": 0}),
     "stylegan2-lite": ("architecture", "stylegan2-lite", {}),
-    "its paper's rates, 16 a step": (
-        "batch and rate",
-        "stylegan2-lite",
-        {"global_batch": 16, "optim.lr_g": 2.5e-3, "optim.lr_d": 2.5e-3},
-    ),
     "resgan": ("architecture", "resgan", {}),
 }
 
