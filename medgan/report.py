@@ -100,7 +100,7 @@ def _curves(rows: list[dict[str, Any]], config: Config) -> list[tuple[str, go.Fi
         ("losses", ("loss/D", "loss/G"), False),
         ("logits", ("logits/real", "logits/fake"), False),
         ("penalties", ("penalty/r1", "penalty/r2", "penalty/gp", "penalty/path"), False),
-        ("what D knows by heart (0.5: nothing), and how often it sees images changed", ("metric/overfit", "augment/p"), False),
+        ("what D knows by heart (0.5: nothing), how often images are changed", ("metric/overfit", "augment/p"), False),
         ("privacy spent: epsilon", ("privacy/epsilon",), False),
         ("images per second", ("time/images_per_s",), False),
     )
