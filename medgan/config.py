@@ -142,7 +142,7 @@ class Loss(Section):
     loss.auto_gamma * resolution^2 / global_batch."""
     r2_gamma: Gamma = Field(0.0, ge=0, le=1e4)
     """Weight of the R2 penalty, the same at generated images; 0 turns it off; auto as for R1."""
-    auto_gamma: float = Field(0.0004, gt=0, le=1)
+    auto_gamma: float = Field(0.0004, gt=0, le=0.05)
     """What a gamma of auto is made from; twice what arXiv:2006.06676 starts from."""
     r1_interval: int = Field(16, ge=1, le=1024)
     """R1 and R2 are taken every so many steps and weighted by as much; 1: every step."""
@@ -538,7 +538,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "loss.name": "rpgan",
         "loss.r1_gamma": "auto",
         "loss.r2_gamma": "auto",
-        "loss.auto_gamma": 0.004,  # 0.5 at 32x32; 2 at 64x64, as in the paper
+        "loss.auto_gamma": 0.004,  # with 8 images a step 0.5 at 32x32; 2 at 64x64, as in the paper with more
         "loss.r1_interval": 4,
         "optim.beta1": 0.0,
         "optim.beta2": 0.99,
@@ -689,6 +689,7 @@ def resume(stored: Config, wanted: Config) -> Config:
     tree = wanted.dump()
     if wanted.precision == "auto":
         tree["precision"] = stored.precision
+    tree["loss"]["auto_gamma"] = stored.loss.auto_gamma  # which the gammas are settled by
     for key in ("delta", "noise"):
         if tree["privacy"]["dp"][key] is None:
             tree["privacy"]["dp"][key] = getattr(stored.privacy.dp, key)

@@ -176,10 +176,8 @@ def test_float32_gradients_equal_one_process_at_the_initial_weights(ranks, world
     ours, plain = (result["gradients"][activation] for result in (ranks(world, index), ranks(0, index)))
     for key, gradient in plain.items():
         largest = max(g.norm() for k, g in plain.items() if k[0] == key[0])
-        if gradient.norm() > 1e-6 * largest:
-            assert (ours[key] - gradient).norm() / gradient.norm() <= tolerance, key
-        else:  # zero: before a layer that starts at zero, and of D's last bias where all logits count alike
-            assert ours[key].norm() <= 1e-6 * largest, key
+        # The second term is what rounding leaves where terms of that size cancel, some of them to zero.
+        assert (ours[key] - gradient).norm() <= tolerance * gradient.norm() + 1e-7 * largest, key
 
 
 def test_every_model_loss_and_penalty_is_among_the_cells():

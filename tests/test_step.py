@@ -178,10 +178,12 @@ def test_bfloat16_is_for_what_is_differentiated_once(tiny):
 
 
 @pytest.mark.parametrize("r2", [0.0, 1.0])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("preset", ["dcgan", "cgan", "resgan", "stylegan2-lite"])
-def test_gradients_lie_in_memory_as_their_weights_do(tiny, preset, r2):
+def test_gradients_lie_in_memory_as_their_weights_do(tiny, preset, precision, r2):
     """Fused Adam reads both in one order, and DDP copies what lies otherwise."""
-    state = TrainState.create(tiny(preset, loss__r1_gamma=1.0, loss__r2_gamma=r2, loss__r1_interval=2), World())
+    gammas = {"loss__r1_gamma": 1.0, "loss__r2_gamma": r2, "loss__r1_interval": 2}
+    state = TrainState.create(tiny(preset, precision=precision, **gammas), World())
     batch = random_batch(state.config)
     for _ in range(2):  # with and without the penalty
         train_step(state, batch)

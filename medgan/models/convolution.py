@@ -83,7 +83,7 @@ def spread(y: Tensor, weight: Tensor, shape: Shape) -> Tensor:
     """The transpose of `convolved` in x: y (N, O, h, w) -> (N, C, H, W)."""
     if not shape.adds_patches(y, weight.shape[1]):
         x = _unset(y, len(y), weight.shape[1] * shape.groups, *shape.side)
-        return _backward(y, x, weight, shape, (True, False, False))[0]
+        return _backward(y, x, weight, shape, (True, False))[0]
     y = y.permute(0, 2, 3, 1)
     (height, width), stride, pad = y.shape[1:3], shape.stride, shape.padding
     seen = (y @ weight.permute(0, 2, 3, 1).flatten(1)).unflatten(3, (*shape.kernel, -1))
@@ -104,7 +104,7 @@ def correlated(x: Tensor, y: Tensor, shape: Shape) -> Tensor:
         weight = y.permute(1, 0, 2, 3).flatten(1) @ patches(x, shape).flatten(0, 2)
         return weight.reshape(y.shape[1], *shape.kernel, x.shape[1]).permute(0, 3, 1, 2)
     weight = _unset(x, y.shape[1], x.shape[1] // shape.groups, *shape.kernel)
-    return _backward(y, x, weight, shape, (False, True, False))[1]
+    return _backward(y, x, weight, shape, (False, True))[1]
 
 
 def _unset(like: Tensor, *shape: int) -> Tensor:
@@ -112,12 +112,11 @@ def _unset(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def _backward(y: Tensor, x: Tensor, weight: Tensor, shape: Shape, wanted: tuple[bool, ...]) -> tuple[Tensor, ...]:
-    """Of x, of weight and of bias, which of them are wanted."""
+def _backward(y: Tensor, x: Tensor, weight: Tensor, shape: Shape, wanted: tuple[bool, bool]) -> tuple[Tensor, ...]:
+    """Of x and of weight, which of them are wanted."""
     s, p = [shape.stride] * 2, [shape.padding] * 2
     more = ([1, 1], False, [0, 0], shape.groups)  # dilation, not transposed, no output padding
-    bias = [weight.shape[0]] if wanted[2] else None
-    return torch.ops.aten.convolution_backward(y, x, weight, bias, s, p, *more, wanted)
+    return torch.ops.aten.convolution_backward(y, x, weight, None, s, p, *more, [*wanted, False])[:2]
 
 
 _of_weights = True  # of the process, since autograd has threads of its own
@@ -155,21 +154,22 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         again = torch.is_grad_enabled()  # differentiated again
-        take: Callable[..., Tensor] = Product.apply if again else product
         factors, shape = PRODUCTS[ctx.wanted], ctx.shape
         _, *needed, to_bias, _ = ctx.needs_input_grad
+        of_bias = grads[0].sum((0, 2, 3)) if to_bias and _of_weights else None
         if ctx.wanted == "y" and all(needed) and _of_weights and not again:
             x, weight = ctx.saved_tensors
             if not (shape.reads_patches(x, weight.shape[1]) or shape.adds_patches(grads[0], weight.shape[1])):
-                return None, *_backward(grads[0], x, weight, shape, (True, True, to_bias)), None  # one call for all
+                return None, *_backward(grads[0], x, weight, shape, (True, True)), of_bias, None  # one call for both
+        take: Callable[..., Tensor] = Product.apply if again else product
         known = {ctx.wanted: grads[0], **dict(zip(factors, ctx.saved_tensors, strict=True))}
         back = [
-            take(name, *(known[other] for other in PRODUCTS[name]), None, ctx.shape)
+            take(name, *(known[other] for other in PRODUCTS[name]), None, shape)
             if need and (_of_weights or name != "weight")
             else None
             for name, need in zip(factors, needed, strict=True)
         ]
-        return None, *back, grads[0].sum((0, 2, 3)) if to_bias and _of_weights else None, None
+        return None, *back, of_bias, None
 
 
 def product(wanted: str, a: Tensor, b: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:
