@@ -5,8 +5,16 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
+import torch
+
+from medgan.distributed import World
+from medgan.models.convolution import conv2d
+from medgan.plan import random_batch
+from medgan.state import TrainState
+from medgan.step import train_step
 
 from .bench.__main__ import WANTED, missed
+from .bench.step import Operations
 from .prove import search, soak
 
 
@@ -61,3 +69,18 @@ def test_a_soak_draws_until_something_was_killed():
     job = SimpleNamespace(worker=lambda name: next(found))
     assert soak.disturb(hosts, job, random.Random(0)) == f"the worker on {soak.HEAD} was killed"
     assert killed == [["kill", "-9", "7"]]
+
+
+def test_operations_of_products_are_counted_also_where_a_penalty_is_taken(tiny):
+    x, weight = torch.randn(2, 8, 16, 16, requires_grad=True), torch.randn(4, 8, 3, 3, requires_grad=True)
+    with Operations() as counted:
+        conv2d(x, weight, padding=1).sum().backward()
+    assert counted.number == 3 * 2 * (2 * 4 * 8 * 3**2 * 16**2)  # forwards and to both gradients, two for a product
+    state = TrainState.create(tiny(loss__r1_gamma=1.0), World())
+    with Operations() as plain:
+        state.images_seen = state.config.global_batch
+        train_step(state, random_batch(state.config))
+    with Operations() as penalised:
+        state.images_seen = 0
+        train_step(state, random_batch(state.config))
+    assert penalised.number > plain.number > 0
