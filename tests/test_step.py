@@ -1,6 +1,5 @@
 """One process's step against the same mathematics written out by hand, and the all-reduce's second derivative."""
 
-import ctypes
 import math
 import os
 import subprocess
@@ -369,25 +368,3 @@ def test_without_a_compiler_it_says_so():
     environment = {**os.environ, "CXX": "/no/compiler", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
     found = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=True)
     assert found.stdout == "False\n"
-
-
-LARGE = """
-import ctypes, resource, medgan
-
-library, size = ctypes.CDLL(None), 2**26  # from 2**25 on the C library would give it back
-library.malloc.restype, library.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-for _ in range(2):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    block = library.malloc(size)
-    ctypes.memset(block, 1, size)
-    library.free(block)
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(faults)
-"""
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="memory is not glibc's here")
-def test_large_blocks_stay_with_the_process():
-    """By malloc itself: torch aligns its own, which a few small ones between them may move apart."""
-    found = subprocess.run([sys.executable, "-c", LARGE], check=True, stdout=subprocess.PIPE, text=True)
-    assert int(found.stdout) < 10

@@ -25,7 +25,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from medgan import config as configs
-from medgan import keep_blocks
 from medgan.distributed import World
 from medgan.models import convolution, stylegan2
 from medgan.plan import random_batch
@@ -126,8 +125,6 @@ def plain() -> Iterator[None]:
             (stylegan2.ModulatedConv, "forward", modulated),
         ):
             patched.enter_context(mock.patch.object(place, name, instead))
-        keep_blocks(2**25)  # as the C library does of itself
-        patched.callback(keep_blocks)
         yield
 
 
