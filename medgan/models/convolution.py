@@ -157,12 +157,12 @@ class Product(torch.autograd.Function):
         factors, shape = PRODUCTS[ctx.wanted], ctx.shape
         _, *needed, to_bias, _ = ctx.needs_input_grad
         of_bias = grads[0].sum((0, 2, 3)) if to_bias and _of_weights else None
-        if ctx.wanted == "y" and all(needed) and _of_weights and not again:
-            x, weight = ctx.saved_tensors
-            if not (shape.reads_patches(x, weight.shape[1]) or shape.adds_patches(grads[0], weight.shape[1])):
-                return None, *_backward(grads[0], x, weight, shape, (True, True)), of_bias, None  # one call for both
-        take: Callable[..., Tensor] = Product.apply if again else product
         known = {ctx.wanted: grads[0], **dict(zip(factors, ctx.saved_tensors, strict=True))}
+        if ctx.wanted == "y" and all(needed) and _of_weights and not again:
+            x, y, weight = known["x"], known["y"], known["weight"]
+            if not (shape.reads_patches(x, weight.shape[1]) or shape.adds_patches(y, weight.shape[1])):
+                return None, *_backward(y, x, weight, shape, (True, True)), of_bias, None  # one call for both
+        take: Callable[..., Tensor] = Product.apply if again else product
         back = [
             take(name, *(known[other] for other in PRODUCTS[name]), None, shape)
             if need and (_of_weights or name != "weight")
