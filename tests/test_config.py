@@ -102,6 +102,17 @@ def test_a_run_goes_on_with_free_keys_and_refuses_any_other():
         configs.resume(stored, configs.for_data(configs.load("cgan"), **{**DATA, "manifest_sha256": "1" * 64}))
 
 
+def test_a_run_goes_on_with_its_gammas_whatever_auto_would_make_of_them_now():
+    stored, other = (
+        configs.for_data(configs.load("cgan", overrides={"loss.r1_gamma": gamma, "loss.auto_gamma": auto}), **DATA)
+        for gamma, auto in (("auto", 0.002), (0.002 * 64**2 / 16, 0.01))
+    )
+    assert configs.resume(stored, other) == stored
+    other = configs.for_data(configs.load("cgan", overrides={"loss.auto_gamma": 0.01}), **DATA)
+    with pytest.raises(ConfigError, match=r"loss.r1_gamma=2.56 \(the run has 0.512\)"):
+        configs.resume(stored, other)
+
+
 def test_numbers_may_be_written_as_yaml_writes_them():
     config = configs.load("dcgan", overrides=["optim.lr_g=1e-4", "ema.half_life_kimg=0"])
     assert config.optim.lr_g == 1e-4
