@@ -30,6 +30,13 @@ def parser() -> Parser:
     parser.add_argument("--workers", help="number of workers, or a range such as 1-3 (default: every GPU, else 2)")
     parser.add_use("a worker")
     parser.add_argument(
+        "--cpus-per-worker",
+        type=int,
+        default=1,
+        metavar="N",
+        help="CPUs, and as many threads, of each worker that has no GPU (default 1); more where global_batch is small",
+    )
+    parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
     )
     parser.add_argument("--init", metavar="RUN", help="start a new run from the weights of another one")
@@ -60,6 +67,8 @@ def main(argv: Sequence[str]) -> None:
         raise Refused(f"--preset or --config is missing; presets: {', '.join(configs.PRESETS)}")
     if args.timeout < 1:
         raise Refused(f"--timeout {args.timeout}: give seconds, at least 1")
+    if args.cpus_per_worker < 1:
+        raise Refused(f"--cpus-per-worker {args.cpus_per_worker}: give at least 1")
     data = absolute("--data", args.data)
     config = configs.load(args.preset, args.config, args.set)
     manifest, sha256 = shards.read_manifest(data)
@@ -72,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
             raise Refused(f"--data {data}: {split} has {manifest.rows(split)} images, at least {least} are needed")
 
     if args.plan:
-        plan(config, manifest, args.gigabits)
+        plan(config, manifest, args.gigabits, args.cpus_per_worker)
         return
     out = absolute("--out", args.out)
 
@@ -98,7 +107,8 @@ def main(argv: Sequence[str]) -> None:
         raise Refused(str(error)) from None
     shards.verify(data, manifest)
 
-    workers, unit, notes = placed(connect(args.verbose), asked, args.use, args.wait, config)
+    cpus, resources = args.cpus_per_worker, connect(args.verbose)
+    workers, unit, notes = placed(resources, asked, args.use, args.wait, config, cpus)
     try:
         rank_rows(config, 0, workers.high)
     except ValueError as error:
@@ -117,7 +127,7 @@ def main(argv: Sequence[str]) -> None:
                 "is nowhere kept, so that a run that is gone on with is not the same to the bit",
                 flush=True,
             )
-        given = {"owner": owner, "timeout_s": args.timeout, "gpu": unit == "GPU"}
+        given = {"owner": owner, "timeout_s": args.timeout, "gpu": unit == "GPU", "cpus": cpus}
         outcome = fit(config.dump(), data, out, workers, view.show, init, **given)
     view.line.close()
     if "done" in outcome.events:
@@ -141,8 +151,8 @@ def kept(folder: Any) -> str:
     return f"the last good checkpoint is at {last:,} images" if last is not None else "there is no checkpoint yet"
 
 
-def plan(config: configs.Config, manifest: Any, gigabits: str) -> None:
-    """Print the capacity plan."""
+def plan(config: configs.Config, manifest: Any, gigabits: str, cpus: int) -> None:
+    """Print the capacity plan, on CPUs for workers of so many."""
     import torch
 
     from medgan.plan import measured, table
@@ -157,7 +167,7 @@ def plan(config: configs.Config, manifest: Any, gigabits: str) -> None:
     gpu = torch.cuda.is_available()
     config = settled(config, manifest, gpu)
     if not gpu:
-        torch.set_num_threads(1)  # a worker takes one CPU
+        torch.set_num_threads(cpus)
     measurement = measured(config, torch.device("cuda" if gpu else "cpu"))
     print("\n".join(table(measurement, config.total_images, (1, 8, 64), networks)))
 

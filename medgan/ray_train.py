@@ -154,16 +154,23 @@ def taken(resources: Mapping[str, float], use: str, such_as: str, wait: bool = F
 
 
 def placed(
-    resources: dict[str, float], asked: Workers | None, use: str, wait: bool, config: Config
+    resources: dict[str, float], asked: Workers | None, use: str, wait: bool, config: Config, cpus: int = 1
 ) -> tuple[Workers, str, list[str]]:
-    """(how many workers, on a GPU or a CPU each, what a person should know of it) from what the cluster has now.
+    """(how many workers, on a GPU or on so many CPUs each, what a person should know of it) from what the cluster has
+    now.
 
-    asked: None for every GPU, or for two CPUs. use: as for `taken`. wait: for those that an autoscaler has yet to add.
-    Raises Refused.
+    asked: None for every GPU, or for two workers on CPUs. use: as for `taken`. wait: for those that an autoscaler has
+    yet to add. Raises Refused.
     """
-    unit, count = taken(resources, use, "--workers 1-8 --wait", wait)
+    unit, there = taken(resources, use, "--workers 1-8 --wait", wait)
+    if unit == "GPU" and cpus > 1:
+        raise Refused(f"--cpus-per-worker {cpus}: these workers compute on a GPU each; leave it out, or --use cpu")
+    count = there // cpus
     most, notes = config.most_workers, []
+    each = f" --cpus-per-worker {cpus}" if cpus > 1 else ""
     if asked is None:
+        if not count and there:
+            raise Refused(f"--cpus-per-worker {cpus}: the cluster has {there} CPU{'s'[: there > 1]}")
         if not count:
             raise Refused(f"the cluster has no {unit}{' yet' if wait else ''}: name --workers, and --wait if more come")
         number = count if unit == "GPU" else min(2, count)
@@ -172,8 +179,8 @@ def placed(
         asked = Workers(min(number, most), min(number, most))
     if asked.low > count:
         if not wait:
-            raise Refused(f"--workers {asked}: the cluster has {count} {unit}s")
-        notes.append(f"the cluster has {count} {unit}s: waiting for {asked.low}")
+            raise Refused(f"--workers {asked}{each}: the cluster has {there} {unit}s")
+        notes.append(f"the cluster has {there} {unit}s: waiting for {asked.low * cpus}")
     return asked, unit, notes
 
 
@@ -198,6 +205,7 @@ def fit(
     interrupt: Interrupt | None = None,
     gpu: bool = False,
     until: int | None = None,
+    cpus: int = 1,
 ) -> Outcome:
     """Train on the connected cluster until done; on_event is called here, in the driver, with what the workers say.
 
@@ -205,7 +213,8 @@ def fit(
     newest checkpoint in `out`, up to max_failures times without a new one. owner: whoever holds the run's lease.
     timeout_s: how long the workers wait for one that does not answer. interrupt: what asks the run to stop; Ctrl-C
     and SIGTERM if none is given. until: images after which it ends this time. Workers(0, 0) trains in this process.
-    gpu: whether a worker takes a GPU, also one that an autoscaler has to add.
+    gpu: whether a worker takes a GPU, also one that an autoscaler has to add. cpus: of each worker without a
+    GPU, which has as many threads, since Ray sets OMP_NUM_THREADS.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -230,6 +239,7 @@ def fit(
             scaling_config=ScalingConfig(
                 num_workers=workers.low if fixed else (workers.low, workers.high),
                 use_gpu=gpu,
+                resources_per_worker=None if gpu else {"CPU": cpus},
                 elastic_resize_monitor_interval_s=RESIZE_S,
             ),
             run_config=RunConfig(

@@ -415,6 +415,21 @@ def test_what_workers_take_is_decided_by_what_is_asked_and_there(
     assert (str(taken), on, said) == (workers, unit, notes)
 
 
+def test_workers_may_take_several_cpus_each(tiny):
+    def decided(cpus, asked, **resources):
+        return placed({"CPU": 5.0, **resources}, asked, "auto", False, tiny(), cpus)
+
+    assert decided(2, None)[0] == Workers(2, 2)
+    assert decided(3, None)[0] == Workers(1, 1)
+    assert placed({}, Workers(2, 2), "cpu", True, tiny(), 3)[2] == ["the cluster has 0 CPUs: waiting for 6"]
+    with pytest.raises(Refused, match="--workers 3 --cpus-per-worker 2: the cluster has 5 CPUs"):
+        decided(2, Workers(3, 3))
+    with pytest.raises(Refused, match="--cpus-per-worker 6: the cluster has 5 CPUs"):
+        decided(6, None)
+    with pytest.raises(Refused, match="--cpus-per-worker 2: these workers compute on a GPU each"):
+        decided(2, None, GPU=1.0)
+
+
 @pytest.mark.parametrize(
     ("resources", "asked", "use", "wait", "words"),
     [
