@@ -6,7 +6,7 @@ from torch import nn
 
 from medgan import config as configs
 from medgan.models import build_gan, resgan, z_size
-from medgan.models.layers import BatchNorm, MinibatchStddev, channels_at, measuring
+from medgan.models.layers import BatchNorm, MinibatchStddev, activation, channels_at, measuring
 
 NETS = {
     "dcgan": {"model.name": "dcgan"},
@@ -177,3 +177,18 @@ def test_layers_of_our_own_have_the_first_and_second_derivatives_they_should(lay
 
         assert torch.autograd.gradcheck(from_sums, x)
         assert torch.autograd.gradgradcheck(from_sums, x)
+
+
+@pytest.mark.parametrize("slope", [0, 0.2])
+def test_an_activation_takes_the_memory_of_its_input_but_of_a_view(slope):
+    act = activation("relu", slope)
+    x = torch.randn(4, 3, requires_grad=True)
+    for kept, inside in ((False, x * 2), (True, (x * 2).t())):
+        before = inside.detach().clone()
+        out = act(inside)
+        assert torch.equal(out, torch.where(before > 0, before, before * slope))
+        assert torch.equal(inside, before) == kept
+    assert torch.equal(activation("relu", slope, inplace=False)(x), act(x * 1))
+    wide = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: act(x * 2), wide)
+    assert torch.autograd.gradgradcheck(lambda x: act(x * 2).square(), wide)

@@ -160,11 +160,25 @@ class MinibatchStddev(nn.Module):
         return torch.cat([x, column.expand(-1, 1, *x.shape[2:])], 1)
 
 
-def activation(name: str, slope: float) -> nn.Module:
-    """relu with the given negative slope, or SiLU."""
-    if name == "silu":
-        return nn.SiLU()
-    return nn.LeakyReLU(slope) if slope else nn.ReLU()
+class Rectified(nn.Module):
+    """LeakyReLU, or ReLU for a slope of 0, in the memory of its input, which nobody may want any more. Where the input
+    is a view, autograd would copy it, so that it stays as it is.
+
+    x of any shape and float dtype -> the same.
+    """
+
+    def __init__(self, slope: float, inplace: bool) -> None:
+        super().__init__()
+        self.slope, self.inplace = slope, inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        inplace = self.inplace and not torch.compiler.is_compiling() and not x._is_view()
+        return F.leaky_relu(x, self.slope, inplace) if self.slope else F.relu(x, inplace)
+
+
+def activation(name: str, slope: float, inplace: bool = True) -> nn.Module:
+    """relu with the given negative slope, or SiLU. inplace: whether its input may be overwritten."""
+    return nn.SiLU() if name == "silu" else Rectified(slope, inplace)
 
 
 def channels_at(width: int, max_width: int, resolution: int) -> list[int]:

@@ -37,13 +37,14 @@ class Residual(nn.Module):
         self.widen = Conv2d(width, inner, 1)
         self.mix = Conv2d(inner, inner, 3, padding=1, groups=groups)
         self.narrow = Conv2d(inner, width, 1, bias=False)
+        self.first = activation(config.activation, SLOPE, inplace=False)  # x is added to what comes of it
         self.act = activation(config.activation, SLOPE)
         for conv in (self.widen, self.mix):
             scaled(conv, depth**-0.25)  # three layers to a block: depth ** (-1 / (2 * 3 - 2))
         nn.init.zeros_(self.narrow.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.narrow(self.act(self.mix(self.act(self.widen(self.act(x))))))
+        out: Tensor = x + self.narrow(self.act(self.mix(self.act(self.widen(self.first(x))))))
         return out
 
 

@@ -169,7 +169,7 @@ class StyledLayer(nn.Module):
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
         x = self.conv(x, w)
         if noise is not None:
-            x = x + (noise * (self.noise_strength * GAIN)).to(x.dtype)
+            x += (noise * (self.noise_strength * GAIN)).to(x.dtype)
         out: Tensor = self.act(x)
         return out
 
