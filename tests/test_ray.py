@@ -297,6 +297,28 @@ def test_more_workers_than_the_cluster_has_are_refused(phantoms, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_worker_has_a_thread_for_each_of_its_cpus(tmp_path):
+    script = f"""
+import torch
+from medgan import ray_train
+
+def worker(payload):
+    told = {{"group": "a", "rank": 0, "host": "here", "threads": torch.get_num_threads()}}
+    payload["queue"].put({{"event": "done", **told}})
+
+ray_train.train_worker = worker
+ray_train.connect(verbose=False)
+for cpus in (1, 2):
+    outcome = ray_train.fit({{}}, "data", {str(tmp_path)!r}, ray_train.Workers(1, 1), lambda event: None, cpus=cpus)
+    print("threads", outcome.events["done"]["threads"])
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    words = [sys.executable, "-c", script]
+    done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if "threads" in line] == ["threads 1", "threads 2"]
+
+
 def test_two_workers_follow_one(uninterrupted, phantoms, tmp_path):
     folder, _ = uninterrupted
     code, output = run_job("train", *train(phantoms, tmp_path / "run", workers=2))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -72,11 +72,13 @@ def patches(x: Tensor, shape: Shape) -> Tensor:
     return windows.flatten(3)
 
 
-def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:
-    """x (N, C, H, W), weight (O, C / groups, kernel, kernel), bias (O,) -> (N, O, h, w)."""
+def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, seen: Tensor | None = None) -> Tensor:
+    """x (N, C, H, W), weight (O, C / groups, kernel, kernel), bias (O,) -> (N, O, h, w). seen: the patches of x, where
+    they are known."""
     if not shape.reads_patches(x, weight.shape[1]):
         return torch.conv2d(x, weight, bias, shape.stride, shape.padding, groups=shape.groups)
-    return F.linear(patches(x, shape), weight.permute(0, 2, 3, 1).flatten(1), bias).permute(0, 3, 1, 2)
+    seen = patches(x, shape) if seen is None else seen
+    return F.linear(seen, weight.permute(0, 2, 3, 1).flatten(1), bias).permute(0, 3, 1, 2)
 
 
 def spread(y: Tensor, weight: Tensor, shape: Shape) -> Tensor:
@@ -98,10 +100,11 @@ def spread(y: Tensor, weight: Tensor, shape: Shape) -> Tensor:
     return inside.to(y.dtype).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
-def correlated(x: Tensor, y: Tensor, shape: Shape) -> Tensor:
+def correlated(x: Tensor, y: Tensor, shape: Shape, seen: Tensor | None = None) -> Tensor:
     """The transpose of `convolved` in weight: x (N, C, H, W), y (N, O, h, w) -> (O, C, kernel, kernel)."""
     if shape.reads_patches(x, x.shape[1]):
-        weight = y.permute(1, 0, 2, 3).flatten(1) @ patches(x, shape).flatten(0, 2)
+        seen = patches(x, shape) if seen is None else seen
+        weight = y.permute(1, 0, 2, 3).flatten(1) @ seen.flatten(0, 2)
         return weight.reshape(y.shape[1], *shape.kernel, x.shape[1]).permute(0, 3, 1, 2)
     weight = _unset(x, y.shape[1], x.shape[1] // shape.groups, *shape.kernel)
     return _backward(y, x, weight, shape, (False, True))[1]
@@ -147,9 +150,12 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, wanted: str, a: Tensor, b: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:
-        ctx.save_for_backward(a, b)
+        _, _, to_b, *_ = ctx.needs_input_grad
+        # Copied once for this product and for the gradient of the weight.
+        seen = patches(a, shape) if wanted == "y" and to_b and shape.reads_patches(a, b.shape[1]) else None
+        ctx.save_for_backward(a, b, seen)
         ctx.wanted, ctx.shape = wanted, shape
-        return product(wanted, a, b, bias, shape)
+        return product(wanted, a, b, bias, shape, seen)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -157,12 +163,16 @@ class Product(torch.autograd.Function):
         factors, shape = PRODUCTS[ctx.wanted], ctx.shape
         _, *needed, to_bias, _ = ctx.needs_input_grad
         of_bias = grads[0].sum((0, 2, 3)) if to_bias and _of_weights else None
-        known = {ctx.wanted: grads[0], **dict(zip(factors, ctx.saved_tensors, strict=True))}
-        if ctx.wanted == "y" and all(needed) and _of_weights and not again:
-            x, y, weight = known["x"], known["y"], known["weight"]
-            if not (shape.reads_patches(x, weight.shape[1]) or shape.adds_patches(y, weight.shape[1])):
+        *saved, seen = ctx.saved_tensors
+        known = {ctx.wanted: grads[0], **dict(zip(factors, saved, strict=True))}
+        if all(needed) and _of_weights and not again and ctx.wanted != "weight":
+            x, y, weight = (known[name] for name in ("x", "y", "weight"))
+            by_patches = shape.reads_patches(x, weight.shape[1])
+            if ctx.wanted == "x" and by_patches:
+                seen = patches(x, shape)  # once for both
+            elif ctx.wanted == "y" and not (by_patches or shape.adds_patches(y, weight.shape[1])):
                 return None, *_backward(y, x, weight, shape, (True, True)), of_bias, None  # one call for both
-        take: Callable[..., Tensor] = Product.apply if again else product
+        take: Callable[..., Tensor] = Product.apply if again else partial(product, seen=seen)
         back = [
             take(name, *(known[other] for other in PRODUCTS[name]), None, shape)
             if need and (_of_weights or name != "weight")
@@ -172,11 +182,11 @@ class Product(torch.autograd.Function):
         return None, *back, of_bias, None
 
 
-def product(wanted: str, a: Tensor, b: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:
-    """a, b: the two of PRODUCTS[wanted]; bias: (O,), added to y."""
+def product(wanted: str, a: Tensor, b: Tensor, bias: Tensor | None, shape: Shape, seen: Tensor | None = None) -> Tensor:
+    """a, b: the two of PRODUCTS[wanted]; bias: (O,), added to y; seen: the patches of x, where they are known."""
     if wanted == "y":
-        return convolved(a, b, bias, shape)
-    return spread(a, b, shape) if wanted == "x" else correlated(a, b, shape)
+        return convolved(a, b, bias, shape, seen)
+    return spread(a, b, shape) if wanted == "x" else correlated(a, b, shape, seen)
 
 
 def conv2d(

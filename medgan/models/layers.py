@@ -92,12 +92,11 @@ class BatchNorm(Measured):
         if self.training and self.measured is None and world_size() == 1:
             if not self.conditional:
                 return F.batch_norm(x, None, None, weight, bias, training=True, eps=self.eps)
-            x = F.batch_norm(x, None, None, training=True, eps=self.eps)
-            return x * weight.to(x.dtype)[..., None, None] + bias.to(x.dtype)[..., None, None]
+            return _affine(F.batch_norm(x, None, None, training=True, eps=self.eps), weight, bias)
         mean, var = self._batch_statistics(x) if self.training else (self.mean, self.var)
         scale = weight * torch.rsqrt(var + self.eps)
         shift = bias - mean * scale
-        return x * scale.to(x.dtype)[..., None, None] + shift.to(x.dtype)[..., None, None]
+        return _affine(x, scale, shift)
 
     def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -115,6 +114,12 @@ class BatchNorm(Measured):
         count, total, squares = measured.split([1, len(self.mean), len(self.mean)])
         self.mean.copy_(total / count)
         self.var.copy_((squares / count - self.mean.square()).clamp(min=0))
+
+
+def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x (N, C, H, W) times scale plus shift, each (C,) or (N, C), in x's dtype."""
+    scale, shift = (value.to(x.dtype)[..., None, None] for value in (scale, shift))
+    return torch.addcmul(shift, x, scale)
 
 
 @contextmanager

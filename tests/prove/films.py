@@ -39,24 +39,37 @@ NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 
 
 def training(
-    model: str, data: Path, out: Path, images: int, workers: int = 2, settings: Mapping[str, Any] = NO_SETTINGS
+    model: str,
+    data: Path,
+    out: Path,
+    images: int,
+    workers: int = 2,
+    settings: Mapping[str, Any] = NO_SETTINGS,
+    cpus: int = 1,
 ) -> list[str]:
-    """The command that trains a model to so many images, with settings beside its preset's."""
+    """The command that trains a model to so many images, with settings beside its preset's. cpus: of a worker."""
     if model == YARDSTICK:
         return ["-m", "tests.prove.tutorial", "--data", str(data), "--out", str(out), "--images", str(images)]
     settings = {"total_images": images, "seed": SEED, "evaluate.interval_kimg": INTERVAL_KIMG, **settings}
     return [
         *("jobs/train.py", "--preset", model, "--data", str(data), "--out", str(out), "--workers", str(workers)),
+        *(("--cpus-per-worker", str(cpus)) if cpus > 1 else ()),
         *(word for key, value in settings.items() for word in ("--set", f"{key}={value}")),
     ]
 
 
 def speed(
-    model: str, data: Path, scratch: Path, images: int, workers: int = 2, settings: Mapping[str, Any] = NO_SETTINGS
+    model: str,
+    data: Path,
+    scratch: Path,
+    images: int,
+    workers: int = 2,
+    settings: Mapping[str, Any] = NO_SETTINGS,
+    cpus: int = 1,
 ) -> float:
     """Images per second of a short training, its evaluations at their interval included."""
     shutil.rmtree(scratch, ignore_errors=True)
-    printed = call(*training(model, data, scratch, images, workers, settings))
+    printed = call(*training(model, data, scratch, images, workers, settings, cpus))
     if model == YARDSTICK:
         return float(json.loads(printed)["images_per_s"])
     rows = read_rows(scratch / "metrics.jsonl")
