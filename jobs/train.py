@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
     from medgan.data.loader import rank_rows
     from medgan.folder import RunFolder
     from medgan.lease import Heartbeat
-    from medgan.ray_train import Workers, connect, fit, placed
+    from medgan.ray_train import Workers, connect, cpus_by_host, fit, placed
     from medgan.run import settled
 
     folder = RunFolder(out)
@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
     shards.verify(data, manifest)
 
     cpus, resources = args.cpus_per_worker, connect(args.verbose)
-    workers, unit, notes = placed(resources, asked, args.use, args.wait, config, cpus)
+    workers, unit, notes = placed(resources, asked, args.use, args.wait, config, cpus, cpus_by_host())
     try:
         rank_rows(config, 0, workers.high)
     except ValueError as error:
@@ -165,6 +165,8 @@ def plan(config: configs.Config, manifest: Any, gigabits: str, cpus: int) -> Non
     except ValueError:
         raise Refused(f"--gigabits {gigabits}: give numbers such as 10,100") from None
     gpu = torch.cuda.is_available()
+    if gpu and cpus > 1:
+        raise Refused(f"--cpus-per-worker {cpus}: this host has a GPU, which --plan measures; leave it out")
     config = settled(config, manifest, gpu)
     if not gpu:
         torch.set_num_threads(cpus)

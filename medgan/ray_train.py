@@ -16,7 +16,7 @@ import struct
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +83,11 @@ def _start_here(common: Mapping[str, Any]) -> None:
     raise Failed(
         f"Ray did not start in {STARTS} times 30 s: this host is too busy or short of memory; try again when it is less"
     )
+
+
+def cpus_by_host() -> list[int]:
+    """The CPUs of each host of the cluster that this process joined."""
+    return [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
 
 
 def hosts() -> int:
@@ -154,33 +159,40 @@ def taken(resources: Mapping[str, float], use: str, such_as: str, wait: bool = F
 
 
 def placed(
-    resources: dict[str, float], asked: Workers | None, use: str, wait: bool, config: Config, cpus: int = 1
+    resources: Mapping[str, float],
+    asked: Workers | None,
+    use: str,
+    wait: bool,
+    config: Config,
+    cpus: int = 1,
+    by_host: Sequence[int] = (),
 ) -> tuple[Workers, str, list[str]]:
     """(how many workers, on a GPU or on so many CPUs each, what a person should know of it) from what the cluster has
     now.
 
     asked: None for every GPU, or for two workers on CPUs. use: as for `taken`. wait: for those that an autoscaler has
-    yet to add. Raises Refused.
+    yet to add. by_host: the CPUs of every host, since a worker of several takes them of one. Raises Refused.
     """
     unit, there = taken(resources, use, "--workers 1-8 --wait", wait)
     if unit == "GPU" and cpus > 1:
         raise Refused(f"--cpus-per-worker {cpus}: these workers compute on a GPU each; leave it out, or --use cpu")
-    count = there // cpus
     most, notes = config.most_workers, []
-    each = f" --cpus-per-worker {cpus}" if cpus > 1 else ""
+    count, each, has = there, "", f"the cluster has {there} {unit}{'s'[: there != 1]}"
+    if cpus > 1:
+        count, each = sum(host // cpus for host in by_host), f" --cpus-per-worker {cpus}"
+        has += f", room for {count} worker{'s'[: count != 1]} of {cpus}"
     if asked is None:
-        if not count and there:
-            raise Refused(f"--cpus-per-worker {cpus}: the cluster has {there} CPU{'s'[: there > 1]}")
         if not count:
-            raise Refused(f"the cluster has no {unit}{' yet' if wait else ''}: name --workers, and --wait if more come")
+            has = has if there else f"the cluster has no {unit}"
+            raise Refused(f"{has}{' yet' if wait else ''}: name --workers, and --wait if more come")
         number = count if unit == "GPU" else min(2, count)
         if number > most:
             notes.append(f"{most} of {number} {unit}s: global_batch={config.global_batch} feeds at most {most} workers")
         asked = Workers(min(number, most), min(number, most))
     if asked.low > count:
         if not wait:
-            raise Refused(f"--workers {asked}{each}: the cluster has {there} {unit}s")
-        notes.append(f"the cluster has {there} {unit}s: waiting for {asked.low * cpus}")
+            raise Refused(f"--workers {asked}{each}: {has}")
+        notes.append(f"{has}: waiting for {asked.low * cpus}")
     return asked, unit, notes
 
 
@@ -213,8 +225,8 @@ def fit(
     newest checkpoint in `out`, up to max_failures times without a new one. owner: whoever holds the run's lease.
     timeout_s: how long the workers wait for one that does not answer. interrupt: what asks the run to stop; Ctrl-C
     and SIGTERM if none is given. until: images after which it ends this time. Workers(0, 0) trains in this process.
-    gpu: whether a worker takes a GPU, also one that an autoscaler has to add. cpus: of each worker without a
-    GPU, which has as many threads, since Ray sets OMP_NUM_THREADS.
+    gpu: whether a worker takes a GPU, also one that an autoscaler has to add. cpus: of each worker without a GPU, which
+    has as many threads.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -226,7 +238,7 @@ def fit(
     # Ray keeps notes of its own about a run; all that matters is in `out`, so they are thrown away.
     notes = f"{out}/.ray"
     payload = {"config": config, "data": data, "out": out, "queue": queue, "orders": orders, "init": init}
-    payload |= {"owner": owner, "began": time.time(), "timeout_s": timeout_s, "until": until}
+    payload |= {"owner": owner, "began": time.time(), "timeout_s": timeout_s, "until": until, "cpus": cpus}
     fixed = workers.low == workers.high
     if not fixed:  # Ray's minute: so long it would wait for the place of a host that has just died
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
@@ -479,6 +491,8 @@ def train_worker(payload: dict[str, Any]) -> None:
     world = World.current(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # object collectives use the current device
+    else:
+        torch.set_num_threads(payload["cpus"])  # whatever OMP_NUM_THREADS says where Ray was started
     queue, group = payload["queue"], {"rank": world.rank, "group": os.environ.get(GROUP, "")}
 
     sent: Any = None
@@ -499,7 +513,7 @@ def train_worker(payload: dict[str, Any]) -> None:
         before, notice = notice, ray.train.get_preemption_info()
         return notice is not None and notice != before
 
-    tell({"event": "joined", "host": ray.util.get_node_ip_address()})
+    tell({"event": "joined", "host": ray.util.get_node_ip_address(), "threads": torch.get_num_threads()})
     try:
         config = validate(payload["config"])
         stopping = lambda: not payload["orders"].empty()

@@ -415,19 +415,24 @@ def test_what_workers_take_is_decided_by_what_is_asked_and_there(
     assert (str(taken), on, said) == (workers, unit, notes)
 
 
-def test_workers_may_take_several_cpus_each(tiny):
-    def decided(cpus, asked, **resources):
-        return placed({"CPU": 5.0, **resources}, asked, "auto", False, tiny(), cpus)
+def test_workers_may_take_several_cpus_each_of_one_host(tiny):
+    def decided(cpus, asked, *by_host, wait=False, use="auto", **more):
+        return placed({"CPU": float(sum(by_host)), **more}, asked, use, wait, tiny(), cpus, by_host)
 
-    assert decided(2, None)[0] == Workers(2, 2)
-    assert decided(3, None)[0] == Workers(1, 1)
-    assert placed({}, Workers(2, 2), "cpu", True, tiny(), 3)[2] == ["the cluster has 0 CPUs: waiting for 6"]
-    with pytest.raises(Refused, match="--workers 3 --cpus-per-worker 2: the cluster has 5 CPUs"):
-        decided(2, Workers(3, 3))
-    with pytest.raises(Refused, match="--cpus-per-worker 6: the cluster has 5 CPUs"):
-        decided(6, None)
+    assert decided(2, None, 5)[0] == Workers(2, 2)
+    assert decided(3, None, 5)[0] == Workers(1, 1)
+    assert decided(2, Workers(1, 8), 3, 3)[0] == Workers(1, 8)
+    asks = "the cluster has 0 CPUs, room for 0 workers of 3: waiting for 6"
+    assert decided(3, Workers(2, 2), wait=True, use="cpu")[2] == [asks]
+    for words, asked in (
+        ("--workers 3 --cpus-per-worker 2: the cluster has 6 CPUs, room for 2 workers of 2", (2, Workers(3, 3), 3, 3)),
+        ("the cluster has 2 CPUs, room for 0 workers of 2: name --workers, and --wait if more come", (2, None, 1, 1)),
+        ("the cluster has 1 CPU, room for 0 workers of 2", (2, Workers(1, 1), 1)),
+    ):
+        with pytest.raises(Refused, match=words):
+            decided(*asked)
     with pytest.raises(Refused, match="--cpus-per-worker 2: these workers compute on a GPU each"):
-        decided(2, None, GPU=1.0)
+        decided(2, None, 5, GPU=1.0)
 
 
 @pytest.mark.parametrize(

@@ -106,3 +106,14 @@ def test_filters_are_their_own_transposes_and_every_other_pixel_is_taken():
     for resampled in (lambda x: filtered(x, 1, 4.0), lambda x: filtered(x, 2), halved):
         assert torch.autograd.gradcheck(resampled, (x,))
         assert torch.autograd.gradgradcheck(resampled, (x,))
+
+
+@pytest.mark.parametrize("convolve", [conv2d, conv_transpose2d])
+def test_patches_are_copied_once_for_a_product_and_its_weights_gradient(monkeypatch, convolve):
+    copied, patches = [], convolution.patches
+    monkeypatch.setattr(convolution, "patches", lambda *given: copied.append(1) or patches(*given))
+    x, weight = torch.randn(2, 8, 4, 4, requires_grad=True), torch.randn(8, 8, 3, 3, requires_grad=True)
+    convolve(x, weight, padding=1).square().sum().backward()
+    assert len(copied) == 1
+    weight.requires_grad_(False)  # as where D only judges: nothing is kept for it
+    assert convolve(x, weight, padding=1).grad_fn.saved_tensors[2] is None

@@ -192,3 +192,12 @@ def test_an_activation_takes_the_memory_of_its_input_but_of_a_view(slope):
     wide = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: act(x * 2), wide)
     assert torch.autograd.gradgradcheck(lambda x: act(x * 2).square(), wide)
+
+
+@pytest.mark.parametrize("name", ["relu", "silu"])
+def test_a_residual_block_begins_as_the_identity_and_leaves_its_input(name):
+    block = resgan.Residual(configs.Resgan(width=4, activation=name), 4, 3)
+    x = torch.randn(2, 4, 8, 8, requires_grad=True) * 1
+    before = x.detach().clone()
+    assert torch.equal(block(x), before)
+    assert torch.equal(x, before)

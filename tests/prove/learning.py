@@ -57,7 +57,7 @@ def prepared(work: Path, limit: int = 6000) -> Path:
 def learnt(model: str, work: Path) -> dict[str, Any]:
     """One architecture after ten minutes: figures, and how an independent classifier reads its samples."""
     data, out, release = prepared(work), work / model, work / f"{model}-release"
-    kept = work / f"speed-{model}.json"
+    kept = work / f"pace-{model}.json"
     if not kept.exists():
         scratch, settings = work / f"speed-{model}", MODELS[model]
         paces = {(count, cpus): speed(model, data, scratch, 8_000, count, settings, cpus) for count, cpus in PLACES}
