@@ -187,7 +187,8 @@ def placed(
             raise Refused(f"{has}{' yet' if wait else ''}: name --workers, and --wait if more come")
         number = count if unit == "GPU" else min(2, count)
         if number > most:
-            notes.append(f"{most} of {number} {unit}s: global_batch={config.global_batch} feeds at most {most} workers")
+            what = f"{unit}s" if cpus == 1 else "workers"
+            notes.append(f"{most} of {number} {what}: global_batch={config.global_batch} feeds at most {most} workers")
         asked = Workers(min(number, most), min(number, most))
     if asked.low > count:
         if not wait:
