@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from medgan import config as configs
 from medgan.data.loader import open_split
 from medgan.distributed import World
 from medgan.folder import RunFolder
@@ -30,7 +31,16 @@ from tests.prove import ROOT, arguments, call, commit, hardware, known, opened, 
 from tests.prove.films import read_by_classifier, speed, training
 
 RESULTS = ROOT / "results/learning.json"
-FASTER = {"loss.name": "rpgan", "loss.r2_gamma": "auto", "optim.lr_g": 1e-2, "optim.lr_d": 1e-2, "optim.decay_kimg": 60}
+FASTER = {
+    "loss.name": "rpgan",
+    "loss.r2_gamma": "auto",
+    "loss.auto_gamma": 5e-5,
+    "global_batch": 4,
+    "model.width": 64,
+    "optim.lr_g": 1e-2,
+    "optim.lr_d": 1e-2,
+    "optim.decay_kimg": 50,
+}
 """Settings, chosen on val."""
 MODELS: dict[str, dict[str, Any]] = {"cgan": {}, "stylegan2-lite": FASTER, "resgan": {}}
 """Preset and what is set beside it for so short a training."""
@@ -42,6 +52,8 @@ FEW: dict[str, dict[str, Any]] = {
 }
 PLACES = ((1, 1), (2, 1), (1, 2))
 """Workers, and CPUs of each, that a pace is measured with."""
+PACED = 4_000
+"""In so many images."""
 MINUTES = 10
 WANTED = {"class_accuracy": 0.95, "coverage": 0.8}
 FEW_IMAGES, FEW_TRAINED = 260, 60_000
@@ -60,13 +72,14 @@ def learnt(model: str, work: Path) -> dict[str, Any]:
     kept = work / f"pace-{model}.json"
     if not kept.exists():
         scratch, settings = work / f"speed-{model}", MODELS[model]
-        paces = {(count, cpus): speed(model, data, scratch, 8_000, count, settings, cpus) for count, cpus in PLACES}
+        most = configs.load(model, overrides=settings).most_workers
+        places = [(count, cpus) for count, cpus in PLACES if count <= most]
+        paces = {(count, cpus): speed(model, data, scratch, PACED, count, settings, cpus) for count, cpus in places}
         found = dict(zip(("paced_workers", "paced_cpus"), max(paces, key=lambda place: paces[place]), strict=True))
         kept.write_text(json.dumps({"images_per_s": max(paces.values()), **found, "hardware": hardware()}))
     pace = json.loads(kept.read_text())
     images = round(pace["images_per_s"] * MINUTES * 60)
-    places = pace["paced_workers"], pace["paced_cpus"]
-    command = training(model, data, out, images, places[0], MODELS[model], places[1])
+    command = training(model, data, out, images, pace["paced_workers"], MODELS[model], pace["paced_cpus"])
     call(*command)
     figures_file = work / f"{model}.json"
     call("jobs/evaluate.py", "--run", out, "--data", data, "--out", figures_file)
