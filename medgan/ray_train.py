@@ -184,7 +184,8 @@ def placed(
     if asked is None:
         if not count:
             has = has if there else f"the cluster has no {unit}"
-            raise Refused(f"{has}{' yet' if wait else ''}: name --workers, and --wait if more come")
+            fewer = "fewer --cpus-per-worker, or " if cpus > 1 else ""
+            raise Refused(f"{has}{' yet' if wait else ''}: {fewer}name --workers, and --wait if more come")
         number = count if unit == "GPU" else min(2, count)
         if number > most:
             what = f"{unit}s" if cpus == 1 else "workers"

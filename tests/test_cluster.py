@@ -426,7 +426,7 @@ def test_workers_may_take_several_cpus_each_of_one_host(tiny):
     assert decided(3, Workers(2, 2), wait=True, use="cpu")[2] == [asks]
     for words, asked in (
         ("--workers 3 --cpus-per-worker 2: the cluster has 6 CPUs, room for 2 workers of 2", (2, Workers(3, 3), 3, 3)),
-        ("the cluster has 2 CPUs, room for 0 workers of 2: name --workers, and --wait if more come", (2, None, 1, 1)),
+        ("the cluster has 2 CPUs, room for 0 workers of 2: fewer --cpus-per-worker, or", (2, None, 1, 1)),
         ("the cluster has 1 CPU, room for 0 workers of 2", (2, Workers(1, 1), 1)),
     ):
         with pytest.raises(Refused, match=words):
