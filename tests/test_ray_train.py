@@ -59,8 +59,9 @@ def fit(out, low=2, **options):
 @pytest.mark.parametrize("gpu", [False, True])
 def test_workers_are_asked_for_on_gpus_that_are_not_there_yet(monkeypatch, tmp_path, gpu):
     stand = Stand(monkeypatch, lambda say: say(told("done", "")))
-    fit(tmp_path / "run", gpu=gpu)
-    assert [options["scaling_config"].use_gpu for options in stand.trainers] == [gpu]
+    fit(tmp_path / "run", gpu=gpu, cpus=3)
+    (asked,) = (options["scaling_config"] for options in stand.trainers)
+    assert (asked.use_gpu, asked.resources_per_worker) == (gpu, None if gpu else {"CPU": 3})
 
 
 @pytest.mark.parametrize("slow", range(ray_train.STARTS + 1))
@@ -106,7 +107,9 @@ def test_the_job_asks_for_what_it_is_told_and_says_what_it_waits_for(monkeypatch
         asked.update(options, workers=workers, precision=config["precision"])
         return Outcome({"done": ENDED})
 
-    monkeypatch.setattr(ray_train, "connect", lambda verbose: {})
+    cluster, by_host = {}, []
+    monkeypatch.setattr(ray_train, "connect", lambda verbose: cluster)
+    monkeypatch.setattr(ray_train, "cpus_by_host", lambda: by_host)
     monkeypatch.setattr(ray_train, "fit", stand_in)
     flags = ["--preset", "cgan", "--data", phantoms, "--out", str(tmp_path / "run"), "--use", "gpu"]
     with pytest.raises(Refused, match="global_batch=16 has 4 groups of 4: too few for 8 workers; raise global_batch"):
@@ -115,6 +118,10 @@ def test_the_job_asks_for_what_it_is_told_and_says_what_it_waits_for(monkeypatch
     job("train")([*flags, "--workers", "1-8", "--wait"])
     assert (asked["gpu"], asked["workers"], asked["precision"]) == (True, Workers(1, 8), "bfloat16")
     assert "the cluster has 0 GPUs: waiting for 1\ntraining cgan" in capsys.readouterr().out
+    cluster["CPU"], by_host[:] = 6.0, [3, 3]
+    flags = [*flags[:4], "--out", str(tmp_path / "other"), "--cpus-per-worker", "2"]
+    job("train")(flags)
+    assert (asked["gpu"], asked["workers"], asked["cpus"]) == (False, Workers(2, 2), 2)
 
 
 def test_ray_is_told_of_hosts_when_they_have_changed_and_not_otherwise(monkeypatch):
@@ -213,6 +220,7 @@ def ends(monkeypatch, phantoms, out, events):
         return Outcome(events)
 
     monkeypatch.setattr(ray_train, "connect", lambda verbose: {"CPU": 2.0})
+    monkeypatch.setattr(ray_train, "cpus_by_host", lambda: [2])
     monkeypatch.setattr(ray_train, "fit", stand_in)
     return command(job("train"), ["--preset", "cgan", "--data", phantoms, "--out", str(out)])
 
