@@ -58,18 +58,10 @@ def training(
     ]
 
 
-def speed(
-    model: str,
-    data: Path,
-    scratch: Path,
-    images: int,
-    workers: int = 2,
-    settings: Mapping[str, Any] = NO_SETTINGS,
-    cpus: int = 1,
-) -> float:
-    """Images per second of a short training, its evaluations at their interval included."""
+def speed(model: str, scratch: Path, command: list[str]) -> float:
+    """Images per second of a short training of a model into scratch, its evaluations at their interval included."""
     shutil.rmtree(scratch, ignore_errors=True)
-    printed = call(*training(model, data, scratch, images, workers, settings, cpus))
+    printed = call(*command)
     if model == YARDSTICK:
         return float(json.loads(printed)["images_per_s"])
     rows = read_rows(scratch / "metrics.jsonl")
@@ -83,11 +75,12 @@ def speeds(resolution: int, data: Path, work: Path, rounds: int = 2) -> dict[str
     file = work / f"speeds-{resolution}.json"
     if not file.exists():
         found: dict[str, list[float]] = {model: [] for model in MODELS}
+        scratch = work / "speed"
         for number in range(rounds):
             for model in MODELS:
-                found[model].append(speed(model, data, work / "speed", 5000 * 64 // resolution))
+                found[model].append(speed(model, scratch, training(model, data, scratch, 5000 * 64 // resolution)))
                 print(f"{resolution} {model}: {found[model][-1]:.0f} img/s (round {number + 1} of {rounds})")
-        shutil.rmtree(work / "speed")
+        shutil.rmtree(scratch)
         paces = {model: statistics.mean(values) for model, values in found.items()}
         file.write_text(json.dumps({"images_per_s": paces, "commit": commit(), "hardware": hardware()}))
     return dict(json.loads(file.read_text()))

@@ -74,7 +74,10 @@ def learnt(model: str, work: Path) -> dict[str, Any]:
         scratch, settings = work / f"speed-{model}", MODELS[model]
         most = configs.load(model, overrides=settings).most_workers
         places = [(count, cpus) for count, cpus in PLACES if count <= most]
-        paces = {(count, cpus): speed(model, data, scratch, PACED, count, settings, cpus) for count, cpus in places}
+        paces = {
+            (count, cpus): speed(model, scratch, training(model, data, scratch, PACED, count, settings, cpus))
+            for count, cpus in places
+        }
         found = dict(zip(("paced_workers", "paced_cpus"), max(paces, key=lambda place: paces[place]), strict=True))
         kept.write_text(json.dumps({"images_per_s": max(paces.values()), **found, "hardware": hardware()}))
     pace = json.loads(kept.read_text())
