@@ -165,15 +165,40 @@ def test_g_learns_from_the_augmented_images_that_d_saw(tiny, monkeypatch, loss):
     assert torch.equal(seen["real"][0], seen["real"][-1])
 
 
-def test_bfloat16_is_for_what_is_differentiated_once(tiny):
-    state, seen = TrainState.create(tiny(precision="bfloat16", loss__r1_interval=2), World()), []
+@pytest.mark.parametrize(("precision", "of_a_penalty"), [("bfloat16", torch.bfloat16), ("float16", torch.float32)])
+def test_half_precision_is_for_every_pass_but_a_penaltys_in_float16(tiny, precision, of_a_penalty):
+    state, seen = TrainState.create(tiny(precision=precision, loss__r1_interval=2), World()), []
     convolution = next(m for m in state.discriminator.module.modules() if isinstance(m, torch.nn.Conv2d))
     convolution.register_forward_hook(lambda layer, inputs, out: seen.append(out.dtype))
     train_step(state, batch_of(state.config))
     train_step(state, batch_of(state.config))
-    half = torch.bfloat16
+    half = getattr(torch, precision)
     # The penalty's pass, that of generated images, that of G; then both sides in one pass, and that of G.
-    assert seen == [torch.float32, half, half, half, half]
+    assert seen == [of_a_penalty, half, half, half, half]
+
+
+BY_PENALTY = {
+    "r1": {"loss__r1_gamma": 1e4},
+    "r1 and r2": {"loss__name": "rpgan", "loss__r1_gamma": 1e4, "loss__r2_gamma": 1e4},
+    "gp": {"loss__name": "wgan-gp", "loss__r1_gamma": 0.0, "loss__gp_weight": 1e4},
+    "path": {"loss__path_weight": 1e4},
+}
+OF_D = [(preset, penalty) for preset in ("dcgan", "cgan", "resgan", "stylegan2-lite") for penalty in list(BY_PENALTY)[:3]]
+
+
+@pytest.mark.parametrize(("preset", "penalty"), [*OF_D, ("stylegan2-lite", "path")])
+def test_a_penaltys_gradient_in_bfloat16_is_that_of_float32_but_for_its_rounding(tiny, preset, penalty):
+    gradients = []
+    for precision in ("float32", "bfloat16"):
+        rates = {"optim__lr_g": 1e-9, "optim__lr_d": 1e-9}  # so that G's D is the same
+        settings = {"loss__r2_gamma": 0.0, "loss__name": "bce"} | BY_PENALTY[penalty]
+        state = TrainState.create(tiny(preset, precision=precision, **rates, **settings), World())
+        train_step(state, random_batch(state.config))
+        player = state.generator if penalty == "path" else state.discriminator
+        gradients.append(torch.cat([weight.grad.flatten() for weight in player.module.parameters()]))
+    exact, rounded = gradients
+    assert exact.norm() > 10  # as only the penalty makes it
+    assert 0 < (rounded - exact).norm() / exact.norm() < 0.1
 
 
 @pytest.mark.parametrize("r2", [0.0, 1.0])

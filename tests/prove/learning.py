@@ -41,8 +41,9 @@ FASTER = {
     "optim.lr_d": 1e-2,
     "optim.decay_kimg": 50,
 }
+WIDER = {"loss.auto_gamma": 1e-3, "model.width": 64}
 """Settings, chosen on val."""
-MODELS: dict[str, dict[str, Any]] = {"cgan": {}, "stylegan2-lite": FASTER, "resgan": {}}
+MODELS: dict[str, dict[str, Any]] = {"cgan": {}, "stylegan2-lite": FASTER, "resgan": WIDER}
 """Preset and what is set beside it for so short a training."""
 FEW: dict[str, dict[str, Any]] = {
     "few-none": {},
