@@ -177,13 +177,14 @@ def test_half_precision_is_for_every_pass_but_a_penaltys_in_float16(tiny, precis
     assert seen == [of_a_penalty, half, half, half, half]
 
 
+PRESETS = ("dcgan", "cgan", "resgan", "stylegan2-lite")
 BY_PENALTY = {
     "r1": {"loss__r1_gamma": 1e4},
     "r1 and r2": {"loss__name": "rpgan", "loss__r1_gamma": 1e4, "loss__r2_gamma": 1e4},
     "gp": {"loss__name": "wgan-gp", "loss__r1_gamma": 0.0, "loss__gp_weight": 1e4},
     "path": {"loss__path_weight": 1e4},
 }
-OF_D = [(preset, penalty) for preset in ("dcgan", "cgan", "resgan", "stylegan2-lite") for penalty in list(BY_PENALTY)[:3]]
+OF_D = [(preset, penalty) for preset in PRESETS for penalty in list(BY_PENALTY)[:3]]
 
 
 @pytest.mark.parametrize(("preset", "penalty"), [*OF_D, ("stylegan2-lite", "path")])
@@ -203,7 +204,7 @@ def test_a_penaltys_gradient_in_bfloat16_is_that_of_float32_but_for_its_rounding
 
 @pytest.mark.parametrize("r2", [0.0, 1.0])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("preset", ["dcgan", "cgan", "resgan", "stylegan2-lite"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_gradients_lie_in_memory_as_their_weights_do(tiny, preset, precision, r2):
     """Fused Adam reads both in one order, and DDP copies what lies otherwise."""
     gammas = {"loss__r1_gamma": 1.0, "loss__r2_gamma": r2, "loss__r1_interval": 2}
