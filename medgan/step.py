@@ -258,7 +258,7 @@ def passing(state: TrainState, player: Player, twice: bool = False) -> Iterator[
     """Forward passes of a player: in bfloat16 or float16 where the run's precision says so, compiled if it says so.
 
     twice: they will be differentiated twice, as penalties are: eager, and not in float16, whose range is too small for
-    slopes that no scaler has lifted. In bfloat16 gradients of penalties are as near as those of losses, to some %.
+    slopes that no scaler has lifted. In bfloat16 gradients of penalties are as near as those of losses: a few % off.
     """
     halves = {"bfloat16": torch.bfloat16} if twice else {"bfloat16": torch.bfloat16, "float16": torch.float16}
     dtype = halves.get(state.config.precision)

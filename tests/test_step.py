@@ -16,6 +16,7 @@ from medgan.data.loader import Batch
 from medgan.distributed import World
 from medgan.models import build_gan
 from medgan.models.layers import SumOverRanks
+from medgan.models.stylegan2 import ModulatedConv
 from medgan.plan import random_batch
 from medgan.state import TrainState
 from medgan.step import SCALARS, parts, train_step
@@ -165,16 +166,32 @@ def test_g_learns_from_the_augmented_images_that_d_saw(tiny, monkeypatch, loss):
     assert torch.equal(seen["real"][0], seen["real"][-1])
 
 
+R1 = ("discriminator", {"loss__r1_interval": 2})
+GP = ("discriminator", {"loss__name": "wgan-gp", "loss__r1_gamma": 0.0})
+PATH = ("generator", {"preset": "stylegan2-lite", "loss__path_weight": 2.0, "loss__path_interval": 2})
+
+
+@pytest.mark.parametrize(
+    ("player", "settings", "passes"),
+    [
+        # The penalty's pass, that of generated images, that of G; then both sides in one pass, and that of G.
+        pytest.param(*R1, ["penalty", "half", "half", "half", "half"], id="r1"),
+        # Twice: both sides in one pass, the penalty's, and that of G.
+        pytest.param(*GP, ["half", "penalty", "half"] * 2, id="gp"),
+        pytest.param(*PATH, ["penalty", "half"], id="path"),
+    ],
+)
 @pytest.mark.parametrize(("precision", "of_a_penalty"), [("bfloat16", torch.bfloat16), ("float16", torch.float32)])
-def test_half_precision_is_for_every_pass_but_a_penaltys_in_float16(tiny, precision, of_a_penalty):
-    state, seen = TrainState.create(tiny(precision=precision, loss__r1_interval=2), World()), []
-    convolution = next(m for m in state.discriminator.module.modules() if isinstance(m, torch.nn.Conv2d))
-    convolution.register_forward_hook(lambda layer, inputs, out: seen.append(out.dtype))
-    train_step(state, batch_of(state.config))
-    train_step(state, batch_of(state.config))
-    half = getattr(torch, precision)
-    # The penalty's pass, that of generated images, that of G; then both sides in one pass, and that of G.
-    assert seen == [of_a_penalty, half, half, half, half]
+def test_half_precision_is_for_every_pass_but_a_penaltys_in_float16(
+    tiny, player, settings, passes, precision, of_a_penalty
+):
+    state, seen = TrainState.create(tiny(precision=precision, **settings), World()), []
+    module = getattr(state, player).module
+    layer = next(m for m in module.modules() if isinstance(m, (torch.nn.Conv2d, ModulatedConv)))
+    layer.register_forward_hook(lambda layer, inputs, out: seen.append(out.dtype))
+    for step in range(2):
+        train_step(state, batch_of(state.config, step))
+    assert seen == [{"penalty": of_a_penalty, "half": getattr(torch, precision)}[one] for one in passes]
 
 
 PRESETS = ("dcgan", "cgan", "resgan", "stylegan2-lite")
@@ -188,8 +205,15 @@ OF_D = [(preset, penalty) for preset in PRESETS for penalty in list(BY_PENALTY)[
 
 
 @pytest.mark.parametrize(("preset", "penalty"), [*OF_D, ("stylegan2-lite", "path")])
-def test_a_penaltys_gradient_in_bfloat16_is_that_of_float32_but_for_its_rounding(tiny, preset, penalty):
-    gradients = []
+def test_a_penaltys_gradient_in_bfloat16_is_that_of_float32_but_for_its_rounding(tiny, monkeypatch, preset, penalty):
+    """And it is taken outside of autocast, where products would lose what the passes kept."""
+    gradients, cast, grad = [], [], torch.autograd.grad
+
+    def watched(*args, **kwargs):
+        cast.append(torch.is_autocast_enabled("cpu"))
+        return grad(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", watched)
     for precision in ("float32", "bfloat16"):
         rates = {"optim__lr_g": 1e-9, "optim__lr_d": 1e-9}  # so that G's D is the same
         settings = {"loss__r2_gamma": 0.0, "loss__name": "bce"} | BY_PENALTY[penalty]
@@ -199,7 +223,9 @@ def test_a_penaltys_gradient_in_bfloat16_is_that_of_float32_but_for_its_rounding
         gradients.append(torch.cat([weight.grad.flatten() for weight in player.module.parameters()]))
     exact, rounded = gradients
     assert exact.norm() > 10  # as only the penalty makes it
-    assert 0 < (rounded - exact).norm() / exact.norm() < 0.1
+    assert (rounded - exact).norm() < 0.1 * exact.norm()
+    assert cast
+    assert not any(cast)
 
 
 @pytest.mark.parametrize("r2", [0.0, 1.0])

@@ -42,7 +42,7 @@ FASTER = {
     "optim.decay_kimg": 50,
 }
 WIDER = {"loss.auto_gamma": 1e-3, "model.width": 64}
-"""Settings, chosen on val."""
+# Settings that differ from a preset's were chosen on val.
 MODELS: dict[str, dict[str, Any]] = {"cgan": {}, "stylegan2-lite": FASTER, "resgan": WIDER}
 """Preset and what is set beside it for so short a training."""
 FEW: dict[str, dict[str, Any]] = {
