@@ -260,7 +260,7 @@ def passing(state: TrainState, player: Player, twice: bool = False) -> Iterator[
     twice: they will be differentiated twice, as penalties are: eager, and not in float16, whose range is too small for
     slopes that no scaler has lifted. In bfloat16 gradients of penalties are as near as those of losses: a few % off.
     """
-    halves = {"bfloat16": torch.bfloat16} if twice else {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    halves = {"bfloat16": torch.bfloat16, "float16": None if twice else torch.float16}
     dtype = halves.get(state.config.precision)
     with player.twice(twice), torch.autocast(state.world.device.type, dtype=dtype, enabled=dtype is not None):
         yield

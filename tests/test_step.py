@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
+from medgan import config as configs
 from medgan import step as step_module
 from medgan.data.loader import Batch
 from medgan.distributed import World
@@ -166,25 +167,23 @@ def test_g_learns_from_the_augmented_images_that_d_saw(tiny, monkeypatch, loss):
     assert torch.equal(seen["real"][0], seen["real"][-1])
 
 
-R1 = ("discriminator", {"loss__r1_interval": 2})
-GP = ("discriminator", {"loss__name": "wgan-gp", "loss__r1_gamma": 0.0})
-PATH = ("generator", {"preset": "stylegan2-lite", "loss__path_weight": 2.0, "loss__path_interval": 2})
+PASSES = {
+    # The penalty's pass, that of generated images, that of G; then both sides in one pass, and that of G.
+    "r1": ("discriminator", {"loss__r1_interval": 2}, ["penalty", "half", "half", "half", "half"]),
+    # Twice: both sides in one pass, the penalty's, and that of G.
+    "gp": ("discriminator", {"loss__name": "wgan-gp", "loss__r1_gamma": 0.0}, ["half", "penalty", "half"] * 2),
+    "path": (
+        "generator",
+        {"preset": "stylegan2-lite", "loss__path_weight": 2.0, "loss__path_interval": 2},
+        ["penalty", "half"],
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("player", "settings", "passes"),
-    [
-        # The penalty's pass, that of generated images, that of G; then both sides in one pass, and that of G.
-        pytest.param(*R1, ["penalty", "half", "half", "half", "half"], id="r1"),
-        # Twice: both sides in one pass, the penalty's, and that of G.
-        pytest.param(*GP, ["half", "penalty", "half"] * 2, id="gp"),
-        pytest.param(*PATH, ["penalty", "half"], id="path"),
-    ],
-)
+@pytest.mark.parametrize("penalty", PASSES)
 @pytest.mark.parametrize(("precision", "of_a_penalty"), [("bfloat16", torch.bfloat16), ("float16", torch.float32)])
-def test_half_precision_is_for_every_pass_but_a_penaltys_in_float16(
-    tiny, player, settings, passes, precision, of_a_penalty
-):
+def test_half_precision_is_for_every_pass_but_a_penaltys_in_float16(tiny, penalty, precision, of_a_penalty):
+    player, settings, passes = PASSES[penalty]
     state, seen = TrainState.create(tiny(precision=precision, **settings), World()), []
     module = getattr(state, player).module
     layer = next(m for m in module.modules() if isinstance(m, (torch.nn.Conv2d, ModulatedConv)))
@@ -194,7 +193,7 @@ def test_half_precision_is_for_every_pass_but_a_penaltys_in_float16(
     assert seen == [{"penalty": of_a_penalty, "half": getattr(torch, precision)}[one] for one in passes]
 
 
-PRESETS = ("dcgan", "cgan", "resgan", "stylegan2-lite")
+PRESETS = configs.AXES["model.name"]
 BY_PENALTY = {
     "r1": {"loss__r1_gamma": 1e4},
     "r1 and r2": {"loss__name": "rpgan", "loss__r1_gamma": 1e4, "loss__r2_gamma": 1e4},

@@ -174,21 +174,23 @@ def job(scratch: Path) -> dict[str, Any]:
     config = made("cgan")
     state, batch = TrainState.create(config, World()), random_batch(config)
 
-    def bare() -> Iterator[float]:
-        steps, threads = 1000 // config.global_batch, torch.get_num_threads()
+    def bare() -> list[float]:
+        threads, found = torch.get_num_threads(), []
         torch.set_num_threads(1)  # as a worker has, which takes one CPU
         train_step(state, batch)
+        steps = 1000 // config.global_batch
         for _ in range(JOB["total_images"] // 2000):
             start = time.perf_counter()
             for _ in range(steps):
                 train_step(state, batch)
-            yield steps * config.global_batch / (time.perf_counter() - start)
+            found.append(steps * config.global_batch / (time.perf_counter() - start))
         torch.set_num_threads(threads)
+        return found
 
-    subprocess.run([sys.executable, *map(str, prepare)], check=True, stdout=subprocess.DEVNULL)
-    before = list(bare())
-    subprocess.run([sys.executable, *map(str, train)], check=True, stdout=subprocess.DEVNULL)
-    after = list(bare())
+    before = bare()
+    for words in (prepare, train):
+        subprocess.run([sys.executable, *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+    after = bare()
     rows = [row["time/images_per_s"] for row in read_rows(out / "metrics.jsonl") if "time/images_per_s" in row]
     ours, peer = statistics.median(rows), statistics.median(before + after)
     return {"name": "step/job", "ours": ours, "peer": peer, "ratio": ours / peer, "unit": "img/s"}
