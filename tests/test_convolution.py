@@ -14,6 +14,8 @@ CASES = [  # inputs, side, outputs, kernel, stride, padding, groups
     (5, 8, 3, 4, 2, 1, 1),
     (5, 4, 3, 4, 1, 0, 1),
     (5, 9, 3, 3, 2, 0, 1),
+    (5, 8, 3, 3, 2, 0, 1),
+    (4, 10, 3, 4, 2, 0, 1),
     (3, 9, 2, 3, 2, 1, 1),
     (5, 8, 3, 1, 1, 0, 1),
 ]
@@ -27,13 +29,13 @@ def drawn(case, dtype=torch.float64):
     return tensors, {"stride": stride, "padding": padding, "groups": groups}
 
 
-@pytest.fixture(params=["as chosen", "matrices", "oneDNN"])
+@pytest.fixture(params=["as chosen", "matrices", "phases", "oneDNN"])
 def way(request, monkeypatch):
-    """Both ways that a convolution is computed, whatever the shapes, and what its shape chooses."""
+    """All ways that a convolution is computed, whatever the shapes, and what its shape chooses."""
     if request.param == "as chosen":
         return
-    matrices = request.param == "matrices"
-    monkeypatch.setattr(convolution, "CHANNELS", 10**9 if matrices else 0)
+    monkeypatch.setattr(convolution, "CHANNELS", 10**9 if request.param == "matrices" else 0)
+    monkeypatch.setattr(convolution, "MANY", 0 if request.param == "phases" else 10**9)
     monkeypatch.setattr(Shape, "pixels", 10**9)  # so that channels decide
 
 

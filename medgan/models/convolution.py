@@ -6,11 +6,13 @@ convolution with kernels as large as the images: many times slower than the weig
 products of a convolution, each of which has the other two as its derivatives, are one function.
 
 Of these, oneDNN computes the gradients of weights poorly where images are small and channels many, and convolves a
-single channel into the other memory order: there patches are copied into a matrix, and AMX multiplies it.
+single channel into the other memory order: there patches are copied into a matrix, and AMX multiplies it. The gradient
+of an input that was halved it computes at half the rate of others, so that it is put together of such.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -27,6 +29,8 @@ CHANNELS = 4
 """Input channels up to which they are, too: patches are then smaller than what is computed from them."""
 WIDE = 512
 """Output channels from which on the input's gradient is added up from patches, too, for FEW pixels."""
+MANY, LARGE = 128, 256
+"""Input channels and output pixels from which on it is computed phase by phase in half precision."""
 
 
 class Shape(NamedTuple):
@@ -56,6 +60,18 @@ class Shape(NamedTuple):
         """The same of the one that adds them up."""
         return self._matrix(y, inputs, FEW if y.shape[1] >= WIDE else 1)
 
+    def has_phases(self, y: Tensor, inputs: int) -> bool:
+        """Whether that one is faster as a convolution for each of the places within a stride. They cover the input
+        where there is no padding and nothing is left over."""
+        left_over = any((side - kernel) % self.stride for side, kernel in zip(self.side, self.kernel, strict=True))
+        whole = self.groups == 1 and not (self.padding or left_over) and 1 < self.stride <= min(self.kernel)
+        fast = y.dtype != torch.float32 and self.pixels >= LARGE and inputs >= MANY
+        return whole and fast and y.device.type == "cpu"
+
+    def by_torch(self, y: Tensor, inputs: int) -> bool:
+        """Whether it is left to torch, which has the weight's gradient in the same call."""
+        return not (self.adds_patches(y, inputs) or self.has_phases(y, inputs))
+
     def _matrix(self, like: Tensor, inputs: int, most: int) -> bool:
         return like.device.type == "cpu" and self.groups == 1 and (self.pixels <= most or inputs <= CHANNELS)
 
@@ -83,9 +99,16 @@ def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, seen
 
 def spread(y: Tensor, weight: Tensor, shape: Shape) -> Tensor:
     """The transpose of `convolved` in x: y (N, O, h, w) -> (N, C, H, W)."""
-    if not shape.adds_patches(y, weight.shape[1]):
+    if shape.by_torch(y, weight.shape[1]):
         x = _unset(y, len(y), weight.shape[1] * shape.groups, *shape.side)
         return _backward(y, x, weight, shape, (True, False))[0]
+    if shape.has_phases(y, weight.shape[1]):
+        x = _unset(y, len(y), weight.shape[1], *shape.side)
+        for top, left in itertools.product(range(shape.stride), repeat=2):
+            rows, columns = slice(top, None, shape.stride), slice(left, None, shape.stride)
+            taps = weight[..., rows, columns].flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+            x[..., rows, columns] = torch.conv2d(y, taps, padding=[side - 1 for side in taps.shape[2:]])
+        return x
     y = y.permute(0, 2, 3, 1)
     (height, width), stride, pad = y.shape[1:3], shape.stride, shape.padding
     seen = (y @ weight.permute(0, 2, 3, 1).flatten(1)).unflatten(3, (*shape.kernel, -1))
@@ -170,7 +193,7 @@ class Product(torch.autograd.Function):
             by_patches = shape.reads_patches(x, weight.shape[1])
             if ctx.wanted == "x" and by_patches:
                 seen = patches(x, shape)  # once for both
-            elif ctx.wanted == "y" and not (by_patches or shape.adds_patches(y, weight.shape[1])):
+            elif ctx.wanted == "y" and not by_patches and shape.by_torch(y, weight.shape[1]):
                 return None, *_backward(y, x, weight, shape, (True, True)), of_bias, None  # one call for both
         take: Callable[..., Tensor] = Product.apply if again else partial(product, seen=seen)
         back = [
