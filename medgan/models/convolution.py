@@ -101,7 +101,7 @@ def spread(y: Tensor, weight: Tensor, shape: Shape) -> Tensor:
     """The transpose of `convolved` in x: y (N, O, h, w) -> (N, C, H, W)."""
     if shape.by_torch(y, weight.shape[1]):
         x = _unset(y, len(y), weight.shape[1] * shape.groups, *shape.side)
-        return _backward(y, x, weight, shape, (True, False))[0]
+        return _backward(y, x, weight, shape, (True, False, False))[0]
     if shape.has_phases(y, weight.shape[1]):
         x = _unset(y, len(y), weight.shape[1], *shape.side)
         for top, left in itertools.product(range(shape.stride), repeat=2):
@@ -130,7 +130,7 @@ def correlated(x: Tensor, y: Tensor, shape: Shape, seen: Tensor | None = None) -
         weight = y.permute(1, 0, 2, 3).flatten(1) @ seen.flatten(0, 2)
         return weight.reshape(y.shape[1], *shape.kernel, x.shape[1]).permute(0, 3, 1, 2)
     weight = _unset(x, y.shape[1], x.shape[1] // shape.groups, *shape.kernel)
-    return _backward(y, x, weight, shape, (False, True))[1]
+    return _backward(y, x, weight, shape, (False, True, False))[1]
 
 
 def _unset(like: Tensor, *shape: int) -> Tensor:
@@ -138,11 +138,13 @@ def _unset(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def _backward(y: Tensor, x: Tensor, weight: Tensor, shape: Shape, wanted: tuple[bool, bool]) -> tuple[Tensor, ...]:
-    """Of x and of weight, which of them are wanted."""
+def _backward(
+    y: Tensor, x: Tensor, weight: Tensor, shape: Shape, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor, ...]:
+    """Of x, of weight and of bias, which of them are wanted."""
     s, p = [shape.stride] * 2, [shape.padding] * 2
     more = ([1, 1], False, [0, 0], shape.groups)  # dilation, not transposed, no output padding
-    return torch.ops.aten.convolution_backward(y, x, weight, None, s, p, *more, [*wanted, False])[:2]
+    return torch.ops.aten.convolution_backward(y, x, weight, [y.shape[1]], s, p, *more, wanted)
 
 
 _of_weights = True  # of the process, since autograd has threads of its own
@@ -185,7 +187,6 @@ class Product(torch.autograd.Function):
         again = torch.is_grad_enabled()  # differentiated again
         factors, shape = PRODUCTS[ctx.wanted], ctx.shape
         _, *needed, to_bias, _ = ctx.needs_input_grad
-        of_bias = grads[0].sum((0, 2, 3)) if to_bias and _of_weights else None
         *saved, seen = ctx.saved_tensors
         known = {ctx.wanted: grads[0], **dict(zip(factors, saved, strict=True))}
         if all(needed) and _of_weights and not again and ctx.wanted != "weight":
@@ -194,7 +195,7 @@ class Product(torch.autograd.Function):
             if ctx.wanted == "x" and by_patches:
                 seen = patches(x, shape)  # once for both
             elif ctx.wanted == "y" and not by_patches and shape.by_torch(y, weight.shape[1]):
-                return None, *_backward(y, x, weight, shape, (True, True)), of_bias, None  # one call for both
+                return None, *_backward(y, x, weight, shape, (True, True, to_bias)), None  # one call for all
         take: Callable[..., Tensor] = Product.apply if again else partial(product, seen=seen)
         back = [
             take(name, *(known[other] for other in PRODUCTS[name]), None, shape)
@@ -202,6 +203,7 @@ class Product(torch.autograd.Function):
             else None
             for name, need in zip(factors, needed, strict=True)
         ]
+        of_bias = grads[0].sum((0, 2, 3)) if to_bias and _of_weights else None
         return None, *back, of_bias, None
 
 

@@ -6,12 +6,13 @@ python -m tests.bench.step --profile stylegan2-lite       # where the time of a 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,6 +25,7 @@ from torch.profiler import profile as record
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+import medgan.state
 from medgan import config as configs
 from medgan.distributed import World
 from medgan.models import convolution, stylegan2
@@ -135,26 +137,50 @@ def nchw(state: TrainState) -> TrainState:
     return state
 
 
+def stepping(preset: str, plainly: bool) -> None:
+    """Answer every line with the seconds of a step, of ours or of the plain form, whose memory is as torch has it."""
+    with ExitStack() as patched:
+        if plainly:
+            patched.enter_context(plain())
+            patched.enter_context(mock.patch.object(medgan.state, "keep_memory"))
+        state = TrainState.create(made(preset, **({"precision": "float32"} if plainly else {})), World())
+        if plainly:
+            nchw(state)
+            for player in (state.generator, state.discriminator):
+                for group in player.optimizer.param_groups:
+                    group["fused"] = False
+        for _ in sys.stdin:
+            print(step_s(state), flush=True)
+
+
 def speed(preset: str) -> Iterator[dict[str, Any]]:
-    """A step beside its plain form, and the rate of its products beside that of large ones in the same minutes."""
-    ours = TrainState.create(made(preset), World())
-    peer = nchw(TrainState.create(made(preset, precision="float32"), World()))
-    for player in (peer.generator, peer.discriminator):
-        for group in player.optimizer.param_groups:
-            group["fused"] = False
+    """A step beside its plain form, each in a process of its own, in turns; and the rate of its products beside that of
+    large ones in the same minutes."""
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
-    peaks = []
-    for number in range(ROUNDS + 1):
-        for name, state in (("ours", ours), ("peer", peer)):
-            with plain() if name == "peer" else nullcontext():
-                found = step_s(state)
-            if number:  # the first one warms up
-                seconds[name].append(found)
-        peaks.append(matrix_peak(torch.bfloat16))
+    config, peaks = made(preset), []
+    with ExitStack() as ending:
+        processes: dict[str, subprocess.Popen[str]] = {}
+        words = [sys.executable, "-m", "tests.bench.step", "--stepping", preset]
+        # The plain one without the huge pages that medgan asks for.
+        for name, more, huge in (("ours", [], "1"), ("peer", ["--plainly"], "0")):
+            environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": huge}
+            started = subprocess.Popen(
+                [*words, *more], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            processes[name] = ending.enter_context(started)
+        for number in range(ROUNDS + 1):
+            for name, process in processes.items():
+                process.stdin.write("\n")
+                process.stdin.flush()
+                found = float(process.stdout.readline())
+                if number:  # the first one warms up
+                    seconds[name].append(found)
+            peaks.append(matrix_peak(torch.bfloat16))
     ratio = statistics.median(b / a for a, b in zip(seconds["ours"], seconds["peer"], strict=True))
-    per_s = {name: ours.config.global_batch / statistics.median(values) for name, values in seconds.items()}
+    per_s = {name: config.global_batch / statistics.median(values) for name, values in seconds.items()}
     yield {"name": f"step/{preset}64", **per_s, "ratio": ratio, "unit": "img/s"}
-    reached, peak = step_gflop(ours) / statistics.median(seconds["ours"]), statistics.median(peaks)
+    gflop = step_gflop(TrainState.create(config, World()))
+    reached, peak = gflop / statistics.median(seconds["ours"]), statistics.median(peaks)
     yield {
         "name": f"step/{preset}64/products",
         "ours": reached,
@@ -256,10 +282,14 @@ def matrix_peak(dtype: torch.dtype) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peak", type=int)
+    parser.add_argument("--stepping", choices=configs.PRESETS)
+    parser.add_argument("--plainly", action="store_true")
     parser.add_argument("--profile", choices=configs.PRESETS)
     args = parser.parse_args()
     if args.peak:
         print(peak(args.peak))
+    elif args.stepping:
+        stepping(args.stepping, args.plainly)
     else:
         profile(args.profile or "dcgan")
 
