@@ -266,8 +266,12 @@ class Hosts:
         self.known(name)
 
         def ended() -> bool:
-            """Killing the first process of a process namespace ends all others in it. Again, for one just forked."""
+            """Killing the first process of a process namespace ends all others in it. Again, for one just forked, and
+            once more after a while, since one that changes its program has no words for a moment."""
             found = self._processes(name)
+            if not found:
+                time.sleep(0.1)
+                found = self._processes(name)
             for pid in found:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

@@ -89,6 +89,16 @@ def test_ctrl_c_while_hosts_start_leaves_nothing(tmp_path, moment):
     assert leftovers(folder) == []
 
 
+def test_a_process_that_changes_its_program_while_its_host_is_killed_ends_too(tmp_path, monkeypatch):
+    needs_hosts()
+    (tmp_path / "disks/host1").mkdir(parents=True)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        seen = iter([[], [process.pid], [], []])
+        monkeypatch.setattr(tool.Hosts, "_processes", lambda hosts, name: next(seen))
+        tool.Hosts(tmp_path).kill("host1")
+        assert process.wait(timeout=5) == -9
+
+
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory):
     """Three hosts, and in what they share a data folder and a small disk."""
