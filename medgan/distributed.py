@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import platform
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,19 +12,6 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Of mallopt(3)."""
-
-
-def keep_memory() -> None:
-    """What this process frees stays with it, since its next step wants as much: glibc would give blocks of over 32 MB
-    back, and have them anew as pages to be cleared. MALLOC_TRIM_THRESHOLD_ in the environment leaves all to glibc.
-    """
-    if platform.libc_ver()[0] == "glibc" and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from medgan.augment import Strength
 from medgan.config import Config, Ema
-from medgan.distributed import World, keep_memory
+from medgan.distributed import World
 from medgan.folder import CheckpointError, OtherSchema
 from medgan.models import build_gan
 from medgan.streams import stream_seed
@@ -160,8 +160,6 @@ class TrainState:
     @staticmethod
     def create(config: Config, world: World) -> TrainState:
         """A fresh state: weights depend on the seed alone, so that every rank has the same."""
-        if world.device.type == "cpu":
-            keep_memory()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(config.seed, "weights", 0))
             networks = build_gan(config)

@@ -16,6 +16,9 @@ CASES = [  # inputs, side, outputs, kernel, stride, padding, groups
     (5, 9, 3, 3, 2, 0, 1),
     (5, 8, 3, 3, 2, 0, 1),
     (4, 10, 3, 4, 2, 0, 1),
+    (3, 8, 2, 5, 3, 0, 1),
+    (5, 9, 3, 1, 2, 0, 1),
+    (6, 9, 4, 3, 2, 0, 2),
     (3, 9, 2, 3, 2, 1, 1),
     (5, 8, 3, 1, 1, 0, 1),
 ]
@@ -36,6 +39,7 @@ def way(request, monkeypatch):
         return
     monkeypatch.setattr(convolution, "CHANNELS", 10**9 if request.param == "matrices" else 0)
     monkeypatch.setattr(convolution, "MANY", 0 if request.param == "phases" else 10**9)
+    monkeypatch.setattr(convolution, "PHASED", (torch.bfloat16, torch.float64))
     monkeypatch.setattr(Shape, "pixels", 10**9)  # so that channels decide
 
 
@@ -75,7 +79,15 @@ def test_the_three_products_in_bfloat16_are_as_exact_as_its_rounding(case, way):
         assert (product(a, b).double() - exact).norm() < 4e-3 * exact.norm()
 
 
-def test_kernels_that_are_no_squares():
+def test_halved_inputs_of_many_channels_have_phases_in_bfloat16():
+    shape, y = Shape((65, 65), (3, 3), 2, 0), torch.ones(1, 256, 32, 32)
+    assert shape.has_phases(y.bfloat16(), 128)
+    assert not shape.has_phases(y.bfloat16(), 64)
+    assert not shape.has_phases(y, 128)
+    assert not Shape((33, 33), (3, 3), 1, 1).has_phases(y.bfloat16(), 128)
+
+
+def test_kernels_that_are_no_squares(way):
     x, weight = torch.randn(2, 5, 3, 2, dtype=torch.float64), torch.randn(4, 5, 3, 2, dtype=torch.float64)
     y = conv2d(x, weight)
     assert y.shape == (2, 4, 1, 1)  # one pixel, which has a shorter way

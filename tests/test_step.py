@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 import subprocess
 import sys
 
@@ -422,22 +423,28 @@ def test_without_a_compiler_it_says_so():
 
 
 FAULTS = """
-import resource, torch
-from medgan import config as configs
-from medgan.distributed import World
-from medgan.state import TrainState
-config = configs.load("cgan")
-TrainState.create(configs.for_data(config, resolution=32, channels=1, classes=("a",), manifest_sha256="0"), World())
-for _ in range(20):  # until small blocks have settled between
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(64 * 2**18)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+import resource, threading
+import medgan, torch
+
+def faults():
+    for _ in range(20):  # until small blocks have settled between
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(48 * 2**18)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+thread = threading.Thread(target=faults)  # as Ray trains in one
+thread.start()
+thread.join()
 """
 
 
-@pytest.mark.parametrize(("threshold", "kept"), [(None, True), ("131072", False)])
-def test_memory_of_a_step_stays_for_the_next_one_unless_told_otherwise(threshold, kept):
-    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": threshold}
-    environment = {name: value for name, value in environment.items() if value is not None}
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [({}, True), ({"MEDGAN_KEEP_MEMORY": "0"}, False), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)],
+)
+def test_memory_of_a_step_stays_for_the_next_one_unless_told_otherwise(settings, kept):
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("memory is kept by settings of glibc, which is not here")
+    environment = os.environ | settings
     found = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)
-    assert (int(found.stdout) < 10) == kept, "page faults of 64 MB"
+    assert (int(found.stdout) < 10) == kept, "page faults of 48 MB"

@@ -6,8 +6,8 @@ convolution with kernels as large as the images: many times slower than the weig
 products of a convolution, each of which has the other two as its derivatives, are one function.
 
 Of these, oneDNN computes the gradients of weights poorly where images are small and channels many, and convolves a
-single channel into the other memory order: there patches are copied into a matrix, and AMX multiplies it. The gradient
-of an input that was halved it computes at half the rate of others, so that it is put together of such.
+single channel into the other memory order: there patches are copied into a matrix, and AMX multiplies it. Gradients of
+inputs that were halved it computes at half the rate of others: they are put together of some that were not.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ CHANNELS = 4
 """Input channels up to which they are, too: patches are then smaller than what is computed from them."""
 WIDE = 512
 """Output channels from which on the input's gradient is added up from patches, too, for FEW pixels."""
-MANY, LARGE = 128, 256
-"""Input channels and output pixels from which on it is computed phase by phase in half precision."""
+MANY, LARGE, PHASED = 128 * 256, 256, (torch.bfloat16,)
+"""Input times output channels, output pixels and dtypes from which on a halved input's gradient is by phases."""
 
 
 class Shape(NamedTuple):
@@ -65,11 +65,11 @@ class Shape(NamedTuple):
         where there is no padding and nothing is left over."""
         left_over = any((side - kernel) % self.stride for side, kernel in zip(self.side, self.kernel, strict=True))
         whole = self.groups == 1 and not (self.padding or left_over) and 1 < self.stride <= min(self.kernel)
-        fast = y.dtype != torch.float32 and self.pixels >= LARGE and inputs >= MANY
+        fast = y.dtype in PHASED and self.pixels >= LARGE and inputs * y.shape[1] >= MANY
         return whole and fast and y.device.type == "cpu"
 
     def by_torch(self, y: Tensor, inputs: int) -> bool:
-        """Whether it is left to torch, which has the weight's gradient in the same call."""
+        """Whether it is left to torch, which can take the weight's gradient in the same call."""
         return not (self.adds_patches(y, inputs) or self.has_phases(y, inputs))
 
     def _matrix(self, like: Tensor, inputs: int, most: int) -> bool:
@@ -144,7 +144,8 @@ def _backward(
     """Of x, of weight and of bias, which of them are wanted."""
     s, p = [shape.stride] * 2, [shape.padding] * 2
     more = ([1, 1], False, [0, 0], shape.groups)  # dilation, not transposed, no output padding
-    return torch.ops.aten.convolution_backward(y, x, weight, [y.shape[1]], s, p, *more, wanted)
+    biases = [y.shape[1]]  # looked at where they are wanted
+    return torch.ops.aten.convolution_backward(y, x, weight, biases, s, p, *more, wanted)
 
 
 _of_weights = True  # of the process, since autograd has threads of its own

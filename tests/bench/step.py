@@ -25,7 +25,6 @@ from torch.profiler import profile as record
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-import medgan.state
 from medgan import config as configs
 from medgan.distributed import World
 from medgan.models import convolution, stylegan2
@@ -142,7 +141,6 @@ def stepping(preset: str, plainly: bool) -> None:
     with ExitStack() as patched:
         if plainly:
             patched.enter_context(plain())
-            patched.enter_context(mock.patch.object(medgan.state, "keep_memory"))
         state = TrainState.create(made(preset, **({"precision": "float32"} if plainly else {})), World())
         if plainly:
             nchw(state)
@@ -161,20 +159,21 @@ def speed(preset: str) -> Iterator[dict[str, Any]]:
     with ExitStack() as ending:
         processes: dict[str, subprocess.Popen[str]] = {}
         words = [sys.executable, "-m", "tests.bench.step", "--stepping", preset]
-        # The plain one without the huge pages that medgan asks for.
-        for name, more, huge in (("ours", [], "1"), ("peer", ["--plainly"], "0")):
-            environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": huge}
+        # The plain one with memory as torch and glibc have it.
+        default = {"THP_MEM_ALLOC_ENABLE": "0", "MEDGAN_KEEP_MEMORY": "0"}
+        for name, more, settings in (("ours", [], {}), ("peer", ["--plainly"], default)):
             started = subprocess.Popen(
-                [*words, *more], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [*words, *more], env=os.environ | settings, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
             processes[name] = ending.enter_context(started)
         for number in range(ROUNDS + 1):
             for name, process in processes.items():
-                process.stdin.write("\n")
-                process.stdin.flush()
-                found = float(process.stdout.readline())
+                print(file=process.stdin, flush=True)
+                line = process.stdout.readline()
+                if not line:
+                    raise RuntimeError(f"{name} of {preset} ended with code {process.wait()}")
                 if number:  # the first one warms up
-                    seconds[name].append(found)
+                    seconds[name].append(float(line))
             peaks.append(matrix_peak(torch.bfloat16))
     ratio = statistics.median(b / a for a, b in zip(seconds["ours"], seconds["peer"], strict=True))
     per_s = {name: config.global_batch / statistics.median(values) for name, values in seconds.items()}
@@ -231,8 +230,6 @@ def peak_mb(accumulation: int) -> float:
 def peak(accumulation: int) -> float:
     config = made("stylegan2-lite", global_batch=32, optim__accumulation=accumulation, loss__r1_interval=1)
     state, batch = TrainState.create(config, World()), random_batch(config)
-    small = TrainState.create(config, World())  # so that libraries and workspaces are there before
-    del small
     before = resident_mb()
     clear = Path("/proc/self/clear_refs")
     clear.write_text("5")  # the high-water mark starts anew
