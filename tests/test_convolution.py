@@ -14,13 +14,17 @@ CASES = [  # inputs, side, outputs, kernel, stride, padding, groups
     (5, 8, 3, 4, 2, 1, 1),
     (5, 4, 3, 4, 1, 0, 1),
     (5, 9, 3, 3, 2, 0, 1),
-    (5, 8, 3, 3, 2, 0, 1),
-    (4, 10, 3, 4, 2, 0, 1),
-    (3, 8, 2, 5, 3, 0, 1),
-    (5, 9, 3, 1, 2, 0, 1),
-    (6, 9, 4, 3, 2, 0, 2),
     (3, 9, 2, 3, 2, 1, 1),
     (5, 8, 3, 1, 1, 0, 1),
+]
+HALVED = [  # the same, in phases or, where they would not cover the input, all the same not
+    (3, 5, 2, 3, 2, 0, 1),
+    (2, 6, 3, 3, 2, 0, 1),
+    (2, 6, 3, 4, 2, 0, 1),
+    (2, 8, 2, 5, 3, 0, 1),
+    (2, 5, 3, 1, 2, 0, 1),
+    (4, 5, 2, 3, 2, 0, 2),
+    (2, 5, 3, 3, 2, 1, 1),
 ]
 
 
@@ -33,8 +37,7 @@ def drawn(case, dtype=torch.float64):
 
 
 WAYS = ("as chosen", "matrices", "phases", "oneDNN")
-# Without a stride there are no phases.
-EACH = [(way, case) for way in WAYS for case in CASES if way != "phases" or case[4] > 1]
+EACH = [(way, case) for way in WAYS for case in (HALVED if way == "phases" else CASES)]
 
 
 @pytest.fixture(params=WAYS)
@@ -54,7 +57,7 @@ def test_values_and_both_derivatives_of_a_convolution(case, way):
     assert torch.allclose(conv2d(x, weight, bias, **more), F.conv2d(x, weight, bias, **more), atol=1e-12)
     tensors = [tensor.requires_grad_() for tensor in (x, weight, bias)]
     assert torch.autograd.gradcheck(lambda *given: conv2d(*given, **more), tensors)
-    assert torch.autograd.gradgradcheck(lambda *given: conv2d(*given, **more), tensors, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda *given: conv2d(*given, **more), tensors)
 
 
 @pytest.mark.parametrize(("way", "case"), [(way, case) for way, case in EACH if case[-1] == 1], indirect=["way"])
@@ -67,7 +70,7 @@ def test_values_and_both_derivatives_of_a_transposed_convolution(case, way):
     assert torch.allclose(conv_transpose2d(y, weight, bias, **more), expected, atol=1e-12)
     tensors = [tensor.requires_grad_() for tensor in (y, weight, bias)]
     assert torch.autograd.gradcheck(lambda *given: conv_transpose2d(*given, **more), tensors)
-    assert torch.autograd.gradgradcheck(lambda *given: conv_transpose2d(*given, **more), tensors, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda *given: conv_transpose2d(*given, **more), tensors)
 
 
 @pytest.mark.parametrize(("way", "case"), EACH, indirect=["way"])
