@@ -99,9 +99,6 @@ def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, seen
 
 def spread(y: Tensor, weight: Tensor, shape: Shape) -> Tensor:
     """The transpose of `convolved` in x: y (N, O, h, w) -> (N, C, H, W)."""
-    if shape.by_torch(y, weight.shape[1]):
-        x = _unset(y, len(y), weight.shape[1] * shape.groups, *shape.side)
-        return _backward(y, x, weight, shape, (True, False, False))[0]
     if shape.has_phases(y, weight.shape[1]):
         x = _unset(y, len(y), weight.shape[1], *shape.side)
         for top, left in itertools.product(range(shape.stride), repeat=2):
@@ -109,6 +106,9 @@ def spread(y: Tensor, weight: Tensor, shape: Shape) -> Tensor:
             taps = weight[..., rows, columns].flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
             x[..., rows, columns] = torch.conv2d(y, taps, padding=[side - 1 for side in taps.shape[2:]])
         return x
+    if not shape.adds_patches(y, weight.shape[1]):
+        x = _unset(y, len(y), weight.shape[1] * shape.groups, *shape.side)
+        return _backward(y, x, weight, shape, (True, False, False))[0]
     y = y.permute(0, 2, 3, 1)
     (height, width), stride, pad = y.shape[1:3], shape.stride, shape.padding
     seen = (y @ weight.permute(0, 2, 3, 1).flatten(1)).unflatten(3, (*shape.kernel, -1))
