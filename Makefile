@@ -23,8 +23,9 @@ train: setup ## draw the embedded data set and train a cGAN on two workers
 test: setup ## the tests, under 10 minutes on 2 cores
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow and not ($(HEAVY))"
 
-test-heavy: setup ## tests that start Ray, hosts or a browser, or read real images
-	$(BIN)/python -m pytest -m "($(HEAVY)) and not slow"
+test-heavy: setup ## tests that start Ray, hosts or a browser, or read real images: hosts alone, since they measure time
+	$(BIN)/python -m pytest -m "hosts and not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "($(HEAVY)) and not hosts and not slow"
 
 check: setup ## ruff and mypy
 	$(BIN)/ruff check .

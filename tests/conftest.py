@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -40,9 +41,14 @@ PRIVATE = {"epsilon": 1000.0, "noise": 1.0, "delta": 1e-5}
 """Of privacy.dp, settled."""
 
 
+def pytest_configure():
+    """What tests start hears Ctrl-C, also where a shell that started them in the background has it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """A node cache and a folder for Ray's sessions, which subprocesses inherit.
+    """A node cache, a folder for Ray's sessions and one for temporary files, which subprocesses inherit.
 
     Ray puts sockets there, whose paths must be short; with a folder of its own no test sees or leaves a session of
     the machine's.
@@ -51,11 +57,16 @@ def own_cache(tmp_path_factory):
     patch.setenv("MEDGAN_CACHE", str(tmp_path_factory.mktemp("cache")))
     ray_folder = tempfile.mkdtemp(prefix="mg-")
     patch.setenv("RAY_TMPDIR", ray_folder)
+    # Processes that are killed leave theirs behind.
+    temporary = tempfile.TemporaryDirectory(prefix="mg-", ignore_cleanup_errors=True)
+    patch.setenv("TMPDIR", temporary.name)
+    patch.setattr(tempfile, "tempdir", temporary.name)
     patch.setenv("WANDB_MODE", "offline")
     torch.set_num_threads(1)  # for nets this small a second thread costs more than it gives
     yield
     patch.undo()
     shutil.rmtree(ray_folder)
+    temporary.cleanup()
 
 
 def overrides_of(cell: dict[str, str]) -> dict[str, object]:

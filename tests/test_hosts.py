@@ -81,12 +81,16 @@ def leftovers(folder):
 def test_ctrl_c_while_hosts_start_leaves_nothing(tmp_path, moment):
     needs_hosts()
     folder = tmp_path / "hosts"
-    starting = command_line(folder, "up", "2", start_new_session=True)
-    until((folder / moment).exists, 30, "the start")
-    os.killpg(starting.pid, 2)
-    output, _ = starting.communicate(timeout=60)
-    assert starting.returncode == 130, output
-    assert leftovers(folder) == []
+    with command_line(folder, "up", "2", start_new_session=True) as starting:
+        try:
+            until((folder / moment).exists, 30, "the start")
+            os.killpg(starting.pid, 2)
+            output, _ = starting.communicate(timeout=60)
+            assert starting.returncode == 130, output
+            assert leftovers(folder) == []
+        finally:
+            starting.kill()
+            tool.Hosts(folder).down()
 
 
 def test_a_process_that_changes_its_program_while_its_host_is_killed_ends_too(tmp_path, monkeypatch):
