@@ -602,6 +602,11 @@ def validate(tree: Mapping[str, Any]) -> Config:
         if kind in senseless:
             raise ConfigError(f"augment.kinds={kind}: {senseless[kind]}")
     augment = config.augment
+    if augment.name != "none" and augment.kinds == ():
+        raise ConfigError(
+            f"augment.kinds=[]: leaves nothing for augment.name={augment.name} to do; take augment.name=none, or "
+            "no augment.kinds for all that fit the images"
+        )
     if augment.name == "ramp" and not augment.p:
         raise ConfigError("augment.name=ramp ends at augment.p=0, which changes nothing: set augment.p, to 0.3 say")
     if augment.name == "ada" and augment.p > augment.p_max:
@@ -763,8 +768,11 @@ def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     names = [str(part) for part in first["loc"]]
     if len(names) > 1 and names[0] == "model":
-        del names[1]  # the union's tag
+        variant = names.pop(1)  # the union's tag
     key, value = ".".join(names), first["input"]
+    if first["type"] == "extra_forbidden" and key in known_keys():
+        owners = ", ".join(o.model_fields["name"].default for o in MODELS if names[1] in o.model_fields)
+        return f"{key}={_show(value)}: unknown key of model.name={variant}; it belongs to {owners}"
     if first["type"] == "extra_forbidden":
         while isinstance(value, Mapping) and value:  # of a section that there is not, what was asked of it
             below, value = next(iter(value.items()))
@@ -777,6 +785,12 @@ def _one_line(error: ValidationError) -> str:
         return f"{key}.name={_show(value.get('name'))}: choose one of {', '.join(AXES['model.name'])}"
     if first["type"] == "union_tag_not_found":
         return f"{key}.name: missing, choose one of {', '.join(AXES['model.name'])}"
+    if first["type"] in ("model_type", "model_attributes_type"):
+        below = [known for known in known_keys() if known.startswith(f"{key}.")]
+        hint = f"did you mean {key}.name?" if f"{key}.name" in below else f"known here: {', '.join(below)}"
+        return f"{key}={_show(value)}: has settings of its own; {hint}"
+    if first["type"] == "tuple_type":
+        return f"{key}={_show(value)}: must be a list, [{_show(value)}] say"
     message = first["msg"].replace("Input should be", "must be")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{key}={_show(value)}: {message}{more}"

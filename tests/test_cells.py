@@ -100,7 +100,7 @@ def test_the_cells_of_every_model_loss_and_penalty_see_every_turn():
             assert seen == {next(iter(chosen), None) for chosen in TURNS}, value
 
 
-@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("world", [1, 2])
 def test_every_allowed_cell_trains(world, tmp_path):
     out = str(tmp_path / "found.pt")
     mp.spawn(all_cells, (world, free_port(), out), nprocs=2)

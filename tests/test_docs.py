@@ -8,8 +8,9 @@ import pytest
 
 from medgan import config as configs
 from medgan.data.sources import base
+from medgan.guards import BY_HEART
 
-from .prove import films, known
+from .prove import films, known, learning
 from .prove.__main__ import tables
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +35,17 @@ def test_in_the_same_time_presets_reach_what_the_readme_says_of_the_tutorials_dc
         assert kid[model, 20] / kid["tutorial-dcgan", 20] < 0.25
     assert kid["cgan", 60] / kid["tutorial-dcgan", 60] < 1 / 3
     assert kid["stylegan2-lite", 60] / kid["tutorial-dcgan", 60] < 1 / 5
+
+
+def test_in_ten_minutes_every_conditional_model_learns_and_ada_keeps_d_from_knowing_few_films_by_heart():
+    rows = {row["name"]: row for row in known(learning.RESULTS)}
+    for model in ("cgan", "stylegan2-lite", "resgan"):
+        assert {key: rows[model][key] >= wanted for key, wanted in learning.WANTED.items()} == rows[model]["reached"]
+        assert all(rows[model]["reached"].values()), model
+    by_heart = {name: rows[name]["by_heart"] for name in learning.FEW}
+    assert by_heart["few-none"] > 0.95 > BY_HEART > by_heart["few-ada"] > by_heart["few-ada-0.1"]
+    assert by_heart["few-ada-0.1"] < 0.6
+    assert by_heart["few-diffaugment"] < 0.6
 
 
 def test_every_preset_and_every_setting_that_is_named_exists():
