@@ -185,7 +185,7 @@ class Hosts:
     def _boot(self, name: str) -> None:
         """The host's namespaces, its disk and its cable."""
         disk = self.folder / "disks" / name
-        for part in ("home/.ray", "cache", "ray"):
+        for part in ("home/.ray", "cache", "ray", "tmp"):
             (disk / part).mkdir(parents=True, exist_ok=True)
         (disk / "ready").unlink(missing_ok=True)
         _secret(disk / "home/.ray/auth_token", self.token.read_text())
@@ -257,6 +257,7 @@ class Hosts:
             "HOME": f"{local}/home",
             "MEDGAN_CACHE": f"{local}/cache",
             "RAY_TMPDIR": f"{local}/ray",
+            "TMPDIR": f"{local}/tmp",
         }
         enter = ["nsenter", "-t", str(pid), "-m", "-u", "-n", "-p", f"--wdns={local}"]
         return [*enter, "env", "-i", *(f"{key}={value}" for key, value in settings.items()), *argv]
