@@ -772,7 +772,10 @@ def _one_line(error: ValidationError) -> str:
     key, value = ".".join(names), first["input"]
     if first["type"] == "extra_forbidden" and key in known_keys():
         owners = ", ".join(o.model_fields["name"].default for o in MODELS if names[1] in o.model_fields)
-        return f"{key}={_show(value)}: unknown key of model.name={variant}; it belongs to {owners}"
+        return (
+            f"{key}={_show(value)}: unknown key of model.name={variant}, it belongs to {owners}; leave it out, or "
+            f"start from a preset of {variant}"
+        )
     if first["type"] == "extra_forbidden":
         while isinstance(value, Mapping) and value:  # of a section that there is not, what was asked of it
             below, value = next(iter(value.items()))
