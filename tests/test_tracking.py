@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -83,6 +84,16 @@ def test_wandb_writes_an_offline_run_with_figures_pictures_config_and_names(tiny
     assert told["display_name"] == "cgan bce demo"
     text = json.dumps(records)
     assert '"step_metric": "images_seen"' in text or '"step_metric_index"' in text
+
+
+def test_the_generator_lies_in_the_runs_folder_and_nowhere_else(tiny, run, monkeypatch, tmp_path):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    write(tiny(total_images=64), run, [(64, {"metric/kid": 2.0})])
+    (folder,) = offline_folders(run)
+    found = {path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() == b"weights"}
+    kept = run.work / "generator/model.safetensors"
+    assert found == {kept, folder / "artifacts/generator-abc/model.safetensors"}
 
 
 def test_a_run_in_three_folders_becomes_one_on_the_server_with_its_artifacts_and_alerts(tiny, run, monkeypatch):
