@@ -769,8 +769,8 @@ def _one_line(error: ValidationError) -> str:
     names = [str(part) for part in first["loc"]]
     if len(names) > 1 and names[0] == "model":
         variant = names.pop(1)  # the union's tag
-    key, value = ".".join(names), first["input"]
-    if first["type"] == "extra_forbidden" and key in known_keys():
+    key, value, known = ".".join(names), first["input"], known_keys()
+    if first["type"] == "extra_forbidden" and key in known:
         owners = ", ".join(o.model_fields["name"].default for o in MODELS if names[1] in o.model_fields)
         return (
             f"{key}={_show(value)}: unknown key of model.name={variant}, it belongs to {owners}; leave it out, or "
@@ -780,8 +780,8 @@ def _one_line(error: ValidationError) -> str:
         while isinstance(value, Mapping) and value:  # of a section that there is not, what was asked of it
             below, value = next(iter(value.items()))
             key = f"{key}.{below}"
-        siblings = [known for known in known_keys() if known.rpartition(".")[0] == key.rpartition(".")[0]]
-        near = difflib.get_close_matches(key, known_keys(), n=1)
+        siblings = [other for other in known if other.rpartition(".")[0] == key.rpartition(".")[0]]
+        near = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(siblings) or 'nothing'}"
         return f"{key}={_show(value)}: unknown key; {hint}"
     if first["type"] == "union_tag_invalid":
@@ -789,7 +789,7 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "union_tag_not_found":
         return f"{key}.name: missing, choose one of {', '.join(AXES['model.name'])}"
     if first["type"] in ("model_type", "model_attributes_type"):
-        below = [known for known in known_keys() if known.startswith(f"{key}.")]
+        below = [other for other in known if other.startswith(f"{key}.")]
         hint = f"did you mean {key}.name?" if f"{key}.name" in below else f"known here: {', '.join(below)}"
         return f"{key}={_show(value)}: has settings of its own; {hint}"
     if first["type"] == "tuple_type":

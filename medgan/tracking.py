@@ -8,7 +8,7 @@ import netrc
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -142,9 +142,8 @@ class WandbTracker:
         self.run.define_metric("*", step_metric="images_seen")
         self.run.define_metric("metric/kid", step_metric="images_seen", summary="min")
         if folder.exists("manifest.json"):
-            data = self._artifact(
-                f"data-{(config.data.manifest_sha256 or 'unknown')[:12]}", "dataset", {"manifest.json": "manifest.json"}
-            )
+            name = f"data-{(config.data.manifest_sha256 or 'unknown')[:12]}"
+            data = self._artifact(name, "dataset", ["manifest.json"])
             # What run.use_artifact does where it is online; offline it refuses although the record is the same.
             self.run._log_artifact(data, is_user_created=True, use_after_commit=True)
         if config.tracking.wandb == "auto" and has_wandb_key():
@@ -195,19 +194,20 @@ class WandbTracker:
     def _log_generator(self) -> None:
         names = self.folder.names("generator")
         if names:
-            files = {name: f"generator/{name}" for name in names}
+            files = [f"generator/{name}" for name in names]
             generator = self._artifact(f"generator-{self.run.id}", "model", files, metadata=self.config.dump())
             self.run.log_artifact(generator, aliases=["best"])
 
-    def _artifact(self, name: str, kind: str, files: Mapping[str, str], **more: Any) -> Any:
-        """An artifact of files of the run, by their names in it. What is sent lies in the offline run's own folder: W&B
-        alone would leave copies of a generator in the home and the temporary folder of whatever host trained it."""
+    def _artifact(self, name: str, kind: str, files: list[str], **more: Any) -> Any:
+        """An artifact of files of the run. What is sent lies in the offline run's own folder: W&B alone would leave
+        copies of a generator in the home and the temporary folder of whatever host trained it."""
         artifact = self.wandb.Artifact(name, kind, **more)
-        for inside, file in files.items():
-            path = Path(self.run.dir).parent / "artifacts" / name / inside
-            path.parent.mkdir(parents=True, exist_ok=True)
+        kept = Path(self.run.dir).parent / "artifacts" / name
+        kept.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            path = kept / Path(file).name
             path.write_bytes(self.folder.read(file))
-            artifact.add_file(str(path), inside, skip_cache=True, policy="immutable")
+            artifact.add_file(str(path), path.name, skip_cache=True, policy="immutable")
         return artifact
 
 
