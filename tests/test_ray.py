@@ -381,8 +381,10 @@ def head(tmp_path):
 
     generated = ray("get-auth-token", "--generate")
     assert generated.returncode == 0, generated.stderr
-    agent = ("--dashboard-agent-listen-port", str(free_port()))  # beside any other Ray on this machine
-    started = ray("start", "--head", "--num-cpus", "2", "--disable-usage-stats", *agent)
+    # Its own, beside any other Ray on this machine: tests run in several processes.
+    names = ("port", "ray-client-server-port", "dashboard-port", "dashboard-agent-listen-port")
+    ports = [part for name in names for part in (f"--{name}", str(free_port()))]
+    started = ray("start", "--head", "--num-cpus", "2", "--disable-usage-stats", *ports)
     assert started.returncode == 0, started.stdout + started.stderr
     yield env, ray
     job = Job.__new__(Job)
