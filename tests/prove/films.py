@@ -4,27 +4,30 @@
     MEDGAN_REAL_DATA=... python -m tests.prove.films --only 64:cgan:20    # one row
     python -m tests.prove.films --table                                   # results/films.json as Markdown
 
-First the speed of every model is measured, in turns on the otherwise idle machine, on two workers; so many minutes
-then stand for so many images, evaluations included. That makes a row the same whatever else the machine does while it
-trains, and any row can be stopped and gone on with. Since the result does not depend on the number of workers, rows
-may also be trained beside each other with --workers 1; their command says so. The longer training of a model
-continues its shorter one. Checkpoints are chosen on val, figures are of the test split; nothing was tuned on it.
+First the speed of every model is measured, in turns on the otherwise idle machine, with two workers and with one of
+two threads; so many minutes then stand for so many images of the faster, evaluations included. That makes a row the
+same whatever else the machine does while it trains, and any row can be stopped and gone on with. Since the result does
+not depend on the number of workers, rows may also be trained beside each other with --workers 1; their command says so.
+The longer training of a model continues its shorter one. Checkpoints are chosen on val, figures are of the test split;
+nothing was tuned on it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from medgan import config as configs
 from medgan.tracking import read_rows
 from tests import classifier
-from tests.prove import ROOT, arguments, call, commit, hardware, known, opened, prepare, prove, raw, told
+from tests.prove import ROOT, Row, arguments, call, commit, hardware, known, opened, prepare, prove, raw, told
 
 RESULTS = ROOT / "results/films.json"
 YARDSTICK = "tutorial-dcgan"
@@ -33,7 +36,8 @@ CELLS = [(64, model, minutes) for model in MODELS for minutes in (20, 60)] + [(3
 """In the order in which they run: a model's longer training after its shorter one."""
 SEED = 0
 INTERVAL_KIMG = 20
-
+PLACES = ((2, 1), (1, 2))
+"""Workers, and CPUs of each: two cores either way."""
 
 NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 
@@ -70,20 +74,52 @@ def speed(model: str, scratch: Path, command: list[str]) -> float:
     return 1 / (1 / step + evaluation / (INTERVAL_KIMG * 1000))
 
 
-def speeds(resolution: int, data: Path, work: Path, rounds: int = 2) -> dict[str, Any]:
-    """Images per second of every model, measured in turns, and where; kept, so that a row stays the same."""
-    file = work / f"speeds-{resolution}.json"
-    if not file.exists():
-        found: dict[str, list[float]] = {model: [] for model in MODELS}
-        scratch = work / "speed"
-        for number in range(rounds):
-            for model in MODELS:
-                found[model].append(speed(model, scratch, training(model, data, scratch, 5000 * 64 // resolution)))
-                print(f"{resolution} {model}: {found[model][-1]:.0f} img/s (round {number + 1} of {rounds})")
-        shutil.rmtree(scratch)
-        paces = {model: statistics.mean(values) for model, values in found.items()}
-        file.write_text(json.dumps({"images_per_s": paces, "commit": commit(), "hardware": hardware()}))
-    return dict(json.loads(file.read_text()))
+def paced(
+    models: Mapping[str, Mapping[str, Any]],
+    data: Path,
+    kept: Path,
+    images: int,
+    rounds: int = 2,
+    places: Sequence[tuple[int, int]] = PLACES,
+) -> dict[str, Row]:
+    """For every model, with its settings, the place in which it sees most images per second, how many, and where.
+
+    Measured in turns on trainings to so many images, and kept in a file, so that a row stays the same; what a stop left
+    out is measured when it is called again.
+    """
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {"commit": commit(), "speeds": {}}
+    scratch = kept.with_suffix("")
+    for number in range(rounds):
+        for model, settings in models.items():
+            for workers, cpus in possible(model, settings, places):
+                speeds = found["speeds"].setdefault(model, {}).setdefault(f"{workers}x{cpus}", [])
+                if len(speeds) <= number:
+                    command = training(model, data, scratch, images, workers, settings, cpus)
+                    speeds.append(speed(model, scratch, command))
+                    kept.write_text(json.dumps(found | {"hardware": hardware()}))
+                    turn = f"round {number + 1} of {rounds}"
+                    print(
+                        f"{model}, workers {workers}, CPUs of each {cpus}: {speeds[-1]:.0f} img/s ({turn})", flush=True
+                    )
+    shutil.rmtree(scratch, ignore_errors=True)
+    found = json.loads(kept.read_text())
+
+    def fastest(measured: Mapping[str, list[float]]) -> Row:
+        place, speeds = max(measured.items(), key=lambda item: statistics.mean(item[1]))
+        workers, cpus = map(int, place.split("x"))
+        return {"images_per_s": statistics.mean(speeds), "workers": workers, "cpus": cpus}
+
+    where = {key: found[key] for key in ("commit", "hardware")}
+    return {model: fastest(measured) | where for model, measured in found["speeds"].items()}
+
+
+def possible(model: str, settings: Mapping[str, Any], places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The places in which a model may train: the yardstick in its one process with all cores, others by their batch."""
+    if model == YARDSTICK:
+        yield 1, os.cpu_count() or 1
+    else:
+        most = configs.load(model, overrides=dict(settings)).most_workers
+        yield from ((workers, cpus) for workers, cpus in places if workers <= most)
 
 
 def read_by_classifier(data: Path, release: Path, work: Path) -> tuple[float, float]:
@@ -92,14 +128,16 @@ def read_by_classifier(data: Path, release: Path, work: Path) -> tuple[float, fl
     return classifier.accuracy(model, str(data), "test"), classifier.accuracy(model, str(release), "train")
 
 
-def measured(resolution: int, model: str, minutes: int, films: Path, work: Path, workers: int) -> dict[str, Any]:
-    """Train one cell, or go on with it, and measure it."""
+def measured(resolution: int, model: str, minutes: int, films: Path, work: Path, workers: int | None) -> Row:
+    """Train one cell, or go on with it, and measure it. workers: None for those that its pace is of."""
     data, out = work / f"data-{resolution}", work / f"{resolution}-{model}"
     prepare("kermany_cxr", data, "--raw", films, "--resolution", resolution)
-    measured_speeds = speeds(resolution, data, work)
-    pace = measured_speeds["images_per_s"][model]
+    everything = dict.fromkeys(MODELS, NO_SETTINGS)
+    place = paced(everything, data, work / f"pace-{resolution}.json", 5000 * 64 // resolution)[model]
+    pace = place["images_per_s"]
     images = round(pace * minutes * 60)
-    command = training(model, data, out, images, workers)
+    count, cpus = (place["workers"], place["cpus"]) if workers is None else (workers, 1)
+    command = training(model, data, out, images, count, cpus=cpus)
     print(f"{resolution} {model}: {images:,} images, {minutes} minutes at {pace:.0f} img/s", flush=True)
     call(*command)
     subject = ["--synthetic", out / "release"] if model == YARDSTICK else ["--run", out]
@@ -114,7 +152,7 @@ def measured(resolution: int, model: str, minutes: int, films: Path, work: Path,
         **{name: figures[name]["value"] for name in ("precision", "recall", "coverage")},
         **{"coverage_floor": figures["coverage"]["floor"]},
         **{"images_seen": images, "images_per_s": round(pace, 1), "seed": SEED},
-        "pace": {key: measured_speeds[key] for key in ("commit", "hardware")},
+        "pace": {key: place[key] for key in ("workers", "cpus", "commit", "hardware")},
         "manifest_sha256": hashlib.sha256((data / "manifest.json").read_bytes()).hexdigest(),
         **{"commit": commit(), "command": f"python {told(command, data, out)}", "hardware": hardware()},
     }
@@ -175,7 +213,7 @@ def cell_of(row: dict[str, Any]) -> str:
 def main() -> None:
     cells = {f"{resolution}:{model}:{minutes}": (resolution, model, minutes) for resolution, model, minutes in CELLS}
     parser = arguments(__doc__, "films", cells)
-    parser.add_argument("--workers", type=int, default=2, help="workers of the trainings (default 2)")
+    parser.add_argument("--workers", type=int, help="workers of the trainings, of a core each (default: as was faster)")
     args = parser.parse_args()
 
     def made(name: str) -> list[dict[str, Any]]:

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from medgan import config as configs
 from medgan.data.loader import open_split
 from medgan.distributed import World
 from medgan.folder import RunFolder
@@ -28,7 +27,7 @@ from medgan.metrics.classifiers import auc
 from medgan.state import TrainState
 from medgan.tracking import read_rows
 from tests.prove import ROOT, arguments, call, commit, hardware, known, opened, prepare, prove, told
-from tests.prove.films import read_by_classifier, speed, training
+from tests.prove.films import paced, read_by_classifier, training
 
 RESULTS = ROOT / "results/learning.json"
 FASTER = {
@@ -70,20 +69,9 @@ def prepared(work: Path, limit: int = 6000) -> Path:
 def learnt(model: str, work: Path) -> dict[str, Any]:
     """One architecture after ten minutes: figures, and how an independent classifier reads its samples."""
     data, out, release = prepared(work), work / model, work / f"{model}-release"
-    kept = work / f"pace-{model}.json"
-    if not kept.exists():
-        scratch, settings = work / f"speed-{model}", MODELS[model]
-        most = configs.load(model, overrides=settings).most_workers
-        places = [(count, cpus) for count, cpus in PLACES if count <= most]
-        paces = {
-            (count, cpus): speed(model, scratch, training(model, data, scratch, PACED, count, settings, cpus))
-            for count, cpus in places
-        }
-        found = dict(zip(("paced_workers", "paced_cpus"), max(paces, key=lambda place: paces[place]), strict=True))
-        kept.write_text(json.dumps({"images_per_s": max(paces.values()), **found, "hardware": hardware()}))
-    pace = json.loads(kept.read_text())
+    pace = paced({model: MODELS[model]}, data, work / f"pace-{model}.json", PACED, rounds=1, places=PLACES)[model]
     images = round(pace["images_per_s"] * MINUTES * 60)
-    command = training(model, data, out, images, pace["paced_workers"], MODELS[model], pace["paced_cpus"])
+    command = training(model, data, out, images, pace["workers"], MODELS[model], pace["cpus"])
     call(*command)
     figures_file = work / f"{model}.json"
     call("jobs/evaluate.py", "--run", out, "--data", data, "--out", figures_file)
@@ -100,7 +88,7 @@ def learnt(model: str, work: Path) -> dict[str, Any]:
         "reached": {name: found[name] >= wanted for name, wanted in WANTED.items()},
         **{"kid": figures["kid"]["value"], "floor": figures["kid"]["floor"], "n": figures["kid"]["n"]},
         **{"images_seen": images, "images_per_s": round(pace["images_per_s"], 1)},
-        **{key: pace[key] for key in ("paced_workers", "paced_cpus", "hardware")},
+        **{"paced_workers": pace["workers"], "paced_cpus": pace["cpus"], "hardware": pace["hardware"]},
         **{"seed": 0, "commit": commit(), "trained_on": hardware()},
         "command": told(command, data, out),
     }
