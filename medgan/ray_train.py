@@ -195,6 +195,10 @@ def placed(
         if not wait:
             raise Refused(f"--workers {asked}{each}: {has}")
         notes.append(f"{has}: waiting for {asked.low * cpus}")
+    # What each could have, of the hosts that there are.
+    share = max((c for c in range(1, there + 1) if sum(host // c for host in by_host) >= asked.high), default=0)
+    if unit == "CPU" and share > cpus:
+        notes.append(f"{asked.high * cpus} of {there} CPUs are used: --cpus-per-worker {share} may be faster")
     return asked, unit, notes
 
 
