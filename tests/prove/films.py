@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -171,9 +172,9 @@ def measured(resolution: int, model: str, minutes: int, films: Path, work: Path,
 def table() -> str:
     """The results as a Markdown table; for each resolution also what real images score against real ones."""
     lines = [
-        "| pixels | model, samples | minutes | KID | of the tutorial's | FID | coverage | recall | class read right | "
-        "images seen | images/s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| pixels | model, samples | minutes | on | KID | of the tutorial's | FID | coverage | recall | "
+        "class read right | images seen | images/s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     rows = known(RESULTS)
     yardstick = {(r["resolution"], r["minutes"]): r["kid"] for r in rows if r["model"] == YARDSTICK}
@@ -186,7 +187,7 @@ def table() -> str:
         interval = f" ({r['kid_low']:.3f} to {r['kid_high']:.3f})" if "kid_low" in r else ""
         lines.append(
             f"| {r['resolution']} | [`{r['model']}`](results/films/{name}.png){former} | {r['minutes']} | "
-            f"{r['kid']:.3f}{interval} | "
+            f"{chip(r.get('pace', r)['hardware'])} | {r['kid']:.3f}{interval} | "
             f"{share} | {r['fid']:.0f} | {r['coverage']:.2f} | {r['recall']:.2f} | {accuracy} | {r['images_seen']:,} | "
             f"{r['images_per_s']:.0f} |"
         )
@@ -195,8 +196,14 @@ def table() -> str:
         read = [r["real_class_accuracy"] for r in same if "real_class_accuracy" in r]
         accuracy = f"{statistics.mean(read):.0%}" if read else ""
         kid, fid, coverage = (spread([r[key] for r in same]) for key in ("floor", "fid_floor", "coverage_floor"))
-        lines.append(f"| {resolution} | real films | | {kid} | | {fid} | {coverage} | | {accuracy} | | |")
+        lines.append(f"| {resolution} | real films | | | {kid} | | {fid} | {coverage} | | {accuracy} | | |")
     return "\n".join(lines)
+
+
+def chip(hardware: str) -> str:
+    """The name of the CPU that minutes are of."""
+    name = re.sub(r"\(R\)| Processor", "", hardware.split(" cores ")[1].split(" (")[0])
+    return name + (" AMX" if "amx" in hardware else "")
 
 
 def spread(values: list[float]) -> str:
