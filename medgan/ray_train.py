@@ -173,13 +173,17 @@ def placed(
     asked: None for every GPU, or for two workers on CPUs. use: as for `taken`. wait: for those that an autoscaler has
     yet to add. by_host: the CPUs of every host, since a worker of several takes them of one. Raises Refused.
     """
+
+    def room(each: int) -> int:
+        return sum(host // each for host in by_host)
+
     unit, there = taken(resources, use, "--workers 1-8 --wait", wait)
     if unit == "GPU" and cpus > 1:
         raise Refused(f"--cpus-per-worker {cpus}: these workers compute on a GPU each; leave it out, or --use cpu")
     most, notes = config.most_workers, []
     count, each, has = there, "", f"the cluster has {there} {unit}{'s'[: there != 1]}"
     if cpus > 1:
-        count, each = sum(host // cpus for host in by_host), f" --cpus-per-worker {cpus}"
+        count, each = room(cpus), f" --cpus-per-worker {cpus}"
         has += f", room for {count} worker{'s'[: count != 1]} of {cpus}"
     if asked is None:
         if not count:
@@ -195,8 +199,7 @@ def placed(
         if not wait:
             raise Refused(f"--workers {asked}{each}: {has}")
         notes.append(f"{has}: waiting for {asked.low * cpus}")
-    # What each could have, of the hosts that there are.
-    share = max((c for c in range(1, there + 1) if sum(host // c for host in by_host) >= asked.high), default=0)
+    share = next((more for more in range(max(by_host, default=0), cpus, -1) if room(more) >= asked.high), cpus)
     if unit == "CPU" and share > cpus:
         notes.append(f"{asked.high * cpus} of {there} CPUs are used: --cpus-per-worker {share} may be faster")
     return asked, unit, notes
