@@ -108,7 +108,7 @@ def paced(
     def fastest(measured: Mapping[str, list[float]]) -> Row:
         place, speeds = max(measured.items(), key=lambda item: statistics.mean(item[1]))
         workers, cpus = map(int, place.split("x"))
-        return {"images_per_s": statistics.mean(speeds), "workers": workers, "cpus": cpus}
+        return {"images_per_s": statistics.mean(speeds), "workers": workers, "cpus": cpus, "speeds": measured}
 
     where = {key: found[key] for key in ("commit", "hardware")}
     return {model: fastest(measured) | where for model, measured in found["speeds"].items()}
@@ -153,7 +153,7 @@ def measured(resolution: int, model: str, minutes: int, films: Path, work: Path,
         **{name: figures[name]["value"] for name in ("precision", "recall", "coverage")},
         **{"coverage_floor": figures["coverage"]["floor"]},
         **{"images_seen": images, "images_per_s": round(pace, 1), "seed": SEED},
-        "pace": {key: place[key] for key in ("workers", "cpus", "commit", "hardware")},
+        "pace": {key: place[key] for key in ("workers", "cpus", "speeds", "commit", "hardware")},
         "manifest_sha256": hashlib.sha256((data / "manifest.json").read_bytes()).hexdigest(),
         **{"commit": commit(), "command": f"python {told(command, data, out)}", "hardware": hardware()},
     }
