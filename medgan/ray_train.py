@@ -173,17 +173,13 @@ def placed(
     asked: None for every GPU, or for two workers on CPUs. use: as for `taken`. wait: for those that an autoscaler has
     yet to add. by_host: the CPUs of every host, since a worker of several takes them of one. Raises Refused.
     """
-
-    def room(each: int) -> int:
-        return sum(host // each for host in by_host)
-
     unit, there = taken(resources, use, "--workers 1-8 --wait", wait)
     if unit == "GPU" and cpus > 1:
         raise Refused(f"--cpus-per-worker {cpus}: these workers compute on a GPU each; leave it out, or --use cpu")
     most, notes = config.most_workers, []
     count, each, has = there, "", f"the cluster has {there} {unit}{'s'[: there != 1]}"
     if cpus > 1:
-        count, each = room(cpus), f" --cpus-per-worker {cpus}"
+        count, each = sum(host // cpus for host in by_host), f" --cpus-per-worker {cpus}"
         has += f", room for {count} worker{'s'[: count != 1]} of {cpus}"
     if asked is None:
         if not count:
@@ -193,15 +189,17 @@ def placed(
         number = count if unit == "GPU" else min(2, count)
         if number > most:
             what = f"{unit}s" if cpus == 1 else "workers"
-            notes.append(f"{most} of {number} {what}: global_batch={config.global_batch} feeds at most {most} workers")
+            fed = f"{most} worker{'s'[: most != 1]}"
+            notes.append(f"{most} of {number} {what}: global_batch={config.global_batch} feeds at most {fed}")
         asked = Workers(min(number, most), min(number, most))
     if asked.low > count:
         if not wait:
             raise Refused(f"--workers {asked}{each}: {has}")
         notes.append(f"{has}: waiting for {asked.low * cpus}")
-    share = next((more for more in range(max(by_host, default=0), cpus, -1) if room(more) >= asked.high), cpus)
-    if unit == "CPU" and share > cpus:
-        notes.append(f"{asked.high * cpus} of {there} CPUs are used: --cpus-per-worker {share} may be faster")
+    share = max(by_host, default=0) // asked.high  # of one host, since workers on several wait for the network
+    if unit == "CPU" and asked.low == asked.high and share > cpus:
+        now = f"this run takes {asked.high * cpus} of {there} CPUs"
+        notes.append(f"{now}: --cpus-per-worker, {share} at most, gives a worker more threads")
     return asked, unit, notes
 
 

@@ -384,6 +384,7 @@ def head(tmp_path):
     # Its own, beside any other Ray on this machine: tests run in several processes.
     names = ("port", "ray-client-server-port", "dashboard-port", "dashboard-agent-listen-port")
     ports = [part for name in names for part in (f"--{name}", str(free_port()))]
+    ports += ["--min-worker-port", "0", "--max-worker-port", "0"]
     started = ray("start", "--head", "--num-cpus", "2", "--disable-usage-stats", *ports)
     assert started.returncode == 0, started.stdout + started.stderr
     yield env, ray

@@ -8,15 +8,14 @@ First the speed of every model is measured, in turns on the otherwise idle machi
 two threads; so many minutes then stand for so many images of the faster, evaluations included. That makes a row the
 same whatever else the machine does while it trains, and any row can be stopped and gone on with. Since the result does
 not depend on the number of workers, rows may also be trained beside each other with --workers 1; their command says so.
-The longer training of a model continues its shorter one. Checkpoints are chosen on val, figures are of the test split;
-nothing was tuned on it.
+The longer training of a model continues its shorter one, where both are of one commit. Checkpoints are chosen on val,
+figures are of the test split; nothing was tuned on it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import statistics
@@ -88,22 +87,22 @@ def paced(
     Measured in turns on trainings to so many images, and kept in a file, so that a row stays the same; what a stop left
     out is measured when it is called again.
     """
-    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {"commit": commit(), "speeds": {}}
+    start = {"commit": commit(), "hardware": hardware(), "speeds": {}}
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else start
     scratch = kept.with_suffix("")
     for number in range(rounds):
         for model, settings in models.items():
             for workers, cpus in possible(model, settings, places):
                 speeds = found["speeds"].setdefault(model, {}).setdefault(f"{workers}x{cpus}", [])
                 if len(speeds) <= number:
+                    if found["hardware"] != start["hardware"]:
+                        raise SystemExit(f"{kept} has speeds of {found['hardware']}: delete it to measure this one's")
                     command = training(model, data, scratch, images, workers, settings, cpus)
                     speeds.append(speed(model, scratch, command))
-                    kept.write_text(json.dumps(found | {"hardware": hardware()}))
-                    turn = f"round {number + 1} of {rounds}"
-                    print(
-                        f"{model}, workers {workers}, CPUs of each {cpus}: {speeds[-1]:.0f} img/s ({turn})", flush=True
-                    )
+                    kept.write_text(json.dumps(found))
+                    what = f"{model}, workers {workers}, CPUs of each {cpus}"
+                    print(f"{what}: {speeds[-1]:.0f} img/s (round {number + 1} of {rounds})", flush=True)
     shutil.rmtree(scratch, ignore_errors=True)
-    found = json.loads(kept.read_text())
 
     def fastest(measured: Mapping[str, list[float]]) -> Row:
         place, speeds = max(measured.items(), key=lambda item: statistics.mean(item[1]))
@@ -115,9 +114,9 @@ def paced(
 
 
 def possible(model: str, settings: Mapping[str, Any], places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The places in which a model may train: the yardstick in its one process with all cores, others by their batch."""
+    """The places in which a model may train: the yardstick in its one process of two threads, others by their batch."""
     if model == YARDSTICK:
-        yield 1, os.cpu_count() or 1
+        yield 1, 2
     else:
         most = configs.load(model, overrides=dict(settings)).most_workers
         yield from ((workers, cpus) for workers, cpus in places if workers <= most)
@@ -131,7 +130,7 @@ def read_by_classifier(data: Path, release: Path, work: Path) -> tuple[float, fl
 
 def measured(resolution: int, model: str, minutes: int, films: Path, work: Path, workers: int | None) -> Row:
     """Train one cell, or go on with it, and measure it. workers: None for those that its pace is of."""
-    data, out = work / f"data-{resolution}", work / f"{resolution}-{model}"
+    data, out = work / f"data-{resolution}", work / f"{resolution}-{model}-{commit()}"
     prepare("kermany_cxr", data, "--raw", films, "--resolution", resolution)
     everything = dict.fromkeys(MODELS, NO_SETTINGS)
     place = paced(everything, data, work / f"pace-{resolution}.json", 5000 * 64 // resolution)[model]

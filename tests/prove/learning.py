@@ -69,7 +69,7 @@ def prepared(work: Path, limit: int = 6000) -> Path:
 def learnt(model: str, work: Path) -> dict[str, Any]:
     """One architecture after ten minutes: figures, and how an independent classifier reads its samples."""
     data, out, release = prepared(work), work / model, work / f"{model}-release"
-    pace = paced({model: MODELS[model]}, data, work / f"pace-{model}.json", PACED, rounds=1, places=PLACES)[model]
+    pace = paced({model: MODELS[model]}, data, work / f"speeds-{model}.json", PACED, rounds=1, places=PLACES)[model]
     images = round(pace["images_per_s"] * MINUTES * 60)
     command = training(model, data, out, images, pace["workers"], MODELS[model], pace["cpus"])
     call(*command)
