@@ -192,14 +192,14 @@ def placed(
             fed = f"{most} worker{'s'[: most != 1]}"
             notes.append(f"{most} of {number} {what}: global_batch={config.global_batch} feeds at most {fed}")
         asked = Workers(min(number, most), min(number, most))
+        share = max(by_host, default=0) // asked.high  # of one host, since workers on several wait for the network
+        if unit == "CPU" and share > cpus:
+            now = f"this run takes {asked.high * cpus} of {there} CPUs"
+            notes.append(f"{now}: --cpus-per-worker, {share} at most, gives a worker more threads")
     if asked.low > count:
         if not wait:
             raise Refused(f"--workers {asked}{each}: {has}")
         notes.append(f"{has}: waiting for {asked.low * cpus}")
-    share = max(by_host, default=0) // asked.high  # of one host, since workers on several wait for the network
-    if unit == "CPU" and asked.low == asked.high and share > cpus:
-        now = f"this run takes {asked.high * cpus} of {there} CPUs"
-        notes.append(f"{now}: --cpus-per-worker, {share} at most, gives a worker more threads")
     return asked, unit, notes
 
 
