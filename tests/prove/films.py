@@ -20,6 +20,7 @@ import re
 import shutil
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -90,18 +91,17 @@ def paced(
     start = {"commit": commit(), "hardware": hardware(), "speeds": {}}
     found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else start
     scratch = kept.with_suffix("")
-    for number in range(rounds):
-        for model, settings in models.items():
-            for workers, cpus in possible(model, settings, places):
-                speeds = found["speeds"].setdefault(model, {}).setdefault(f"{workers}x{cpus}", [])
-                if len(speeds) <= number:
-                    if found["hardware"] != start["hardware"]:
-                        raise SystemExit(f"{kept} has speeds of {found['hardware']}: delete it to measure this one's")
-                    command = training(model, data, scratch, images, workers, settings, cpus)
-                    speeds.append(speed(model, scratch, command))
-                    kept.write_text(json.dumps(found))
-                    what = f"{model}, workers {workers}, CPUs of each {cpus}"
-                    print(f"{what}: {speeds[-1]:.0f} img/s (round {number + 1} of {rounds})", flush=True)
+    ways = [(model, place) for model, settings in models.items() for place in possible(model, settings, places)]
+    for number, (model, (workers, cpus)) in product(range(rounds), ways):
+        speeds = found["speeds"].setdefault(model, {}).setdefault(f"{workers}x{cpus}", [])
+        if len(speeds) <= number:
+            if found["hardware"] != start["hardware"]:
+                raise SystemExit(f"{kept} has speeds of {found['hardware']}: delete it to measure this one's")
+            command = training(model, data, scratch, images, workers, models[model], cpus)
+            speeds.append(speed(model, scratch, command))
+            kept.write_text(json.dumps(found))
+            what = f"{model}, workers {workers}, CPUs of each {cpus}"
+            print(f"{what}: {speeds[-1]:.0f} img/s (round {number + 1} of {rounds})", flush=True)
     shutil.rmtree(scratch, ignore_errors=True)
 
     def fastest(measured: Mapping[str, list[float]]) -> Row:
@@ -130,7 +130,8 @@ def read_by_classifier(data: Path, release: Path, work: Path) -> tuple[float, fl
 
 def measured(resolution: int, model: str, minutes: int, films: Path, work: Path, workers: int | None) -> Row:
     """Train one cell, or go on with it, and measure it. workers: None for those that its pace is of."""
-    data, out = work / f"data-{resolution}", work / f"{resolution}-{model}-{commit()}"
+    version = commit()
+    data, out = work / f"data-{resolution}", work / f"{resolution}-{model}-{version}"
     prepare("kermany_cxr", data, "--raw", films, "--resolution", resolution)
     everything = dict.fromkeys(MODELS, NO_SETTINGS)
     place = paced(everything, data, work / f"pace-{resolution}.json", 5000 * 64 // resolution)[model]
@@ -154,7 +155,7 @@ def measured(resolution: int, model: str, minutes: int, films: Path, work: Path,
         **{"images_seen": images, "images_per_s": round(pace, 1), "seed": SEED},
         "pace": {key: place[key] for key in ("workers", "cpus", "speeds", "commit", "hardware")},
         "manifest_sha256": hashlib.sha256((data / "manifest.json").read_bytes()).hexdigest(),
-        **{"commit": commit(), "command": f"python {told(command, data, out)}", "hardware": hardware()},
+        **{"commit": version, "command": f"python {told(command, data, out)}", "hardware": hardware()},
     }
     grid = out / ("samples.png" if model == YARDSTICK else "generator/samples.png")
     RESULTS.with_suffix("").mkdir(parents=True, exist_ok=True)
