@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before any group is made: see `leave`
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
+
+
+def leave() -> None:
+    """End this process's part in torch.distributed, and with it the threads of gloo.
+
+    A thread that outlives its rank can end the process with SIGABRT while the interpreter and the libraries below it
+    are taken down. torch ends the threads with the last reference to the process group, and `destroy_process_group`
+    drops only its own. DDP wrappers hold others, in cycles. So did the default arguments of
+    torch.distributed.nn.functional, for ever, where that module is imported after the group was made, as DDP does.
+    Call it where no wrapper is in use any more.
+    """
+    if dist.is_available() and dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()
 
 
 @dataclass(frozen=True)

@@ -455,7 +455,10 @@ def torch_config(gpu: bool, timeout_s: int) -> Any:
 
 
 def prepared(group: str) -> None:
-    """On a worker: note its group, and tell gloo and NCCL the interface; what the user has set stays."""
+    """On a worker before its process group is made: note which one, and tell gloo and NCCL the interface; what the
+    user has set stays."""
+    import medgan.distributed  # noqa: F401 - its own imports have to come first, see `leave`
+
     os.environ[GROUP] = group
     name = interface_of(ray.util.get_node_ip_address())
     if name is not None:
@@ -489,7 +492,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     from medgan import run
     from medgan.config import ConfigError, validate
     from medgan.data.shards import DataError
-    from medgan.distributed import World
+    from medgan.distributed import World, leave
     from medgan.folder import CheckpointError, Stuck
     from medgan.lease import Lost
     from medgan.loop import Diverged
@@ -540,3 +543,4 @@ def train_worker(payload: dict[str, Any]) -> None:
         # driver itself is gone nobody listens.
         with suppress(RayActorError, GetTimeoutError):
             ray.get(sent, timeout=30)
+    leave()  # after an error the process is ended as it is: others may hang

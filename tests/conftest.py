@@ -1,6 +1,7 @@
 """A small data folder of drawn films, settings of a net that trains in seconds, and caches that tests do not share."""
 
 import io
+import os
 import shutil
 import signal
 import socket
@@ -10,6 +11,10 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+# Before numpy and torch read it: nets and matrices this small lose more than they gain by a second thread, and tests
+# run in as many processes as there are cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pyarrow as pa
@@ -62,7 +67,6 @@ def own_cache(tmp_path_factory):
     patch.setenv("TMPDIR", temporary.name)
     patch.setattr(tempfile, "tempdir", temporary.name)
     patch.setenv("WANDB_MODE", "offline")
-    torch.set_num_threads(1)  # for nets this small a second thread costs more than it gives
     yield
     patch.undo()
     shutil.rmtree(ray_folder)
@@ -85,6 +89,11 @@ def overrides_of(cell: dict[str, str]) -> dict[str, object]:
         if cell["model.name"] == "dcgan":
             del chosen["model.stddev_group"]
     return chosen
+
+
+def close(one: torch.Tensor, other: torch.Tensor, terms: int) -> bool:
+    """Whether sums of so many terms are equal but for rounding, whatever order they were added in."""
+    return bool((one - other).abs().max() <= terms * torch.finfo(other.dtype).eps * other.abs().max())
 
 
 def free_port() -> int:
@@ -210,6 +219,26 @@ def trained(tmp_path_factory, phantoms):
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     write(folder, config)
     return str(folder)
+
+
+class Coarse:
+    """Features that cost nothing: what an image shows at 4x4. (N, C, R, R) -> float32 (N, 16)."""
+
+    identity = {"extractor": "coarse", "input": "own size", "resize": "mean", "dtype": "float32"}  # noqa: RUF012
+
+    def __init__(self, device="cpu", weights=None):
+        pass
+
+    def __call__(self, pixels):
+        return torch.nn.functional.adaptive_avg_pool2d(pixels.float().mean(1), 4).flatten(1) / 64
+
+
+@pytest.fixture
+def coarse_features(monkeypatch):
+    """Figures by features that cost nothing: for when a run evaluates and what becomes of it, not for what is found."""
+    from medgan.metrics import features
+
+    monkeypatch.setitem(features.EXTRACTORS, "efficientnet-lite0", Coarse)
 
 
 @pytest.fixture

@@ -3,12 +3,9 @@
 What goes together with everything is no axis of the table: the cells take turns in some of it.
 """
 
-import os
-
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from medgan import config as configs
@@ -17,7 +14,8 @@ from medgan.distributed import World
 from medgan.state import TrainState
 from medgan.step import SCALARS, parts, train_step
 
-from .conftest import free_port, overrides_of
+from . import ranks
+from .conftest import overrides_of
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1800)]
 STEPS = 2
@@ -80,17 +78,14 @@ def trained(cell: dict[str, str]) -> str | None:
 ALLOWED = [cell for cell, reason in configs.cells() if reason is None]
 
 
-def all_cells(rank: int, world: int, port: int, out: str) -> None:
-    """On two ranks every cell by both together, on one every second cell by each."""
+def together(rank: int, out: str) -> None:
+    torch.save({"-".join(cell.values()): trained(cell) for cell in ALLOWED}, f"{out}.{rank}")
+
+
+def alone(part: int, out: str) -> None:
+    """Every second cell in a process without torch.distributed."""
     torch.set_num_threads(1)
-    if world > 1:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        dist.init_process_group("gloo", rank=rank, world_size=world)
-    found = {"-".join(cell.values()): trained(cell) for cell in (ALLOWED if world > 1 else ALLOWED[rank::2])}
-    torch.save(found, f"{out}.{rank}")
-    if world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+    torch.save({"-".join(cell.values()): trained(cell) for cell in ALLOWED[part::2]}, f"{out}.{part}")
 
 
 def test_the_cells_of_every_model_loss_and_penalty_see_every_turn():
@@ -100,10 +95,10 @@ def test_the_cells_of_every_model_loss_and_penalty_see_every_turn():
             assert seen == {next(iter(chosen), None) for chosen in TURNS}, value
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_allowed_cell_trains(world, tmp_path):
     out = str(tmp_path / "found.pt")
-    mp.spawn(all_cells, (world, free_port(), out), nprocs=2)
+    ranks.run(2, together, out) if world == 2 else mp.spawn(alone, (out,), nprocs=2)
     found = torch.load(f"{out}.0", weights_only=True) | torch.load(f"{out}.1", weights_only=True)
     assert len(found) == len(ALLOWED)
     assert {cell: wrong for cell, wrong in found.items() if wrong} == {}

@@ -7,15 +7,17 @@ import torch.nn.functional as F
 from medgan.models import convolution
 from medgan.models.convolution import Shape, conv2d, conv_transpose2d, filtered, halved
 
+from .conftest import close
+
 CASES = [  # inputs, side, outputs, kernel, stride, padding, groups
-    (6, 8, 4, 3, 1, 1, 1),
-    (6, 8, 4, 3, 1, 1, 2),
-    (1, 8, 4, 4, 2, 1, 1),
-    (5, 8, 3, 4, 2, 1, 1),
-    (5, 4, 3, 4, 1, 0, 1),
-    (5, 9, 3, 3, 2, 0, 1),
-    (3, 9, 2, 3, 2, 1, 1),
-    (5, 8, 3, 1, 1, 0, 1),
+    (3, 5, 2, 3, 1, 1, 1),
+    (4, 5, 2, 3, 1, 1, 2),
+    (1, 6, 3, 4, 2, 1, 1),
+    (3, 6, 2, 4, 2, 1, 1),
+    (3, 4, 2, 4, 1, 0, 1),
+    (3, 7, 2, 3, 2, 0, 1),
+    (2, 7, 3, 3, 2, 1, 1),
+    (3, 4, 2, 1, 1, 0, 1),
 ]
 HALVED = [  # the same, in phases or, where they would not cover the input, all the same not
     (3, 5, 2, 3, 2, 0, 1),
@@ -75,6 +77,8 @@ def test_values_and_both_derivatives_of_a_transposed_convolution(case, way):
 
 @pytest.mark.parametrize(("way", "case"), EACH, indirect=["way"])
 def test_the_three_products_in_bfloat16_are_as_exact_as_its_rounding(case, way):
+    """Some CPUs round once for a product, others once for each place of the kernel; such roundings add as roots do."""
+    rounding = 2**-8 * case[3]
     (x, weight, _), more = drawn(case, torch.bfloat16)
     shape = Shape(tuple(x.shape[2:]), tuple(weight.shape[2:]), **more)
     y = torch.randn_like(convolution.convolved(x, weight, None, shape))
@@ -84,7 +88,7 @@ def test_the_three_products_in_bfloat16_are_as_exact_as_its_rounding(case, way):
         (lambda a, b: convolution.correlated(a, b, shape), x, y),
     ):
         exact = product(a.double(), b.double())
-        assert (product(a, b).double() - exact).norm() < 4e-3 * exact.norm()
+        assert (product(a, b).double() - exact).norm() < rounding * exact.norm()
 
 
 def test_halved_inputs_of_many_channels_have_phases_in_bfloat16():
@@ -123,8 +127,8 @@ def test_autocast_and_memory_order():
 
 
 def test_filters_are_their_own_transposes_and_every_other_pixel_is_taken():
-    x = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.equal(halved(x), filtered(x, 1)[..., ::2, ::2])
+    x = torch.randn(2, 2, 6, 6, dtype=torch.float64, requires_grad=True)
+    assert close(halved(x), filtered(x, 1)[..., ::2, ::2], terms=16)
     for resampled in (lambda x: filtered(x, 1, 4.0), lambda x: filtered(x, 2), halved):
         assert torch.autograd.gradcheck(resampled, (x,))
         assert torch.autograd.gradgradcheck(resampled, (x,))

@@ -1,14 +1,11 @@
 """Private training: what a patient adds is clipped as one, hidden in noise, drawn independently and accounted for."""
 
 import io
-import os
 import secrets
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from opacus.accountants import RDPAccountant
 
 from jobs import train as job
@@ -25,7 +22,8 @@ from medgan.state import SCHEMA_VERSION, TrainState, open_checkpoint
 from medgan.step import cut, draw, learn_discriminator, train_step
 from medgan.tracking import read_rows
 
-from .conftest import PRIVATE, TINY, free_port
+from . import ranks
+from .conftest import PRIVATE, TINY
 from .test_run import train
 
 SILENT = 1e-12
@@ -206,33 +204,27 @@ def some_steps(out, world):
     torch.save({"weights": weights, "sizes": sizes, "steps": state.ledger.steps}, f"{out}.{world.rank}")
 
 
-def worker(rank, size, port, out):
-    torch.set_num_threads(1)
+def worker(rank, out):
     secrets.randbits = lambda bits: 7
     secrets.token_bytes = lambda count: np.random.default_rng(7).bytes(count)
-    if size > 1:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        dist.init_process_group("gloo", rank=rank, world_size=size)
-    some_steps(out, World.current())
+    world = World.current()
+    some_steps(out, world)
     # Noise is added once, whatever the number of workers.
-    state = TrainState.create(config_of(privacy__dp__noise=3.0), World.current())
+    state = TrainState.create(config_of(privacy__dp__noise=3.0), world)
     state.discriminator.optimizer.zero_grad(set_to_none=True)
     state.discriminator.nobody()
     state.discriminator.optimizer.pre_step()
-    if size > 1:
+    if world.size > 1:
         state.discriminator.optimizer.reduce_gradients()
     noise = torch.cat([p.grad.flatten() for p in state.discriminator.module.parameters()])
     torch.save(noise, f"{out}.noise.{rank}")
-    if size > 1:
-        dist.barrier()
-        dist.destroy_process_group()
 
 
 def test_two_workers_train_and_account_as_one(tmp_path):
     found, noise = {}, {}
     for size in (1, 2):
         out = tmp_path / str(size)
-        mp.spawn(worker, (size, free_port(), str(out)), nprocs=size)
+        ranks.run(size, worker, str(out))
         found[size] = [torch.load(f"{out}.{rank}", weights_only=True) for rank in range(size)]
         noise[size] = [torch.load(f"{out}.noise.{rank}", weights_only=True) for rank in range(size)]
     (one,), (first, second) = found[1], found[2]

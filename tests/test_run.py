@@ -25,6 +25,8 @@ from medgan.tracking import read_rows
 
 from .conftest import fill_up, small_disk, write_phantoms
 
+pytestmark = pytest.mark.usefixtures("coarse_features")
+
 
 def train(config, data, out, on_event=lambda event: None, **options):
     """What jobs/train.py does, on one process without Ray."""

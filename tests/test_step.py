@@ -8,8 +8,6 @@ import sys
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from medgan import config as configs
@@ -24,7 +22,7 @@ from medgan.state import TrainState
 from medgan.step import SCALARS, parts, train_step
 from medgan.streams import stream, stream_seed
 
-from .conftest import free_port
+from . import ranks
 
 
 def test_a_step_is_its_mathematics_with_the_penalty_every_second_step(tiny):
@@ -381,22 +379,17 @@ def test_gamma_follows_resolution_and_batch_unless_it_is_set(tiny):
     assert tiny(loss__r1_gamma=8.0, loss__r1_interval=4).gradient_weight("r1", 0) == 16
 
 
-def second_derivative(rank: int, world: int, port: int, out: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=world)
+def second_derivative(rank: int, out: str) -> None:
     x = torch.tensor([float(rank + 1)], dtype=torch.float64, requires_grad=True)
     # Every rank's loss is (x_0 + x_1)^3; the first derivative of their sum is 2 * 3 s^2, the second 2 * 2 * 6 s.
     (first,) = torch.autograd.grad((SumOverRanks.apply(x) ** 3).sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), x)
     if rank == 0:
         torch.save([first.detach(), second], out)
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def test_the_sum_over_ranks_can_be_differentiated_twice(tmp_path):
-    port = free_port()
-    mp.spawn(second_derivative, (2, port, str(tmp_path / "out.pt")), nprocs=2)
+    ranks.run(2, second_derivative, str(tmp_path / "out.pt"))
     first, second = torch.load(tmp_path / "out.pt", weights_only=True)
     assert first.item() == 2 * 3 * 9
     assert second.item() == 2 * 2 * 6 * 3

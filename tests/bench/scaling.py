@@ -30,7 +30,7 @@ from cluster.hosts import Hosts, why_not
 from medgan import config as configs
 from medgan.config import Config
 from medgan.data.loader import Batch, rank_slice
-from medgan.distributed import World
+from medgan.distributed import World, leave
 from medgan.plan import gradient_bytes, random_batch
 from medgan.ray_train import interface_of
 from medgan.state import TrainState
@@ -84,8 +84,9 @@ def worker(rank: int, size: int, address: str, port: int, options: list[str]) ->
     if rank == 0:
         print(json.dumps(found), flush=True)
     if size > 1:
+        del state
         dist.barrier()
-        dist.destroy_process_group()
+    leave()
 
 
 def together(size: int, port: int, options: list[str], hosts: Hosts | None = None) -> dict[str, dict[str, float]]:
