@@ -4,8 +4,12 @@ BIN := .venv/bin
 DEMO_DATA := data/phantom_cxr
 DEMO_RUN := runs/demo
 HEAVY := ray or hosts or browser or real_data or heavy
+FAST := -n auto --maxprocesses 8 --dist loadfile -m "not slow and not ($(HEAVY))"
+# Tests whose figures a CPU computes in its own order.
+NUMERIC := $(patsubst %,tests/test_%.py,augment convolution distributed exactness extractors fidelity guards losses \
+	metrics models private sample step stylegan2)
 
-.PHONY: setup train test test-heavy check bench prove shots clean
+.PHONY: setup train test test-heavy test-isa check bench prove shots clean
 setup: .venv/installed
 
 .venv/installed: requirements.txt requirements-dev.txt pyproject.toml
@@ -20,12 +24,16 @@ train: setup ## draw the embedded data set and train a cGAN on two workers
 	@$(BIN)/python jobs/prepare.py --source phantom_cxr --out $(DEMO_DATA) --resolution 32
 	@$(BIN)/python jobs/train.py --config jobs/demo.yaml --data $(DEMO_DATA) --out $(DEMO_RUN) --workers 2
 
-test: setup ## the tests, under 10 minutes on 2 cores
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow and not ($(HEAVY))"
+test: setup ## the tests, under 6 minutes on 2 quiet cores
+	$(BIN)/python -m pytest $(FAST)
 
 test-heavy: setup ## tests that start Ray, hosts or a browser, or read real images: hosts alone, since they measure time
 	$(BIN)/python -m pytest -m "hosts and not slow"
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "($(HEAVY)) and not hosts and not slow"
+
+test-isa: setup ## the numeric tests as CPUs without AVX512, and without AVX, compute them
+	ATEN_CPU_CAPABILITY=avx2 DNNL_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(FAST) $(NUMERIC)
+	ATEN_CPU_CAPABILITY=default DNNL_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest $(FAST) $(NUMERIC)
 
 check: setup ## ruff and mypy
 	$(BIN)/ruff check .
