@@ -1,4 +1,4 @@
-"""Image files -> stored pixels, pixels <-> images, and grids.
+"""Pictures -> stored pixels, pixels <-> images, and grids.
 
 `pixels` are uint8 (N, C, R, R) as stored in shards; `images` are float in [-1, 1], the same shape, as models see them.
 """
@@ -9,7 +9,7 @@ import io
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 if TYPE_CHECKING:  # only to be named: whoever prepares films or asks for --help need not wait for it
@@ -19,35 +19,19 @@ if TYPE_CHECKING:  # only to be named: whoever prepares films or asks for --help
 Fit = Literal["crop", "pad", "squash"]
 
 
-def open_image(data: bytes) -> Image.Image:
-    """An encoded image file, decoded, turned as its EXIF says, with 8 bits per channel.
-
-    More bits are brought to 8 by a window from the 0.1th to the 99.9th percentile, so that nothing is cut off because
-    of where its values lie. Raises ValueError where the bytes are no image.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as file:
-            deep = any(";16" in str(tile) for tile in file.tile)
-            file.load()
-            image = ImageOps.exif_transpose(file)
-    except Exception as error:  # a damaged file makes Pillow's readers raise anything
-        raise ValueError(f"not a readable image ({type(error).__name__})") from None
-    if deep and image.mode not in ("I;16", "I", "F"):
-        raise ValueError("16 bits per channel in colour, of which Pillow reads 8: make it grey, or 8 bits by a window")
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(windowed(np.asarray(image)))
-    return image
-
-
 def windowed(values: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
     """Grey values of any range -> uint8 of the same shape: low and below are 0, high and above 255, linear between.
 
-    None: the 0.1th and the 99.9th percentile of the values.
+    None: the 0.1th and the 99.9th percentile of the finite values, of which there is one at least. Where low is high,
+    only what lies above it is white. NaN is 0.
     """
-    bottom = float(np.percentile(values, 0.1)) if low is None else low
-    top = float(np.percentile(values, 99.9)) if high is None else high
-    scaled = (values.astype(np.float64) - bottom) / max(top - bottom, 1e-12)
-    eight: np.ndarray = np.clip(np.round(scaled * 255), 0, 255).astype(np.uint8)
+    values = values.astype(np.float64)
+    if low is None or high is None:
+        ends = np.percentile(values[np.isfinite(values)], [0.1, 99.9])
+        low, high = ends[0] if low is None else low, ends[1] if high is None else high
+    with np.errstate(over="ignore"):  # infinity is what is meant
+        scaled = (values - low) / (high - low if high > low else 1e-12) * 255
+    eight: np.ndarray = np.clip(np.round(np.nan_to_num(scaled, nan=0.0)), 0, 255).astype(np.uint8)
     return eight
 
 

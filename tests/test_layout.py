@@ -16,6 +16,8 @@ RANKS = {
     "medgan.config": 1,
     "medgan.streams": 1,
     "medgan.pixels": 1,
+    "medgan.data.tiff": 1,
+    "medgan.data.decode": 2,
     "medgan.data.phantom": 1,
     "medgan.data.phantom_oct": 1,
     "medgan.models.convolution": 2,
@@ -30,6 +32,7 @@ RANKS = {
     "medgan.data.copies": 1,
     "medgan.data.summary": 3,
     "medgan.data.sources.base": 4,
+    "medgan.data.sources.frames": 1,
     **{
         f"medgan.data.sources.{name}": 5
         for name in ("dicom_folder", "drawn", "image_folder", "kermany", "medmnist", "nih")

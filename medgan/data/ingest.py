@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -175,8 +176,12 @@ def find(request: Request) -> Listing:
     if not found.records:
         why = f": {_most([Rejected(*row) for row in found.rejected])}" if found.rejected else ""
         raise SourceError(f"--raw {request.raw}: no image in it that can be used{why}")
-    if source.needs_raw and not any(_decodes(request, record) for record in found.records):
-        raise SourceError(f"--raw {request.raw}: none of its {len(found.records)} files is an image that can be read")
+    faults = list(takewhile(bool, (_fault(request, record) for record in found.records))) if source.needs_raw else []
+    if len(faults) == len(found.records):
+        raise SourceError(
+            f"--raw {request.raw}: none of its {len(faults)} files is an image that can be read; "
+            f"mostly: {Counter(faults).most_common(1)[0][0]}"
+        )
     check_target(request.out)
     return found
 
@@ -493,10 +498,13 @@ def _publish(plan: Plan, items: list[Item], parts: dict[str, Part]) -> Written:
     return Written(manifest, rejected)
 
 
-def _decodes(request: Request, record: Record) -> bool:
+def _fault(request: Request, record: Record) -> str | None:
+    """Why an image cannot be read, or None."""
     source = SOURCES[request.source]
     try:
         source.image(source.read(request.folder, record, request.options))
-    except (OSError, ValueError):
-        return False
-    return True
+    except OSError as error:
+        return told(error)
+    except ValueError as error:
+        return str(error)
+    return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import importlib.metadata
 import io
 import json
 import os
@@ -359,6 +360,8 @@ def versions() -> dict[str, str]:
         "medgan": medgan.__version__,
         "python": platform.python_version(),
         "pillow": PIL.__version__,
+        "tifffile": importlib.metadata.version("tifffile"),
+        "imagecodecs": importlib.metadata.version("imagecodecs"),
         "numpy": np.__version__,
         "pyarrow": pa.__version__,
     }

@@ -19,8 +19,8 @@ import pyarrow.fs as pafs
 from PIL import Image
 
 from medgan.config import Refused
+from medgan.data.decode import open_image
 from medgan.data.shards import filesystem, read_file, told
-from medgan.pixels import open_image
 
 
 class SourceError(Refused):
@@ -73,7 +73,7 @@ class Options:
         None, "table of labels: columns SOPInstanceUID or PatientID, and label (several joined by |)", "FILE.csv"
     )
     allow: tuple[str, ...] = _option(
-        (), "take DICOM files that are rejected else: multi-frame (every frame), colour, burned-in", "WHAT,..."
+        (), "take files that are rejected else: multi-frame (every frame); of DICOM colour, burned-in, too", "WHAT,..."
     )
 
 

@@ -28,6 +28,7 @@ from medgan.data.sources.base import (
     relabel,
     text_of,
 )
+from medgan.data.sources.frames import MULTI_FRAME, frame_names, parted, read_frame
 from medgan.pixels import windowed
 
 # What pydicom has to say of a strange header would quote it.
@@ -35,14 +36,12 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 warnings.filterwarnings("ignore", module="pydicom")
 
 KEYS = {"sopinstanceuid": "SOPInstanceUID", "patientid": "PatientID"}
-ALLOW = ("multi-frame", "colour", "burned-in")
+ALLOW = (MULTI_FRAME, "colour", "burned-in")
 HEADER = [
     *("SOPInstanceUID", "PatientID", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
     *("BurnedInAnnotation", "Rows", "Columns"),
 ]
 OPTIONAL = ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "VOILUTSequence", "WindowCenter", "WindowWidth")
-FRAME = b"medgan frame %09d\n"
-"""Goes before the bytes of a file of several frames, so that each frame is an image of its own."""
 
 
 class DicomFolder(Source):
@@ -72,9 +71,8 @@ class DicomFolder(Source):
             if wanted is None:
                 rejected.append((name, f"the table of labels has no row of its {key}"))
                 continue
-            frames = _frames(header)
-            each = [name] if frames == 1 else [f"{name}#frame{frame}" for frame in range(frames)]
-            records += [Record(frame, wanted, str(header.PatientID).strip()) for frame in each]
+            patient = str(header.PatientID).strip()
+            records += [Record(each, wanted, patient) for each in frame_names(name, _frames(header))]
             met.add(str(header.get(key)).strip())
         chosen = chosen_classes(classes, options.classes, "the table of labels")
         labelled_only = options.single_label or bool(options.classes)
@@ -85,18 +83,12 @@ class DicomFolder(Source):
         return Listing(chosen, limited(kept, options), rejected, notes)
 
     def read(self, raw: Raw, record: Record, options: Options) -> bytes:
-        path, mark, frame = record.name.rpartition("#frame")
-        if mark and frame.isdigit():
-            return FRAME % int(frame) + raw.read(path)
-        return raw.read(record.name)
+        return read_frame(raw.read, record.name)
 
     def image(self, content: bytes) -> Image.Image:
-        frame = 0
-        if content.startswith(FRAME[:13]):
-            first, content = content.split(b"\n", 1)
-            frame = int(first[13:])
+        file, frame = parted(content)
         try:
-            return Image.fromarray(shown(_open(content), frame))
+            return Image.fromarray(shown(_open(file), frame or 0))
         except Exception as error:  # what a damaged file makes pydicom and its decoders raise may be anything
             said = " ".join(str(error).split())
             why = said if "pixel data" in said else type(error).__name__  # other words may quote the header
@@ -184,8 +176,8 @@ def _colours(header: pydicom.Dataset) -> bool:
 def _unwanted(header: pydicom.Dataset, allow: tuple[str, ...]) -> str | None:
     """Why a file is left out unless asked for, or None."""
     frames = _frames(header)
-    if frames > 1 and "multi-frame" not in allow:
-        return f"{frames} frames; --allow multi-frame takes each as an image"
+    if frames > 1 and MULTI_FRAME not in allow:
+        return f"{frames} frames; --allow {MULTI_FRAME} takes each as an image"
     if _colours(header) and "colour" not in allow:
         return "a colour image; --allow colour takes it"
     if str(header.get("BurnedInAnnotation", "NO")).upper() == "YES" and "burned-in" not in allow:
