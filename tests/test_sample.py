@@ -58,6 +58,13 @@ def test_a_generator_that_was_handed_on_alone_draws_the_same(tiny, tmp_path):
     assert (alone.draw(labels, seed=1)[0] == Sampler.open(str(tmp_path)).draw(labels, seed=1)[0]).all()
 
 
+def test_the_config_of_a_generator_is_that_of_its_run(tiny, tmp_path):
+    config = tiny(loss__r1_gamma=0.5)
+    write(tmp_path, config)
+    (tmp_path / "config.yaml").write_text(configs.to_yaml(config))
+    assert configs.load(file=tmp_path / "generator/config.yaml") == configs.load(file=tmp_path / "config.yaml")
+
+
 def test_an_image_depends_on_its_seed_and_label_alone(tiny, tmp_path):
     write(tmp_path, tiny())
     sampler = Sampler.open(str(tmp_path))

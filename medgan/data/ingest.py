@@ -51,6 +51,7 @@ from medgan.data.shards import (
 from medgan.data.sources import SOURCES, Listing, Options, Raw, Record, SourceError
 from medgan.data.sources.base import relabel
 from medgan.data.summary import publish
+from medgan.names import wrong_with
 from medgan.pixels import Fit, fit_image
 
 Thing = TypeVar("Thing")
@@ -175,6 +176,8 @@ def find(request: Request) -> Listing:
     if not found.records:
         why = f": {_most([Rejected(*row) for row in found.rejected])}" if found.rejected else ""
         raise SourceError(f"--raw {request.raw}: no image in it that can be used{why}")
+    if wrong := wrong_with(found.classes):
+        raise SourceError(f"--raw {request.raw}: {wrong}")
     if source.needs_raw and not any(_decodes(request, record) for record in found.records):
         raise SourceError(f"--raw {request.raw}: none of its {len(found.records)} files is an image that can be read")
     check_target(request.out)
@@ -475,6 +478,7 @@ def _publish(plan: Plan, items: list[Item], parts: dict[str, Part]) -> Written:
         request=plan.digest,
         versions=versions(),
         mirror=SOURCES[request.source].mirror,
+        drawn=not SOURCES[request.source].needs_raw,
     )
     # File names hold patient ids: the folder gets keyed ones.
     rows = [
