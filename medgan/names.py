@@ -51,7 +51,7 @@ def markdown(text: str) -> str:
 
 
 def long_string(text: str) -> str:
-    """Text as one value of a DICOM Long String: 64 characters at most, no backslash, which parts values (PS3.5, 6.2)."""
+    """Text as a value of a DICOM Long String: 64 characters at most, no backslash, which parts values (PS3.5, 6.2)."""
     return one_line(text).replace("\\", "%5C")[:64]
 
 

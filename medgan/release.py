@@ -288,9 +288,8 @@ def with_evaluation(text: str, result: dict[str, Any] | None) -> str:
             for group, values in figures["classes"].items():
                 if told_figure(values, "kid"):
                     one = values["kid"]
-                    lines.append(
-                        f"| KID, {names.markdown(group)} | {one['value']:.4g}{told_interval(one)} | {one['floor']:.4g} | |"
-                    )
+                    found = f"{one['value']:.4g}{told_interval(one)} | {one['floor']:.4g}"
+                    lines.append(f"| KID, {names.markdown(group)} | {found} | |")
             lines += ["", *([shifted(figures), ""] if shifted(figures) else [])]
         if "utility" in result:
             lines += [f"**Useful?** {result['utility']['claim']['sentence']}", ""]

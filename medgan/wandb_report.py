@@ -29,10 +29,11 @@ def search_report(folder: SearchFolder, entity: str, project: str) -> wr.Report:
     records = folder.trials()
     summary = json.loads(folder.read("summary.json")) if "summary.json" in folder.names() else {}
     runset = partial(wr.Runset, entity=entity, project=project)
-    runs = runset(name=name, filters=f"Metric('Group') == {name!r}")
+    runs = runset(name=name, filters=f"Metric('Group') == {_literal(name)}")
     models = sorted({record["settings"].get("model.name", "?") for record in records})
     by_model = [
-        runset(name=model, filters=f"Metric('Group') == {name!r} and Tags() in [{model!r}]") for model in models
+        runset(name=model, filters=f"Metric('Group') == {_literal(name)} and Tags() in [{_literal(model)}]")
+        for model in models
     ]
     config, run = _first_run(folder, records)
     classes = tuple(config.data.classes or ()) if config is not None else ()
@@ -88,7 +89,7 @@ def pair_report(first: RunFolder, second: RunFolder, entity: str, project: str) 
     loaded = [config for folder in (first, second) if (config := folder.config()) is not None]
     runset = partial(wr.Runset, entity=entity, project=project)
     sets = [
-        runset(name=name, filters=f"Metric('Name') == {f'{config.model.name} {config.loss.name} {name}'!r}")
+        runset(name=name, filters=f"Metric('Name') == {_literal(f'{config.model.name} {config.loss.name} {name}')}")
         for name, config in zip(names, loaded, strict=True)
     ]
     classes = tuple(loaded[0].data.classes or ())
@@ -112,6 +113,11 @@ def pair_report(first: RunFolder, second: RunFolder, entity: str, project: str) 
         wr.MarkdownBlock(_data(first, {"manifest_sha256": loaded[0].data.manifest_sha256})),
     ]
     return wr.Report(entity=entity, project=project, title=f"{names[0]} against {names[1]}", blocks=blocks)
+
+
+def _literal(name: str) -> str:
+    """A name in a filter, which is read as Python once its signs of comparison, in names too, were rewritten."""
+    return "'" + "".join(one if one.isalnum() or one in " -_." else f"\\U{ord(one):08x}" for one in name) + "'"
 
 
 def _wide(wr: Any, row: int) -> Any:
