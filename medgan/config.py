@@ -758,7 +758,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """'loss.r1_gamma=2' -> ("loss.r1_gamma", 2.0). Raises ConfigError."""
+    """'loss.r1_gamma=2' -> ("loss.r1_gamma", 2). Raises ConfigError."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {text}: write it as key=value, for example --set loss.r1_gamma=2")

@@ -36,33 +36,31 @@ def typed(text: Any, wanted: set[Any]) -> Any:
     """Text, or a list of texts, as one of the wanted types; what is none of them stays as it is.
 
     Where None is wanted, null, none, ~ and nothing are it. Truth is true or false, yes or no, on or off. A number is
-    1000, 1_000, 1e3 or 1e-4; a whole one is any of these that is whole. A list is [a, b] or a,b. Other text is text.
+    1000, 1_000, 1e3 or 1e-4, and an int wherever it is whole. A list is [a, b] or a,b. Other text is text.
     """
     of_items = next((kinds(get_args(kind)[0]) for kind in wanted if get_origin(kind) is tuple), None)
     if isinstance(text, str) and NoneType in wanted and text.strip().lower() in NOTHING:
         return None
     if of_items is not None:
-        found = listed(text) if isinstance(text, str) else text
-        return [typed(item, of_items) for item in found] if isinstance(found, list) else text
+        items = listed(text) if isinstance(text, str) else text
+        return [typed(item, of_items) for item in items] if isinstance(items, list) else text
     if not isinstance(text, str):
         return text
     if bool in wanted:
         return TRUTH.get(text.strip().lower(), text)
-    if int in wanted or float in wanted:
-        found = number(text)
-        return text if found is None else found if int in wanted else float(found)
-    return text
+    found = number(text) if {int, float} & wanted else None
+    return text if found is None else found
 
 
 def number(text: str) -> int | float | None:
     """An int, and exactly, where the number is whole; None where the text is no number."""
     try:
         found = Decimal(text.strip().lower().replace(".inf", "inf").replace(".nan", "nan"))  # as YAML has them
-    except InvalidOperation:
+        if found.is_finite() and found.adjusted() < DIGITS and found == found.to_integral_value():
+            return int(found)
+        return float(found)
+    except (InvalidOperation, ValueError):  # the second of a NaN that signals, of which there is no float
         return None
-    if found.is_finite() and found.adjusted() < DIGITS and found == found.to_integral_value():
-        return int(found)
-    return float(found)
 
 
 def listed(text: str) -> list[Any] | None:

@@ -52,6 +52,8 @@ def test_every_preset_is_valid_and_survives_yaml(preset, tmp_path):
         (["loss.name.x=1"], ["loss.name"]),
         (["total_images=1.5"], ["total_images=1.5", "integer"]),
         (["total_images=1e99"], ["total_images=1e+99"]),
+        (["optim.lr_g=snan"], ["optim.lr_g=snan", "number"]),
+        (["optim.lr_g=1e999999999999999999999"], ["optim.lr_g=", "number"]),
         (["compile=maybe"], ["compile=maybe", "boolean"]),
         (["tracking.tags=[a"], ["tracking.tags=[a", "must be a list"]),
         (["data.classes=[a, a]"], ["data.classes=a,a", "'a' is there twice"]),

@@ -32,8 +32,7 @@ class Choice:
     values: tuple[Value, ...]
 
     def __str__(self) -> str:
-        whole = lambda value: isinstance(value, float) and value.is_integer()
-        return ",".join(str(int(value) if whole(value) else value) for value in self.values)
+        return ",".join(map(str, self.values))
 
     def draw(self, random: np.random.Generator) -> Value:
         return self.values[random.integers(len(self.values))]
