@@ -138,6 +138,7 @@ def main(argv: Sequence[str]) -> None:
         request=digest,
         versions=shards.versions(),
         mirror=bool(config.data.mirror),
+        drawn=sampler.drawn,
         trained_on=config.data.manifest_sha256,
     )
     notes = told_of(dropped, data is not None, args.confidence)
@@ -147,7 +148,7 @@ def main(argv: Sequence[str]) -> None:
         ("generator (SHA-256 of its weights)", f"`{sampler.sha256}`"),
         ("model, loss", f"{config.model.name}, {config.loss.name}"),
         ("trained on the data set of manifest SHA-256", f"`{config.data.manifest_sha256}`"),
-        ("real images shown while training", f"{sampler.images_seen:,}"),
+        (f"{'drawn' if sampler.drawn else 'real'} images shown while training", f"{sampler.images_seen:,}"),
         ("seed, truncation", f"{args.seed}, {args.truncation:g}"),
         ("filters", "; ".join(notes)),
         ("request", f"`{digest}`"),

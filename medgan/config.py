@@ -1,8 +1,9 @@
 """Every knob of a run, once: what it means, what it may be, what may be combined.
 
 A config is made from a preset or a YAML file, then dotted overrides (`--set loss.r1_gamma=2`), then validated
-as a whole. It travels through Ray as a plain dict and is validated again on the worker. No torch in here: a wrong
-command line is refused before anything heavy is imported.
+as a whole. What a person writes is text until the type of its setting says what it is: see `read`. A config travels
+through Ray as a plain dict and is validated again on the worker. No torch in here: a wrong command line is refused
+before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from medgan import values
+from medgan.names import wrong_with
 
 Precision = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 RESOLUTIONS = (32, 64, 128, 256, 512)
@@ -34,6 +38,12 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+def _classes(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if why := wrong_with(names or ()):
+        raise ValueError(why)
+    return names
+
+
 Gamma = Annotated[float | None, BeforeValidator(lambda value: None if value == "auto" else value)]
 
 
@@ -44,7 +54,7 @@ class Data(Section):
     """Side of the square images in pixels. None: as in DATA."""
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for colour. None: as in DATA."""
-    classes: tuple[str, ...] | None = None
+    classes: Annotated[tuple[str, ...] | None, AfterValidator(_classes)] = None
     """Class names in label order. None: as in DATA."""
     manifest_sha256: str | None = None
     """SHA-256 of DATA/manifest.json, hex. None: any DATA; filled in when the run starts."""
@@ -138,7 +148,7 @@ class Loss(Section):
     """bce: non-saturating logistic; lsgan: least squares, arXiv:1611.04076; hinge: arXiv:1705.02894; wgan-gp:
     Wasserstein with gradient penalty, arXiv:1704.00028; rpgan: relativistic pairs of one label, arXiv:2501.05441."""
     r1_gamma: Gamma = Field(0.0, ge=0, le=1e4)
-    """Weight of the R1 penalty, gamma/2 * |dD/dx|^2 at real images; 0 turns it off; auto (or null):
+    """Weight of the R1 penalty, gamma/2 * |dD/dx|^2 at real images; 0 turns it off; auto (or none):
     loss.auto_gamma * resolution^2 / global_batch."""
     r2_gamma: Gamma = Field(0.0, ge=0, le=1e4)
     """Weight of the R2 penalty, the same at generated images; 0 turns it off; auto as for R1."""
@@ -484,8 +494,8 @@ def excluded(cell: Mapping[str, str]) -> str | None:
 
 def cells() -> Iterator[tuple[dict[str, str], str | None]]:
     """Every cell of AXES with the reason that excludes it, or None where it is allowed."""
-    for values in product(*AXES.values()):
-        cell = dict(zip(AXES, values, strict=True))
+    for chosen in product(*AXES.values()):
+        cell = dict(zip(AXES, chosen, strict=True))
         yield cell, excluded(cell)
 
 
@@ -573,7 +583,11 @@ def load(
         for key, value in PRESETS[preset].items():
             _put(tree, key, value)
     if file is not None:
-        tree = _read_yaml(Path(file))
+        found = _read_yaml(Path(file))
+        if isinstance(found.get("config"), dict):  # of a generator/, which says more of it
+            found = found["config"]
+        for key, value in flatten(found).items():
+            _put(tree, key, read(key, value))
         if isinstance(tree.get("data"), dict):  # what the file's run found in its DATA; only a resolution is a wish
             tree["data"] = {key: value for key, value in tree["data"].items() if key not in FOUND_IN_DATA}
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides)
@@ -716,7 +730,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
+            flat[f"{prefix}{key}"] = value
     return flat
 
 
@@ -724,10 +738,10 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.dump(), sort_keys=False)
 
 
-def parse_yaml(content: str | bytes, where: str) -> dict[str, Any]:
+def parse_yaml(content: str | bytes, where: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> dict[str, Any]:
     """A mapping from YAML. Raises ConfigError naming `where`."""
     try:
-        tree = yaml.safe_load(content)
+        tree = yaml.load(content, loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{where}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(tree, dict):
@@ -740,7 +754,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from None
-    return parse_yaml(content, f"--config {path}")
+    return parse_yaml(content, f"--config {path}", values.AsWritten)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -748,10 +762,24 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {text}: write it as key=value, for example --set loss.r1_gamma=2")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {text}: the value is not YAML") from None
+    return key.strip(), read(key.strip(), values.unquoted(value))
+
+
+def read(key: str, text: Any) -> Any:
+    """What a person wrote -> the value of the setting with this dotted key, by its type: see values.typed.
+
+    What belongs to an unknown key, or is no value of its setting, stays text, which validation refuses.
+    """
+    return values.typed(text, kinds_of(key))
+
+
+def kinds_of(key: str) -> set[Any]:
+    """The types that a dotted key has in any variant, such as int, str, NoneType; none where it is unknown."""
+    kinds: set[Any] = {Config}
+    for part in key.split("."):
+        fields = [kind.model_fields for kind in kinds if hasattr(kind, "model_fields")]
+        kinds = {kind for found in fields if part in found for kind in values.kinds(found[part].annotation)}
+    return kinds
 
 
 def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
@@ -781,8 +809,9 @@ def _one_line(error: ValidationError) -> str:
             below, value = next(iter(value.items()))
             key = f"{key}.{below}"
         siblings = [other for other in known if other.rpartition(".")[0] == key.rpartition(".")[0]]
+        groups = sorted({other.partition(".")[0] for other in known})
         near = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(siblings) or 'nothing'}"
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(siblings or groups)}"
         return f"{key}={_show(value)}: unknown key; {hint}"
     if first["type"] == "union_tag_invalid":
         return f"{key}.name={_show(value.get('name'))}: choose one of {', '.join(AXES['model.name'])}"
@@ -794,7 +823,7 @@ def _one_line(error: ValidationError) -> str:
         return f"{key}={_show(value)}: has settings of its own; {hint}"
     if first["type"] == "tuple_type":
         return f"{key}={_show(value)}: must be a list, [{_show(value)}] say"
-    message = first["msg"].replace("Input should be", "must be")
+    message = first["msg"].replace("Input should be", "must be").removeprefix("Value error, ")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{key}={_show(value)}: {message}{more}"
 

@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from medgan import page
+from medgan.data.shards import Manifest
 from medgan.folder import Folder, RunFolder
 from medgan.metrics.classifiers import SCORES
 from medgan.metrics.fidelity import FIGURES, shifted, told_figure
@@ -38,6 +39,7 @@ def release_page(folder: Folder) -> str:
     return page.render(
         "release.html",
         title=folder.location.rstrip("/").rpartition("/")[2],  # not where it lay with whoever evaluated it
+        drawn=Manifest.from_json(folder.read("manifest.json").decode()).drawn,
         evaluation=render(result),
         settings=result["settings"],
         questions=[question for question in ("fidelity", "privacy", "utility") if question in result],

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import pydicom
+import yaml
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 import medgan
+from medgan import names
 from medgan.cells import Cell, Result
 from medgan.data import shards
 from medgan.data.loader import open_split
@@ -26,7 +28,7 @@ from medgan.metrics import evidence, privacy
 from medgan.metrics.fidelity import FIGURES, shifted, told_figure, told_interval
 from medgan.metrics.retrain import device
 from medgan.pixels import encode_png
-from medgan.sample import Sampler, intended, learnt_from
+from medgan.sample import OF_NOBODY, Sampler, intended, learnt_from
 from medgan.streams import stream_seed
 
 HERE = "medgan.release"
@@ -117,20 +119,25 @@ def shard(
     written = shards.write_shard(out, file, pixels[kept], hot[kept], sampler.classes, {"seed": seeds[kept].tolist()})
     for slot in kept:
         having = [name for name, has in zip(sampler.classes, hot[slot], strict=True) if has]
-        folder = ("+".join(having) or "none") if sampler.classes else "all"
+        folder = names.folder(having, sampler.classes) if sampler.classes else "all"
+        label = "+".join(having) or folder
         if png:
             shards.write_file(out, f"png/{folder}/{first + slot:06d}.png", encode_png(pixels[slot], MARK))
         if dicom:
-            content = secondary_capture(pixels[slot], folder, sha256, int(seeds[slot]), first + int(slot), request)
+            which = int(seeds[slot]), first + int(slot)
+            content = secondary_capture(pixels[slot], label, sha256, *which, request, drawn=sampler.drawn)
             shards.write_file(out, f"dicom/{folder}/{first + slot:06d}.dcm", content)
     return {**found, "shard": vars(written), "counts": hot[kept].sum(0).tolist()}
 
 
-def secondary_capture(pixels: np.ndarray, label: str, sha256: str, seed: int, number: int, request: str) -> bytes:
+def secondary_capture(
+    pixels: np.ndarray, label: str, sha256: str, seed: int, number: int, request: str, *, drawn: bool = False
+) -> bytes:
     """uint8 (1 or 3, H, W) -> a DICOM file: Secondary Capture, DERIVED, marked as synthetic wherever one would look.
 
     Its UIDs are new, and the same whenever the same command draws this image again: they follow from the generator's
     hash, the request and, for the image's own, its seed and pixels. There are no dates, no place and no person in it.
+    drawn: whether the generator learnt from drawn images alone.
     """
     content = np.ascontiguousarray(pixels.transpose(1, 2, 0)).tobytes()
     image = hashlib.sha256(content).hexdigest()
@@ -153,9 +160,13 @@ def secondary_capture(pixels: np.ndarray, label: str, sha256: str, seed: int, nu
     file.StudyDate = file.StudyTime = file.AccessionNumber = file.ReferringPhysicianName = file.StudyID = ""
     file.SeriesNumber, file.InstanceNumber, file.Laterality = None, number + 1, ""
     file.Manufacturer, file.SoftwareVersions = "medgan", medgan.__version__
-    file.SeriesDescription = f"SYNTHETIC {label}"[:64]
-    file.ImageComments = f"{MARK} Class {label}, seed {seed}."
-    file.DerivationDescription = f"Generative adversarial network, SHA-256 {sha256}"
+    if not label.isascii():
+        file.SpecificCharacterSet = "ISO_IR 192"  # UTF-8
+    file.SeriesDescription = names.long_string(f"SYNTHETIC {label}")
+    file.ImageComments = names.one_line(f"{MARK} Class {label}, seed {seed}.")
+    file.DerivationDescription = f"Generative adversarial network, SHA-256 {sha256}" + (
+        f", {OF_NOBODY}" if drawn else ""
+    )
     file.BurnedInAnnotation, file.PatientOrientation = "NO", ""
     channels, file.Rows, file.Columns = pixels.shape
     file.SamplesPerPixel, file.PhotometricInterpretation = channels, "MONOCHROME2" if channels == 1 else "RGB"
@@ -174,30 +185,37 @@ def secondary_capture(pixels: np.ndarray, label: str, sha256: str, seed: int, nu
 def card(manifest: Manifest, lineage: Sequence[tuple[str, str]], source: str, licence: str, *, looked: bool) -> str:
     """A Hub data card: what this is, where it comes from, what it is for. Figures: see `with_evaluation`.
 
+    Where nobody is in what the generator learnt from, there is nobody to be given away: nothing is said of that.
+
     looked: whether near-copies of training images were looked for, and dropped.
     """
     rows = manifest.rows("train")
     size = next(name for most, name in SIZES if rows < most)
     counts = manifest.counts.get("train", {})
-    table = ["| class | images |", "|---|---|", *(f"| {name} | {n:,} |" for name, n in counts.items()), ""]
+    table = [
+        "| class | images |",
+        "|---|---|",
+        *(f"| {names.markdown(name)} | {n:,} |" for name, n in counts.items()),
+        "",
+    ]
+    header = {
+        "license": licence,
+        "pretty_name": f"Synthetic images, {manifest.resolution}x{manifest.resolution}",
+        "task_categories": ["image-classification" if counts else "unconditional-image-generation"],
+        "size_categories": [size],
+        "tags": ["medical", "synthetic", "gan", "medgan"],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "train/*.parquet"}]}],
+    }
+    origin = ["These images were drawn by a generator that learnt from images of patients.", persons(looked, None)]
+    if manifest.drawn:
+        origin = [f"These images were drawn by a generator that has {OF_NOBODY}."]
     lines = [
         "---",
-        f"license: {licence}",
-        f"pretty_name: Synthetic images, {manifest.resolution}x{manifest.resolution}",
-        "task_categories: [image-classification]" if counts else "task_categories: [unconditional-image-generation]",
-        f"size_categories: [{size}]",
-        "tags: [medical, synthetic, gan, medgan]",
-        "configs:",
-        "- config_name: default",
-        "  data_files:",
-        "  - split: train",
-        "    path: train/*.parquet",
-        "---",
+        yaml.safe_dump(header, sort_keys=False, allow_unicode=True) + "---",
         "",
         f"# {rows:,} synthetic medical images, {manifest.resolution}x{manifest.resolution}",
         "",
-        "These images were drawn by a generator that learnt from images of patients.",
-        persons(looked, None),
+        *origin,
         "",
         "| | |",
         "|---|---|",
@@ -270,7 +288,8 @@ def with_evaluation(text: str, result: dict[str, Any] | None) -> str:
             for group, values in figures["classes"].items():
                 if told_figure(values, "kid"):
                     one = values["kid"]
-                    lines.append(f"| KID, {group} | {one['value']:.4g}{told_interval(one)} | {one['floor']:.4g} | |")
+                    found = f"{one['value']:.4g}{told_interval(one)} | {one['floor']:.4g}"
+                    lines.append(f"| KID, {names.markdown(group)} | {found} | |")
             lines += ["", *([shifted(figures), ""] if shifted(figures) else [])]
         if "utility" in result:
             lines += [f"**Useful?** {result['utility']['claim']['sentence']}", ""]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import html
 import re
 from typing import Any
+from urllib.parse import unquote
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
@@ -14,6 +16,7 @@ from medgan.config import Config
 from medgan.data.shards import Manifest
 from medgan.folder import RunFolder
 from medgan.metrics.fidelity import FIGURES
+from medgan.names import part
 from medgan.tracking import parse_rows
 
 GRIDS = 25
@@ -61,7 +64,7 @@ def _figures(evaluated: list[dict[str, Any]], best: dict[str, Any]) -> list[dict
     last = evaluated[-1]
     of_classes = [name for name in last if name.startswith("metric/kid/")]
     shown = {f"metric/{key}": text for key, text in FIGURES.items()}
-    shown |= {name: (f"KID, {name.removeprefix('metric/kid/')}", "within the class") for name in of_classes}
+    shown |= {name: (f"KID, {unquote(name.removeprefix('metric/kid/'))}", "within the class") for name in of_classes}
     return [
         {
             "name": title,
@@ -94,7 +97,7 @@ def _curves(rows: list[dict[str, Any]], config: Config) -> list[tuple[str, go.Fi
     classes = config.data.classes or ()
     plots: tuple[tuple[str, tuple[str, ...], bool], ...] = (
         ("KID", ("metric/kid", "floor/kid"), True),
-        ("KID by class", tuple(f"{kind}/kid/{name}" for name in classes for kind in ("metric", "floor")), True),
+        ("KID by class", tuple(f"{kind}/kid/{part(name)}" for name in classes for kind in ("metric", "floor")), True),
         ("FID", ("metric/fid", "floor/fid"), True),
         ("precision, recall and coverage", ("metric/precision", "metric/recall", "metric/coverage"), False),
         ("losses", ("loss/D", "loss/G"), False),
@@ -113,7 +116,7 @@ def _curves(rows: list[dict[str, Any]], config: Config) -> list[tuple[str, go.Fi
                 # The logarithm of an unbiased distance that is by chance below 0 does not exist.
                 x, y = zip(*[(x, y if y > 0 or not logarithmic else None) for x, y in points], strict=True)
                 floor = key.startswith("floor/")
-                name = key.split("/", 1)[1].removeprefix("kid/")
+                name = html.escape(unquote(key.split("/", 1)[1].removeprefix("kid/")))  # plotly takes tags
                 below = f" ({points[-1][1]:.2g}: below this axis)" if all(value is None for value in y) else ""
                 figure.add_scatter(
                     x=x,
@@ -141,6 +144,7 @@ def _data(folder: RunFolder, sha256: str | None) -> dict[str, Any]:
     manifest = Manifest.from_json(folder.read("manifest.json").decode())
     return {
         "source": manifest.source,
+        "drawn": manifest.drawn,
         "resolution": manifest.resolution,
         "classes": manifest.classes,
         "sha256": sha256,

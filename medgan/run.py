@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medgan import loop, report, sample
+from medgan import loop, names, report, sample
 from medgan.config import Config, ConfigError, validate
 from medgan.data.loader import Batch, Order, Split, batches, open_split, rank_rows
 from medgan.data.shards import Manifest, column, label_counts, read_manifest
@@ -120,7 +120,7 @@ def _of_data(data: str, split: Split) -> dict[str, Any]:
     several = bool((split.labels.sum(1) != 1).any())
     patients = column(data, "train", "patient") if several and "train" in manifest.patients else None
     sets = sample.label_sets(split.labels, manifest.classes, patients) if manifest.classes else []
-    return {"label_sets": sets, "source": manifest.source}
+    return {"label_sets": sets, "source": manifest.source, "drawn": manifest.drawn}
 
 
 def _lost(folder: RunFolder, images_seen: int, began: float) -> Row:
@@ -259,11 +259,11 @@ class Evaluator:
         return row if known is None else {**row, "metric/overfit": known}
 
     def _row(self, kind: str, real: Tensor, other: Tensor, labels: Tensor) -> Row:
-        """kind/kid, kind/kid/CLASS and so on; classes where the model is conditional and has enough of them."""
+        """kind/kid, kind/kid/CLASS and so on, by names.part; classes where the model is conditional and has enough."""
         row = {f"{kind}/{name}": value for name, value in fidelity(real, other).items()}
         classes = (self.config.data.classes or ()) if self.config.conditional else ()
         by_class = class_kid(real, self.labels, other, labels, classes)
-        return row | {f"{kind}/kid/{name}": figure["value"] for name, figure in by_class.items()}
+        return row | {f"{kind}/kid/{names.part(name)}": figure["value"] for name, figure in by_class.items()}
 
 
 def chosen(split: Split, n: int, part: slice) -> tuple[Tensor, Tensor]:

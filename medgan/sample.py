@@ -19,6 +19,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
+from medgan import names
 from medgan.config import Config, parse_yaml, validate
 from medgan.data.shards import DataError, read_file
 from medgan.folder import holds_generator
@@ -132,24 +133,28 @@ def export(
     picture: bytes,
     label_sets: Sequence[dict[str, Any]] = (),
     source: str = "unknown",
+    drawn: bool = False,
 ) -> dict[str, bytes | str]:
     """The averaged generator as files: what users share. D stays behind: it tells who was trained on.
 
     label_counts: training images of each class; figures: what is known of this generator, for its card; picture: a
-    sample grid, PNG; label_sets: see there; source: name of where the training images came from.
+    sample grid, PNG; label_sets: see there; source: name of where the training images came from;
+    drawn: whether none of them is of a patient (see Manifest).
     """
+    drawn = drawn and set(figures.get("begun_with", ())) <= {config.data.manifest_sha256}
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in ema.state_dict().items()}
     description = {
         "config": config.dump(),
         "label_counts": label_counts,
         "label_sets": list(label_sets),
+        "drawn": drawn,
         "figures": figures,
     }
     return {
         "model.safetensors": save_safetensors(weights, {"images_seen": str(figures["images_seen"])}),
         "config.yaml": yaml.safe_dump(description, sort_keys=False),
         "samples.png": picture,
-        "README.md": card(config, label_counts, figures, source),
+        "README.md": card(config, label_counts, figures, source, drawn),
     }
 
 
@@ -171,6 +176,8 @@ class Sampler:
     """SHA-256 of the manifests that the weights it began with had been trained on."""
     label_sets: tuple[dict[str, Any], ...] = ()
     """See `label_sets`; empty where every training image has one class, or the export does not tell."""
+    drawn: bool = False
+    """Whether all that it learnt from was drawn, and nothing is of a patient; no where the export does not tell."""
 
     @staticmethod
     def open(run: str, device: str = "cpu", sha256: str | None = None) -> Sampler:
@@ -198,11 +205,16 @@ class Sampler:
             raise DataError(f"--run {run}: {below}model.safetensors is damaged or of another config") from None
         generator.eval().requires_grad_(False).to(device)
         counts = tree["label_counts"] if config.conditional else {}
+        if config.conditional and tuple(counts) != config.data.classes:
+            raise DataError(
+                f"--run {run}: {below}config.yaml is damaged: it counts images of other classes than it has"
+            )
         figures = tree.get("figures", {})
         seen, epsilon = int(figures.get("images_seen", 0)), figures.get("privacy/epsilon")
         before = tuple(figures.get("begun_with", ()))
         sets = tuple(tree.get("label_sets", ())) if config.conditional else ()
-        return Sampler(generator, config, counts, found, seen, epsilon, before, sets)
+        drawn = tree.get("drawn") is True
+        return Sampler(generator, config, counts, found, seen, epsilon, before, sets, drawn)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -253,6 +265,16 @@ UNCOUNTED = (
 )
 
 
+TO_MEASURE = (
+    "Not for diagnosis. Whether these images help a classifier, and whether they copy a patient, is not shown by",
+    "these figures: measure both with jobs/evaluate.py before relying on the images.",
+)
+FOR_TRIAL = (
+    "Not for diagnosis. There is no patient whom these images could copy, and nothing about real ones that they could",
+    "teach: they are for trying the software.",
+)
+
+
 def intended() -> list[str]:
     """Lines of a card: what the images are for."""
     return [
@@ -267,13 +289,24 @@ def intended() -> list[str]:
 def learnt_from(source: str) -> list[str]:
     """Lines of a card: where the training images came from, and on which terms."""
     terms = LICENCES.get(source, "ask whoever holds the images")
-    return ["## Source", "", f"Learnt from `{source}`, whose terms are: {terms}.", ""]
+    shown = names.one_line(source).replace("`", "'")
+    return ["## Source", "", f"Learnt from `{shown}`, whose terms are: {terms}.", ""]
 
 
-def card(config: Config, label_counts: dict[str, int], figures: dict[str, Any], source: str = "unknown") -> str:
+OF_NOBODY = "learnt from drawn images alone, of no patient"
+"""What a generator is said to have, and what it draws, where that is known."""
+
+
+def card(
+    config: Config, label_counts: dict[str, int], figures: dict[str, Any], source: str = "unknown", drawn: bool = False
+) -> str:
     """A model card in Markdown: what it draws, how good that is, what it is not for."""
     data, model = config.data, config.model
-    kind = f"a row per class ({', '.join(data.classes or ())})" if config.conditional else "unconditional"
+    kind = (
+        f"a row per class ({', '.join(map(names.markdown, data.classes or ()))})"
+        if config.conditional
+        else "unconditional"
+    )
     lines = [
         "---",
         "library_name: medgan",
@@ -285,6 +318,7 @@ def card(config: Config, label_counts: dict[str, int], figures: dict[str, Any], 
         f"# {model.name} generator, {data.resolution}x{data.resolution}",
         "",
         "Draws synthetic medical images. Made with medgan; the discriminator is not part of it, on purpose.",
+        *([f"It has {OF_NOBODY}."] if drawn else ()),
         "",
         f"![Samples](samples.png)\n\nSamples, {kind}.",
         "",
@@ -292,7 +326,7 @@ def card(config: Config, label_counts: dict[str, int], figures: dict[str, Any], 
         "|---|---|",
         f"| architecture, loss, seed | {model.name}, {config.loss.name}, {config.seed} |",
         f"| images | {data.channels} channel{'s' if data.channels != 1 else ''}, {data.resolution} pixels a side |",
-        f"| real images shown while training | {figures['images_seen']:,} |",
+        f"| {'drawn' if drawn else 'real'} images shown while training | {figures['images_seen']:,} |",
         f"| data manifest (SHA-256) | {data.manifest_sha256} |",
         *(
             f"| begun with weights trained on manifest (SHA-256) | {sha256} |"
@@ -303,8 +337,8 @@ def card(config: Config, label_counts: dict[str, int], figures: dict[str, Any], 
     if label_counts:
         lines += ["| class | training images | KID | real against real |", "|---|---|---|---|"]
         for name, count in label_counts.items():
-            kid, floor = (figures.get(f"{side}/kid/{name}") for side in ("metric", "floor"))
-            lines.append(f"| {name} | {count:,} | {_figure(kid)} | {_figure(floor)} |")
+            kid, floor = (figures.get(f"{side}/kid/{names.part(name)}") for side in ("metric", "floor"))
+            lines.append(f"| {names.markdown(name)} | {count:,} | {_figure(kid)} | {_figure(floor)} |")
         lines.append("")
     known = [name for name in FIGURES if f"metric/{name}" in figures]
     if known:
@@ -339,8 +373,7 @@ def card(config: Config, label_counts: dict[str, int], figures: dict[str, Any], 
         *intended(),
         "## Limits",
         "",
-        "Not for diagnosis. Whether these images help a classifier, and whether they copy a patient, is not shown by",
-        "these figures: measure both with jobs/evaluate.py before relying on the images.",
+        *(FOR_TRIAL if drawn else TO_MEASURE),
         "",
         *learnt_from(source),
     ]

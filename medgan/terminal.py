@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from medgan.config import Refused
+from medgan.names import one_line
 
 
 class Failed(RuntimeError):
@@ -65,7 +66,7 @@ def _say(error: object, code: int, arguments: list[str], hint: str = "") -> int:
     if "--verbose" in arguments and code != 130:
         traceback.print_exc()
     name = Path(sys.argv[0]).name
-    print(f"{name}: {error}{hint}", file=sys.stderr)
+    print(one_line(f"{name}: {error}{hint}"), file=sys.stderr)
     return code
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 from medgan.config import Config
 from medgan.data.shards import write_file
 from medgan.folder import RunFolder
+from medgan.names import part
 
 Row = dict[str, float]
 
@@ -156,7 +157,7 @@ class WandbTracker:
                 self.run.log({"images_seen": images_seen, **row}, step=images_seen)
 
     def picture(self, images_seen: int, name: str, png: bytes) -> None:
-        """The grid, and, where its rows are classes, each row by its class."""
+        """The grid, and, where its rows are classes, each row by its class: W&B makes a file name of the key."""
         if not self.well:
             return
         image = Image.open(io.BytesIO(png))
@@ -164,7 +165,7 @@ class WandbTracker:
         classes = (self.config.data.classes or ()) if self.config.conditional else ()
         height = image.height // max(1, len(classes))
         for index, label in enumerate(classes):
-            pictures[f"{name}/{label}"] = image.crop((0, index * height, image.width, (index + 1) * height))
+            pictures[f"{name}/{part(label)}"] = image.crop((0, index * height, image.width, (index + 1) * height))
         with self._harmless():
             logged = {key: self.wandb.Image(picture) for key, picture in pictures.items()}
             self.run.log({"images_seen": images_seen, **logged}, step=images_seen)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from medgan import config as configs
 from medgan.data.shards import Manifest
 from medgan.folder import RunFolder, SearchFolder
+from medgan.names import markdown, part
 
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2 as wr
@@ -28,10 +29,11 @@ def search_report(folder: SearchFolder, entity: str, project: str) -> wr.Report:
     records = folder.trials()
     summary = json.loads(folder.read("summary.json")) if "summary.json" in folder.names() else {}
     runset = partial(wr.Runset, entity=entity, project=project)
-    runs = runset(name=name, filters=f"Metric('Group') == '{name}'")
+    runs = runset(name=name, filters=f"Metric('Group') == {_literal(name)}")
     models = sorted({record["settings"].get("model.name", "?") for record in records})
     by_model = [
-        runset(name=model, filters=f"Metric('Group') == '{name}' and Tags() in ['{model}']") for model in models
+        runset(name=model, filters=f"Metric('Group') == {_literal(name)} and Tags() in [{_literal(model)}]")
+        for model in models
     ]
     config, run = _first_run(folder, records)
     classes = tuple(config.data.classes or ()) if config is not None else ()
@@ -87,7 +89,7 @@ def pair_report(first: RunFolder, second: RunFolder, entity: str, project: str) 
     loaded = [config for folder in (first, second) if (config := folder.config()) is not None]
     runset = partial(wr.Runset, entity=entity, project=project)
     sets = [
-        runset(name=name, filters=f"Metric('Name') == '{config.model.name} {config.loss.name} {name}'")
+        runset(name=name, filters=f"Metric('Name') == {_literal(f'{config.model.name} {config.loss.name} {name}')}")
         for name, config in zip(names, loaded, strict=True)
     ]
     classes = tuple(loaded[0].data.classes or ())
@@ -113,12 +115,17 @@ def pair_report(first: RunFolder, second: RunFolder, entity: str, project: str) 
     return wr.Report(entity=entity, project=project, title=f"{names[0]} against {names[1]}", blocks=blocks)
 
 
+def _literal(name: str) -> str:
+    """A name in a filter, which is read as Python once its signs of comparison, in names too, were rewritten."""
+    return "'" + "".join(one if one.isalnum() or one in " -_." else f"\\U{ord(one):08x}" for one in name) + "'"
+
+
 def _wide(wr: Any, row: int) -> Any:
     return wr.Layout(x=0, y=row, w=24, h=8)
 
 
 def _grids(wr: Any, classes: Sequence[str]) -> Any:
-    keys = [f"samples/{name}" for name in classes] or ["samples"]
+    keys = [f"samples/{part(name)}" for name in classes] or ["samples"]
     return wr.MediaBrowser(title="samples by class over time", media_keys=keys, num_columns=2, layout=_wide(wr, 0))
 
 
@@ -190,7 +197,7 @@ def _data(run: RunFolder | None, settings: dict[str, Any]) -> str:
     lines = [f"Manifest SHA-256 `{settings['manifest_sha256']}`."]
     if run is not None and run.exists("manifest.json"):
         manifest = Manifest.from_json(run.read("manifest.json").decode())
-        lines.append(f"Source {manifest.source}; split by patient.")
+        lines.append(f"Source {markdown(manifest.source)}; split by patient.")
         lines += ["", "| split | images | patients |", "|---|---|---|"]
         lines += [f"| {s} | {manifest.rows(s):,} | {manifest.patients.get(s, 0):,} |" for s in manifest.splits]
     return "\n".join([*lines, "", LICENCE])
@@ -199,5 +206,5 @@ def _data(run: RunFolder | None, settings: dict[str, Any]) -> str:
 def _difference(names: Sequence[str], loaded: Sequence[configs.Config]) -> str:
     one, other = (configs.flatten(config.dump()) for config in loaded)
     keys = [key for key in sorted({**one, **other}) if one.get(key) != other.get(key)]
-    lines = [f"| setting | {names[0]} | {names[1]} |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {key} | {one.get(key, '')} | {other.get(key, '')} |" for key in keys])
+    rows = [("setting", *names), ("---",) * 3, *((key, one.get(key, ""), other.get(key, "")) for key in keys)]
+    return "\n".join(f"| {' | '.join(markdown(str(cell)) for cell in row)} |" for row in rows)

@@ -21,12 +21,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import settings
 
 from medgan import config as configs
 from medgan.data import phantom, shards, summary
 from medgan.data.sources import SOURCES, Options, Raw
 from medgan.pixels import fit_image
 
+quick = settings(derandomize=True, deadline=None, max_examples=50)
+"""Of tests that hold for any input: the same few inputs each time."""
 KEY = bytes(range(32))
 TINY = {
     "model.width": 4,

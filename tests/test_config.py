@@ -1,11 +1,13 @@
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medgan import config as configs
 from medgan.config import ConfigError
 
-from .conftest import overrides_of
+from .conftest import overrides_of, quick
 
 PRIVATE = ["privacy.dp.epsilon=8", "loss.r1_gamma=0", "model.stddev_group=1"]
 DATA = {"resolution": 64, "channels": 1, "classes": ("a", "b"), "manifest_sha256": "0" * 64}
@@ -48,6 +50,13 @@ def test_every_preset_is_valid_and_survives_yaml(preset, tmp_path):
         (["model.width=64", "model.max_width=32"], ["model.max_width=32", "model.width=64"]),
         (["loss=hinge"], ["loss=hinge"]),
         (["loss.name.x=1"], ["loss.name"]),
+        (["total_images=1.5"], ["total_images=1.5", "integer"]),
+        (["total_images=1e99"], ["total_images=1e+99"]),
+        (["optim.lr_g=snan"], ["optim.lr_g=snan", "number"]),
+        (["optim.lr_g=1e999999999999999999999"], ["optim.lr_g=", "number"]),
+        (["compile=maybe"], ["compile=maybe", "boolean"]),
+        (["tracking.tags=[a"], ["tracking.tags=[a", "must be a list"]),
+        (["data.classes=[a, a]"], ["data.classes=a,a", "'a' is there twice"]),
         (["nonsense"], ["nonsense", "key=value"]),
         (["privacy.dp.epsilon=8", "loss.r1_gamma=0"], ["model.stddev_group=4", "model.stddev_group=1"]),
         (["privacy.dp.epsilon=8"], ["privacy.dp.epsilon", "loss.r1_gamma=0"]),
@@ -119,10 +128,81 @@ def test_a_run_goes_on_with_its_gammas_whatever_auto_would_make_of_them_now():
         configs.resume(stored, other)
 
 
-def test_numbers_may_be_written_as_yaml_writes_them():
-    config = configs.load("dcgan", overrides=["optim.lr_g=1e-4", "ema.half_life_kimg=0"])
-    assert config.optim.lr_g == 1e-4
-    assert config.ema.half_life_kimg == 0
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("total_images", "1e3", 1000),
+        ("total_images", "1_000", 1000),
+        ("total_images", "2.5e+5", 250_000),
+        ("total_images", "1000.0", 1000),
+        ("seed", "007", 7),
+        ("seed", "9007199254740993", 2**53 + 1),  # float has no such number
+        ("seed", "9.007199254740993e15", 2**53 + 1),
+        ("evaluate.n", "1e2", 100),
+        ("optim.lr_g", "1e-4", 1e-4),
+        ("ema.half_life_kimg", "0", 0.0),
+        ("loss.r1_gamma", "auto", None),
+        ("loss.r1_gamma", "2", 2.0),
+        ("data.resolution", "64", 64),
+        ("data.resolution", "null", None),
+        ("privacy.dp.delta", "none", None),
+        ("compile", "yes", True),
+        ("tf32", "off", False),
+        ("tracking.group", "007", "007"),
+        ("tracking.group", "no", "no"),
+        ("tracking.group", "2024-01-01", "2024-01-01"),
+        ("tracking.group", "1:30", "1:30"),
+        ("tracking.group", "0x10", "0x10"),
+        ("tracking.group", "none", None),
+        ("tracking.wandb", "disabled", "disabled"),
+        ("tracking.tags", "[1, no, 2024-01-01, 'a, b']", ("1", "no", "2024-01-01", "a, b")),
+        ("tracking.tags", "a, 007", ("a", "007")),
+        ("tracking.tags", "[]", ()),
+        ("augment.kinds", "flip,shift", ("flip", "shift")),
+    ],
+)
+def test_what_is_written_is_read_by_the_type_of_its_setting_on_a_command_line_and_in_a_file(key, text, value, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "".join("  " * depth + f"{part}:\n" for depth, part in enumerate(key.split(".")))[:-1] + f" {text}\n"
+    )
+    for config in (configs.load("dcgan", overrides=[f"{key}={text}"]), configs.load(file=file)):
+        found = configs.flatten(config.dump())[key]
+        assert (tuple(found) if isinstance(found, list) else found) == value
+        assert isinstance(found, float) == isinstance(value, float)
+
+
+@pytest.mark.parametrize("text", ["a: b", "[draft] film", "{x", "- y", "#1", "'a' and 'b'", "%", "&a *b", "a=b", " "])
+def test_text_is_taken_as_it_is(text):
+    if text.strip():
+        assert configs.load("cgan", overrides=[f"tracking.project={text}"]).tracking.project == text
+
+
+def test_quotes_make_text_of_what_would_be_none_elsewhere_in_yaml():
+    assert configs.load("cgan", overrides=["tracking.group='007'"]).tracking.group == "007"
+    assert configs.load("cgan", overrides=['tracking.project="a\\tb"']).tracking.project == "a\tb"
+
+
+@quick
+@given(st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1))
+def test_any_text_survives_a_config_file(tmp_path_factory, text):
+    config = configs.load("cgan", overrides={"tracking.project": text, "tracking.tags": [text]})
+    file = tmp_path_factory.getbasetemp() / "any.yaml"
+    file.write_text(configs.to_yaml(config))
+    assert configs.load(file=file) == config
+
+
+@quick
+@given(st.integers(1, 10**12))
+def test_any_whole_number_may_be_written_with_an_exponent(number):
+    for text in (f"{number:.12e}", f"{number:_}", f"{number}.0", f"{number}e0"):
+        assert configs.load("cgan", overrides=[f"total_images={text}"]).total_images == number
+
+
+def test_a_file_of_other_things_is_told_what_a_config_has(tmp_path):
+    (tmp_path / "search.yaml").write_text("search: {trials: 3}\n")
+    with pytest.raises(ConfigError, match=r"search.trials=3: unknown key; known here: .*loss.*model"):
+        configs.load(file=tmp_path / "search.yaml")
 
 
 @pytest.mark.parametrize(

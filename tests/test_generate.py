@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from io import BytesIO
 from pathlib import Path
 
@@ -70,6 +71,69 @@ def test_a_release_is_read_back_by_others(trained, tmp_path):
     assert len(pictures) == 12
     assert Image.open(pictures[0]).text == {"Comment": release.MARK}
     assert shards.problems(out) == []
+
+
+@pytest.mark.parametrize(
+    ("classes", "folders"),
+    [
+        (("N/A", "../../escaped"), {"N%2FA", "%2E.%2F..%2Fescaped"}),
+        (("Ödem\\links|rechts", ".."), {"Ödem%5Clinks%7Crechts", "%2E%2E"}),
+        (("normal", "NORMAL"), {"normal", "%4E%4F%52%4D%41%4C"}),
+    ],
+)
+def test_classes_of_any_name_stay_within_the_release(tiny, tmp_path, capsys, classes, folders):
+    config = tiny()
+    run = tmp_path / "run"
+    write(run, config.model_copy(update={"data": config.data.model_copy(update={"classes": classes})}))
+    before = files_of(tmp_path)
+    asked = (str(run), tmp_path / "re/lease", "--per-class", 2, "--png", "--dicom")
+    out = made(*asked)
+    assert {path.name for kind in ("png", "dicom") for path in (out / kind).iterdir()} == folders
+    written = files_of(out)
+    assert len([name for name in written if name.endswith((".png", ".dcm"))]) == 8
+    assert files_of(tmp_path).keys() == before.keys() | {f"re/lease/{name}" for name in written}
+    made(*asked)
+    assert "complete" in capsys.readouterr().out
+    assert files_of(made(*asked, "--overwrite")).keys() == written.keys()
+    assert shards.problems(out) == []
+    films = [pydicom.dcmread(path) for path in sorted(out.glob("dicom/*/*.dcm"))]
+    assert len({film.SeriesInstanceUID for film in films}) == 2
+    for film in films:
+        assert film["SeriesDescription"].VM == 1
+        assert film.SeriesDescription.removeprefix("SYNTHETIC ") in {name.replace("\\", "%5C") for name in classes}
+        assert any(f"Class {name}, seed" in film.ImageComments for name in classes)
+    table = [line for line in (out / "README.md").read_text().splitlines() if line.endswith(" | 2 |")]
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in table] == [3, 3]
+
+
+def test_a_licence_of_any_words_leaves_the_header_of_the_card_whole(trained, tmp_path):
+    out = made(trained, tmp_path / "out", "--count", 20, "--licence", "cc: by\n--- #4.0")
+    header = yaml.safe_load((out / "README.md").read_text().split("\n---\n")[0])
+    assert header["license"] == "cc: by\n--- #4.0"
+    assert header["tags"] == ["medical", "synthetic", "gan", "medgan"]
+
+
+def test_a_release_of_drawn_images_says_that_nobody_is_in_it(tiny, phantoms, tmp_path):
+    nobody = "learnt from drawn images alone, of no patient"
+    careful = "learnt from images of patients"
+    for drawn in (True, False):
+        run = tmp_path / f"run{drawn}"
+        write(run, tiny(), drawn=drawn)
+        out = made(str(run), tmp_path / f"out{drawn}", "--count", 20, "--dicom")
+        card = (out / "README.md").read_text()
+        assert ((nobody in card), (careful in card), ("<!-- persons -->" in card)) == (drawn, not drawn, not drawn)
+        assert (f"| {'drawn' if drawn else 'real'} images shown while training |") in card
+        film = pydicom.dcmread(next(out.glob("dicom/*/*.dcm")))
+        assert (nobody in film.DerivationDescription) is drawn
+        assert ("learnt from drawn images alone" in (out / "summary.html").read_text()) is drawn
+        assert shards.read_manifest(out)[0].drawn is drawn  # a generator that learns from it says the same
+        evaluate.main(
+            ["--synthetic", str(out), "--data", phantoms, "--n", "20", "--workers", "0", "--extractor", "radiomics"]
+        )
+        assert (nobody in (out / "report.html").read_text()) is drawn
+        claim = {"verdict": "leaks", "sentence": "x"}
+        judged = release.with_evaluation(card, {"settings": {"manifest_sha256": "ab"}, "privacy": {"claim": claim}})
+        assert ("give patients away" in judged) is not drawn
 
 
 def test_colour_images_are_captured_in_colour():

@@ -198,6 +198,14 @@ def test_a_class_without_a_usable_image_is_left_out_or_refused_where_it_was_aske
     assert not (tmp_path / "asked/manifest.json").exists()
 
 
+def test_a_class_that_nothing_can_show_is_refused_before_anything_is_written(tmp_path):
+    for name in ("a\nb", "c"):
+        put(tmp_path / "raw", f"{name}/p1.png", film(1))
+    with pytest.raises(SourceError, match=r"the class 'a\\nb' holds U\+000A, which nothing can show; rename it"):
+        ingest.find(request(tmp_path / "raw", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_images_without_labels_are_prepared_and_opened(films, tmp_path):
     raw = tmp_path / "raw"
     for number in range(20):

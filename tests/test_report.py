@@ -1,6 +1,7 @@
 """The page of a run: what it says, and how it behaves in a browser."""
 
 import base64
+import dataclasses
 import importlib.metadata
 import json
 import re
@@ -17,6 +18,7 @@ from medgan.folder import RunFolder
 from medgan.pixels import encode_png
 
 CHROMIUM = shutil.which("chromium")
+FIGURES = {"metric/kid/N%2FA": 2.0, "metric/kid/%3C%2Fscript%3E%3Cb%3Ex%3C%2Fb%3E": 3.0}
 FLAGS = ("--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update")
 
 
@@ -43,6 +45,32 @@ def write_run(config, data, out, evaluations=5) -> RunFolder:
 @pytest.fixture
 def run(tiny, phantoms, tmp_path):
     return write_run(tiny(), phantoms, tmp_path / "demo")
+
+
+def test_a_class_of_any_name_is_text_on_the_page(tiny, phantoms, tmp_path):
+    classes = ("N/A", "</script><b>x</b>")
+    config = tiny()
+    config = config.model_copy(update={"data": config.data.model_copy(update={"classes": classes})})
+    folder = write_run(config, phantoms, tmp_path / "demo")
+    rows = [{"images_seen": seen, "metric/kid": 1.0, "metric/n": 16, **FIGURES} for seen in (0, 64)]
+    folder.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    page = report.run_page(folder)
+    assert "<b>x" not in page
+    assert "KID, N/A</td>" in page
+    assert "KID, &lt;/script&gt;&lt;b&gt;x&lt;/b&gt;</td>" in page
+    ((_, by_class),) = [pair for pair in report._curves(rows, config) if pair[0] == "KID by class"]
+    assert [trace.name for trace in by_class.data] == [
+        "N/A",
+        "&lt;/script&gt;&lt;b&gt;x&lt;/b&gt;",
+    ]  # plotly reads tags
+
+
+def test_the_page_of_drawn_images_says_so(tiny, phantoms, tmp_path):
+    folder = write_run(tiny(), phantoms, tmp_path / "demo")
+    assert "none is of a person" not in folder.read("report.html").decode()
+    manifest = dataclasses.replace(shards.read_manifest(phantoms)[0], drawn=True)
+    folder.write("manifest.json", manifest.to_json())
+    assert "none is of a person" in report.run_page(folder)
 
 
 def test_every_figure_stands_beside_its_floor(run):

@@ -22,7 +22,7 @@ POOL = np.eye(2, dtype=np.uint8)[[0] * 30 + [1] * 10]
 def write(tmp_path, config, **more):
     state = TrainState.create(config, World())
     sample.calibrate(state.ema, config, POOL)
-    counts = {"NORMAL": 30, "PNEUMONIA": 10}
+    counts = dict(zip(config.data.classes, (30, 10), strict=True))
     files = sample.export(state.ema, config, counts, FIGURES, b"png", **more)
     for name, content in files.items():
         data = content if isinstance(content, bytes) else content.encode()
@@ -56,6 +56,13 @@ def test_a_generator_that_was_handed_on_alone_draws_the_same(tiny, tmp_path):
     (tmp_path / "handed").rename(tmp_path / "generator")
     labels = alone.labels(0, count=4)
     assert (alone.draw(labels, seed=1)[0] == Sampler.open(str(tmp_path)).draw(labels, seed=1)[0]).all()
+
+
+def test_the_config_of_a_generator_is_that_of_its_run(tiny, tmp_path):
+    config = tiny(loss__r1_gamma=0.5)
+    write(tmp_path, config)
+    (tmp_path / "config.yaml").write_text(configs.to_yaml(config))
+    assert configs.load(file=tmp_path / "generator/config.yaml") == configs.load(file=tmp_path / "config.yaml")
 
 
 def test_an_image_depends_on_its_seed_and_label_alone(tiny, tmp_path):
@@ -115,6 +122,43 @@ def test_an_export_that_does_not_tell_sets_of_labels_is_read(tiny, tmp_path):
     file.write_text(file.read_text().replace("label_sets: []\n", ""))
     assert "label_sets" not in file.read_text()
     assert Sampler.open(str(tmp_path)).labels(0, count=50).sum(1).tolist() == [1] * 50
+
+
+def test_a_generator_of_drawn_images_says_that_nobody_is_in_them(tiny, tmp_path):
+    config = tiny()
+    careful, nobody = "whether they copy a patient, is not shown", "learnt from drawn images alone, of no patient"
+    write(tmp_path, config)
+    assert careful in (tmp_path / "generator/README.md").read_text()
+    assert not Sampler.open(str(tmp_path)).drawn
+    write(tmp_path, config, drawn=True)
+    card = (tmp_path / "generator/README.md").read_text()
+    assert nobody in card
+    assert careful not in card
+    assert "| drawn images shown while training | 64 |" in card
+    assert Sampler.open(str(tmp_path)).drawn
+    file = tmp_path / "generator/config.yaml"
+    file.write_text(file.read_text().replace("drawn: true\n", ""))  # as an earlier version wrote it
+    assert not Sampler.open(str(tmp_path)).drawn
+
+
+@pytest.mark.parametrize(("before", "drawn"), [("own", True), ("another", False)])
+def test_what_it_began_with_may_know_patients_although_its_own_images_are_drawn(
+    tiny, tmp_path, monkeypatch, before, drawn
+):
+    config = tiny()
+    begun_with = [config.data.manifest_sha256 if before == "own" else "0" * 64]
+    monkeypatch.setitem(FIGURES, "begun_with", begun_with)
+    write(tmp_path, config, drawn=True)
+    assert Sampler.open(str(tmp_path)).drawn is drawn
+    assert ("of no patient" in (tmp_path / "generator/README.md").read_text()) is drawn
+
+
+def test_a_generator_that_counts_other_classes_than_it_has_is_refused(tiny, tmp_path):
+    write(tmp_path, tiny())
+    file = tmp_path / "generator/config.yaml"
+    file.write_text(file.read_text().replace("  PNEUMONIA: 10\n", "  ../x: 10\n"))
+    with pytest.raises(DataError, match=r"config.yaml is damaged: it counts images of other classes"):
+        Sampler.open(str(tmp_path))
 
 
 def test_a_run_without_a_generator_is_refused(tmp_path):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import runpy
@@ -154,6 +155,29 @@ def test_a_manifest_that_is_missing_damaged_or_of_another_version_is_refused(fol
     file.unlink()
     with pytest.raises(DataError, match="no manifest.json"):
         shards.read_manifest(folder)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[2Jb", "\ud800", " "])
+def test_a_class_that_nothing_can_show_is_refused(folder, name):
+    file = folder / "manifest.json"
+    tree = json.loads(file.read_text())
+    file.write_text(json.dumps(tree | {"classes": ["NORMAL", name]}))
+    with pytest.raises(DataError, match=r"manifest.json: the class '.*' h") as refusal:
+        shards.read_manifest(folder)
+    assert str(refusal.value).isprintable()
+
+
+def test_folders_of_real_images_do_not_say_that_they_are_drawn(folder):
+    manifest, _ = shards.read_manifest(folder)
+    assert "drawn" not in json.loads(manifest.to_json())
+    drawn = dataclasses.replace(manifest, drawn=True)
+    assert shards.Manifest.from_json(drawn.to_json()).drawn
+
+
+def test_more_than_a_million_images_of_a_class_are_ours():
+    assert shards.OURS.fullmatch("png/NORMAL/1000000.png")
+    assert shards.OURS.fullmatch("dicom/N%2FA/1000000.dcm")
+    assert not shards.OURS.fullmatch("png/N/A/000000.png")
 
 
 def test_a_folder_may_be_a_uri(folder):

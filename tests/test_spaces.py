@@ -137,6 +137,16 @@ def test_a_wrong_narrowing_is_refused_with_its_reason(labelled, narrowings, word
     assert "\n" not in str(refusal.value)
 
 
+def test_values_are_read_by_the_type_of_their_setting(tmp_path):
+    file = tmp_path / "space.yaml"
+    file.write_text("model.noise: [yes, off]\nloss.r1_gamma: [1, 1e1]\nmodel.width: 1.6e1\n")
+    typed = {"model.noise": (True, False), "loss.r1_gamma": (1, 10), "model.width": (16,)}
+    for narrowings in ([str(file)], ["model.noise=yes, off", "loss.r1_gamma=1,1e1", "model.width=1.6e1"]):
+        narrowed = spaces.space(True, narrowings).narrowed
+        assert {key: domain.values for key, domain in narrowed.items()} == typed
+        assert spaces.spelled(narrowings) == ("loss.r1_gamma=1,10", "model.noise=True,False", "model.width=16")
+
+
 def test_a_population_shares_one_architecture_and_draws_only_what_evolves():
     with pytest.raises(Refused, match="one architecture: --space model.name=dcgan"):
         Space().for_population()

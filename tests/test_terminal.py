@@ -28,6 +28,16 @@ def test_every_end_has_its_exit_code_and_one_line(error, code, capsys):
     assert str(error) in lines[0] or "stopped; to go on: python " in lines[0]
 
 
+def test_what_an_error_holds_moves_no_cursor_and_breaks_no_line(capsys):
+    def main(argv):
+        raise Refused("--data a\nb\x1b[2J\x9b0m: no")
+
+    command(main, [])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isprintable()
+    assert r"a\nb\x1b[2J\x9b0m" in line
+
+
 def test_verbose_shows_the_traceback(capsys):
     def main(argv):
         raise Refused("no")

@@ -86,6 +86,18 @@ def test_wandb_writes_an_offline_run_with_figures_pictures_config_and_names(tiny
     assert '"step_metric": "images_seen"' in text or '"step_metric_index"' in text
 
 
+def test_pictures_of_a_class_of_any_name_lie_in_the_runs_folder(tiny, run, tmp_path):
+    config = tiny()
+    classes = ("N/A", "../../../../../x")
+    config = config.model_copy(update={"data": config.data.model_copy(update={"classes": classes})})
+    write(config, run, [(64, {"metric/kid": 2.0})])
+    (folder,) = offline_folders(run)
+    pictures = {path.relative_to(tmp_path) for path in tmp_path.rglob("*.png")}
+    assert len(pictures) == 3
+    media = (folder / "files/media/images/samples").relative_to(tmp_path)
+    assert len([path for path in pictures if path.parent == media]) == 2
+
+
 def test_the_generator_lies_in_the_runs_folder_and_nowhere_else(tiny, run, monkeypatch, tmp_path):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))

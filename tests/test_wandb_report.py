@@ -79,6 +79,16 @@ def test_the_report_of_a_search_holds_question_winner_curves_finalists_and_evide
     assert "samples/PNEUMONIA" in text
 
 
+@pytest.mark.parametrize(
+    "name", ["demo", "it's", 'a"b', "a=b <c> == d", "x' or Metric('Group') != '", "back\\slash", "Ödem"]
+)
+def test_a_filter_chooses_by_a_name_of_any_letters(name):
+    from wandb_workspaces.expr import expr_to_filters
+
+    chosen = expr_to_filters(f"Metric('Group') == {wandb_report._literal(name)}")
+    assert (chosen.op, chosen.value) == ("=", name)
+
+
 def test_the_report_of_two_runs_says_what_differs(tiny, phantoms, tmp_path, server):
     runs = [write_run(tiny(seed=seed), phantoms, tmp_path / name) for seed, name in enumerate(("a", "b"))]
     spec = specification(wandb_report.pair_report(*runs, "clinic", "medgan"))

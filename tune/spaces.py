@@ -12,12 +12,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
-import yaml
 
 from medgan import config as configs
+from medgan import values as written
 from medgan.config import AXES, PRESETS, Config, ConfigError, Refused, flatten
 
 Value = Any
@@ -376,38 +376,27 @@ def _checked(key: str, domain: Domain) -> Domain:
 
 def _kind(key: str) -> type[int] | type[float] | None:
     """int or float, as a setting is; None where it is no number."""
-    kinds: list[Any] = [configs.Config]
-    for part in key.split("."):
-        fields = [kind.model_fields[part].annotation for kind in kinds if part in getattr(kind, "model_fields", {})]
-        kinds = [kind for annotation in fields for kind in get_args(annotation) or (annotation,)]
+    kinds = configs.kinds_of(key)
     return int if int in kinds else float if float in kinds else None
 
 
 def _parse(key: str, text: str) -> Domain:
     low, dots, rest = text.partition("..")
     if not dots:
-        return Choice(tuple(_number(key, part) for part in text.split(",")))
+        return _choice(key, text.split(","))
     high, _, scale = rest.partition(":")
-    return _range(key, _number(key, low), _number(key, high), scale or None)
+    return _range(key, low, high, scale or None)
 
 
-def _number(key: str, text: str) -> Value:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise Refused(f"--space {key}={text}: not a value") from None
-    if isinstance(value, str):  # YAML takes 1e-4 for a word
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    return value
+def _choice(key: str, texts: Sequence[Any]) -> Choice:
+    return Choice(tuple(configs.read(key.strip(), text.strip() if isinstance(text, str) else text) for text in texts))
 
 
-def _range(key: str, low: Value, high: Value, scale: str | None) -> Range:
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in (low, high))
-    if not numbers or low >= high:
-        raise Refused(f"--space {key}={low}..{high}: a range goes from a number to a larger one")
+def _range(key: str, first: Any, last: Any, scale: str | None) -> Range:
+    """first, last: text."""
+    low, high = written.number(str(first)), written.number(str(last))
+    if low is None or high is None or not math.isfinite(high - low) or low >= high:
+        raise Refused(f"--space {key}={first}..{last}: a range goes from a number to a larger one")
     scale = scale or ("log" if low > 0 else "linear")
     if scale not in ("log", "linear") or (scale == "log" and low <= 0):
         raise Refused(f"--space {key}={low}..{high}:{scale}: the scale is log (above 0) or linear")
@@ -417,7 +406,7 @@ def _range(key: str, low: Value, high: Value, scale: str | None) -> Range:
 def _from_yaml(name: str) -> dict[str, Domain]:
     try:
         with open(name, "rb") as file:
-            tree = configs.parse_yaml(file.read(), f"--space {name}")
+            tree = configs.parse_yaml(file.read(), f"--space {name}", written.AsWritten)
     except OSError as error:
         raise Refused(f"--space {name}: neither key=values nor a file that can be read ({error.strerror})") from None
     found: dict[str, Domain] = {}
@@ -425,10 +414,9 @@ def _from_yaml(name: str) -> dict[str, Domain]:
         if isinstance(value, dict):
             if not {"low", "high"} <= value.keys() <= {"low", "high", "scale"}:
                 raise Refused(f"--space {name}: {key} must have low and high, and may have scale")
-            low, high = (_number(key, str(value[end])) for end in ("low", "high"))
-            found[key] = _range(key, low, high, value.get("scale"))
+            found[key] = _range(key, value["low"], value["high"], value.get("scale"))
         else:
-            found[key] = Choice(tuple(value) if isinstance(value, list) else (value,))
+            found[key] = _choice(key, value if isinstance(value, list) else [value])
     return found
 
 

@@ -52,6 +52,7 @@ from medgan.data.shards import (
 from medgan.data.sources import SOURCES, Listing, Options, Raw, Record, SourceError
 from medgan.data.sources.base import relabel
 from medgan.data.summary import publish
+from medgan.names import wrong_with
 from medgan.pixels import Fit, fit_image
 
 Thing = TypeVar("Thing")
@@ -176,6 +177,8 @@ def find(request: Request) -> Listing:
     if not found.records:
         why = f": {_most([Rejected(*row) for row in found.rejected])}" if found.rejected else ""
         raise SourceError(f"--raw {request.raw}: no image in it that can be used{why}")
+    if wrong := wrong_with(found.classes):
+        raise SourceError(f"--raw {request.raw}: {wrong}")
     faults = list(takewhile(bool, (_fault(request, record) for record in found.records))) if source.needs_raw else []
     if len(faults) == len(found.records):
         raise SourceError(
@@ -480,6 +483,7 @@ def _publish(plan: Plan, items: list[Item], parts: dict[str, Part]) -> Written:
         request=plan.digest,
         versions=versions(),
         mirror=SOURCES[request.source].mirror,
+        drawn=not SOURCES[request.source].needs_raw,
     )
     # File names hold patient ids: the folder gets keyed ones.
     rows = [

@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 
 import medgan
 from medgan.config import Refused
+from medgan.names import wrong_with
 
 SCHEMA_VERSION = 1
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -40,7 +41,7 @@ PARTS = ".parts"
 """Below a folder that is being written: what is known of its finished parts."""
 SMALL_STRATUM = 100
 OURS = re.compile(
-    r"((train|val|test)/\d{5}\.parquet|png/[^/]+/\d{6}\.png|dicom/[^/]+/\d{6}\.dcm"
+    r"((train|val|test)/\d{5}\.parquet|png/[^/]+/\d{6,}\.png|dicom/[^/]+/\d{6,}\.dcm"
     r"|\.parts/(request|(train|val|test)-\d{5}\.parquet\.json|[0-9a-f]{32}\.(json|npz))"
     r"|manifest\.json|rejected\.parquet|summary\.html|evaluation\.json|report\.html|README\.md)(\.tmp)?"
 )
@@ -89,6 +90,9 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     mirror: bool = False
     """Whether a mirrored image is still one of its kind; what a source does not know is no."""
+    drawn: bool = False
+    """Whether a program drew the images, or those that their generator learnt from, so that none is of a patient; what
+    does not say so may be of patients."""
     trained_on: str | None = None
     """Of a release: SHA-256 of the manifest that its generator was trained on."""
 
@@ -106,8 +110,9 @@ class Manifest:
 
     def to_json(self) -> str:
         tree = asdict(self)
-        if self.trained_on is None:
-            del tree["trained_on"]  # so that folders of real images stay what they are
+        for name in ("trained_on", "drawn"):
+            if not tree[name]:
+                del tree[name]  # so that folders of real images stay what they are
         return json.dumps(tree, indent=1, sort_keys=True) + "\n"
 
     @staticmethod
@@ -431,6 +436,8 @@ def read_manifest(data: str | Path, flag: str = "--data") -> tuple[Manifest, str
         ) from None
     except (ValueError, TypeError, KeyError):
         raise DataError(f"{flag} {data}: manifest.json is damaged; prepare the folder again") from None
+    if why := wrong_with(manifest.classes):
+        raise DataError(f"{flag} {data}: manifest.json: {why}")
     return manifest, hashlib.sha256(text).hexdigest()
 
 
