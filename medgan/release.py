@@ -13,9 +13,6 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-import pydicom
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 import medgan
 from medgan.cells import Cell, Result
@@ -132,6 +129,10 @@ def secondary_capture(pixels: np.ndarray, label: str, sha256: str, seed: int, nu
     Its UIDs are new, and the same whenever the same command draws this image again: they follow from the generator's
     hash, the request and, for the image's own, its seed and pixels. There are no dates, no place and no person in it.
     """
+    import pydicom  # loads codecs, of no use where no DICOM is written
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
     content = np.ascontiguousarray(pixels.transpose(1, 2, 0)).tobytes()
     image = hashlib.sha256(content).hexdigest()
     meta = FileMetaDataset()

@@ -1,0 +1,246 @@
+"""A DICOM file -> its stored values: the bytes, the bits among them that count, their sign, what of it is padding.
+
+What a header leaves open is refused with the tag that does; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+import pydicom
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import get_frame
+from pydicom.multival import MultiValue
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.utils import _get_jpg_parameters, get_j2k_parameters
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+    RLELossless,
+)
+
+# What pydicom has to say of a strange header would quote it.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+warnings.filterwarnings("ignore", module="pydicom")
+
+HEADER = (
+    *("SOPInstanceUID", "PatientID", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
+    *("BurnedInAnnotation", "Rows", "Columns"),
+)
+"""What decides of a file before its pixels are read."""
+BARE = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
+"""How a file without a preamble starts: with group 0002 or 0008, the last as big endian has it."""
+SAMPLES = {
+    **dict.fromkeys(("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"), 1),
+    **dict.fromkeys(("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"), 3),
+}
+"""Samples of a pixel by photometric interpretation; retired ones are not read."""
+PADDING = ("PixelPaddingValue", "FloatPixelPaddingValue", "DoubleFloatPixelPaddingValue")
+PADDING_LIMIT = ("PixelPaddingRangeLimit", "FloatPixelPaddingRangeLimit", "DoubleFloatPixelPaddingRangeLimit")
+
+
+class Unclear(ValueError):
+    """What a header says of its image has no one meaning. One line, with the tag and without text of the header."""
+
+    def __init__(self, keyword: str, what: str) -> None:
+        tag = tag_for_keyword(keyword) or 0
+        super().__init__(f"its ({tag >> 16:04X},{tag & 0xFFFF:04X}) {keyword} {what}")
+
+
+@dataclass(frozen=True)
+class Stored:
+    values: np.ndarray
+    """(H, W), or (H, W, 3) of a colour image; (u)int8 to 64, or float32 or 64."""
+    lowest: float
+    highest: float
+    """What such a file could hold at all; of floats, what this one holds."""
+    padding: np.ndarray
+    """bool (H, W)."""
+
+
+def opened(stream: BinaryIO, **how: Any) -> pydicom.FileDataset:
+    """A file, also one without preamble, as some archives write them. Raises whatever damage makes pydicom raise."""
+    bare = stream.read(2) in BARE
+    stream.seek(0)
+    return pydicom.dcmread(stream, force=bare, **how)
+
+
+def header(stream: BinaryIO) -> pydicom.FileDataset:
+    """The few elements of HEADER alone."""
+    return opened(stream, stop_before_pixels=True, specific_tags=list(HEADER))
+
+
+def frames(file: pydicom.Dataset) -> int:
+    count = int(file.get("NumberOfFrames") or 1)
+    if count < 0:
+        raise Unclear("NumberOfFrames", f"is {count}")
+    return count
+
+
+def kind(file: pydicom.Dataset) -> str:
+    """The photometric interpretation, one of SAMPLES."""
+    found = str(file.get("PhotometricInterpretation") or "").strip().upper()
+    if found not in SAMPLES:
+        raise Unclear("PhotometricInterpretation", "is not one that is read" if found else "is missing")
+    return found
+
+
+def present(holder: pydicom.Dataset, keyword: str) -> bool:
+    """Whether an element is there and has a value."""
+    element = holder.get_item(keyword)
+    return element is not None and not (isinstance(element, DataElement) and element.is_empty) and element.value != b""
+
+
+def numbers(holder: pydicom.Dataset, keyword: str) -> list[float | None]:
+    """The values of a decimal string; None for one that is empty. A comma is a point: it can be nothing else.
+
+    Raises Unclear where one is no finite number.
+    """
+    raw = holder.get_item(keyword)
+    if raw is None:
+        return []
+    if isinstance(raw, RawDataElement) and raw.VR in ("DS", "UN", None):  # pydicom refuses the comma
+        said = (raw.value or b"").decode("latin-1").replace(",", ".").replace("\0", " ").split("\\")
+    else:
+        value = holder[keyword].value
+        said = list(value) if isinstance(value, MultiValue | list) else [value]
+    try:
+        found = [None if one is None or not str(one).strip() else float(one) for one in said]
+    except (TypeError, ValueError):
+        raise Unclear(keyword, "is no number") from None
+    if not all(one is None or np.isfinite(one) for one in found):
+        raise Unclear(keyword, "is no finite number")
+    return found
+
+
+def stored(file: pydicom.FileDataset, frame: int) -> Stored:
+    """One frame's stored values (PS3.3 C.7.6.3, PS3.5 8.1 and 8.2), counted from 0.
+
+    Raises Unclear, or ValueError of pydicom where the pixel data do not have the length that the header tells.
+    """
+    _name_syntax(file)
+    if "PixelData" not in file:  # PS3.3 C.7.6.24 and C.7.6.25: floats have no bits to choose from
+        values = _decoded(file, frame)
+        finite = values[np.isfinite(values)]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+        padding = _padding(file, values, low, high, signed=True) | np.isnan(values)
+        return Stored(np.where(np.isnan(values), low, values), low, high, padding)
+    allocated, bits, top, signed = _bits(file)
+    what = {"bits_stored": bits, "pixel_representation": int(signed)}
+    syntax = file.file_meta.TransferSyntaxUID
+    size = file.Rows * file.Columns * int(file.get("SamplesPerPixel") or 1) * allocated / 8
+    if not syntax.is_encapsulated and len(file.PixelData) - frames(file) * size >= max(size, 2):
+        raise Unclear("NumberOfFrames", f"is {frames(file)}, and there are more")
+    if kind(file) not in ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"):
+        values = _decoded(file, frame, **what)
+        return Stored(values, 0, 2**bits - 1, np.zeros(values.shape[:2], bool))
+    raw = {"correct_unused_bits": False, "apply_j2k_sign_correction": False, "apply_jls_sign_correction": False}
+    cells = _decoded(file, frame, **what, **raw)
+    cells = cells.astype(cells.dtype.newbyteorder("="), copy=False)
+    if syntax.is_encapsulated and syntax != RLELossless:
+        top = bits - 1  # a codec keeps values, not cells
+        _agrees(file, frame, cells, bits, signed)
+    values = (cells << (8 * cells.itemsize - 1 - top)) >> (8 * cells.itemsize - bits)
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    return Stored(values, low, high, _padding(file, values, low, high, signed))
+
+
+def _name_syntax(file: pydicom.FileDataset) -> None:
+    """A file without group 0002 says by its form how it is written; only of a codec it does not say which."""
+    if not hasattr(file, "file_meta"):
+        file.file_meta = FileMetaDataset()
+    if file.file_meta.get("TransferSyntaxUID"):
+        return
+    if "PixelData" in file and file["PixelData"].is_undefined_length:
+        raise Unclear("TransferSyntaxUID", "is missing and its pixel data are compressed")
+    implicit, little = file.original_encoding
+    native = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    file.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else native
+
+
+def _bits(file: pydicom.Dataset) -> tuple[int, int, int, bool]:
+    """(allocated, stored, high bit, signed). Of stored and high bit one follows from the other (PS3.5 8.1.1)."""
+    allocated, bits, top = (file.get(name) for name in ("BitsAllocated", "BitsStored", "HighBit"))
+    if allocated not in (1, 8, 16, 32, 64):
+        raise Unclear("BitsAllocated", f"is {allocated}: must be 1, 8, 16, 32 or 64")
+    if bits is None and top is None:
+        raise Unclear("BitsStored", "is missing")
+    bits = top + 1 if bits is None else bits
+    top = bits - 1 if top is None else top
+    if not 1 <= bits <= allocated:
+        raise Unclear("BitsStored", f"is {bits} of {allocated} bits allocated")
+    if not bits - 1 <= top < allocated:
+        raise Unclear("HighBit", f"is {top} with {bits} bits stored of {allocated} allocated")
+    if file.get("PixelRepresentation") not in (0, 1):
+        raise Unclear("PixelRepresentation", "is neither 0 nor 1")
+    return allocated, bits, top, bool(file.PixelRepresentation) and allocated > 1
+
+
+def _decoded(file: pydicom.FileDataset, frame: int, **options: object) -> np.ndarray:
+    syntax, shape = file.file_meta.TransferSyntaxUID, kind(file)
+    samples = int(file.get("SamplesPerPixel") or (1 if SAMPLES[shape] == 1 else 0))
+    if samples != SAMPLES[shape]:
+        raise Unclear("SamplesPerPixel", f"is {samples} and does not go with its photometric interpretation")
+    if samples == 3 and not syntax.is_encapsulated and file.get("PlanarConfiguration") not in (0, 1):
+        raise Unclear("PlanarConfiguration", "is neither 0 nor 1")
+    count = frames(file)
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise Unclear("TransferSyntaxUID", "names no syntax that is read") from None
+    asked = {"photometric_interpretation": shape, "samples_per_pixel": samples, "number_of_frames": count, **options}
+    try:
+        return decoder.as_array(file, index=frame, **asked)[0]  # type: ignore[arg-type]
+    except RuntimeError:  # what the decoders said may quote anything
+        raise Unclear("PixelData", f"cannot be decoded as {syntax.name}") from None
+
+
+def _agrees(file: pydicom.FileDataset, frame: int, cells: np.ndarray, bits: int, signed: bool) -> None:
+    """Raises Unclear where a codec's stream and the header contradict each other on bits, and the values tell."""
+    size = 8 * cells.itemsize
+    words = cells.view(f"u{cells.itemsize}")
+    filled = (cells.view(f"i{cells.itemsize}") << (size - bits) >> (size - 1)).view(words.dtype)  # the sign, all over
+    overlays = any(file.get((group, 0x0102)) for group in range(0x6000, 0x6020, 2))  # PS3.5 8.1.1, retired: in cells
+    if bits < size and not overlays and ((words >> bits != 0) & (words >> bits != filled >> bits)).any():
+        raise Unclear("BitsStored", f"is {bits}, and its pixels have more")
+    stream = get_frame(file.PixelData, frame, number_of_frames=frames(file))
+    if file.file_meta.TransferSyntaxUID in JPEG2000TransferSyntaxes:
+        coded = get_j2k_parameters(stream)
+    else:
+        coded = _get_jpg_parameters(stream)
+    depth = coded.get("precision", bits)
+    if signed and not coded.get("is_signed", False) and depth < bits and (words & (1 << (depth - 1))).any():
+        raise Unclear("PixelRepresentation", f"is signed, and its pixels are coded as {depth} bits without sign")
+
+
+def _padding(file: pydicom.Dataset, values: np.ndarray, low: float, high: float, signed: bool) -> np.ndarray:
+    """bool: the values that are padding, by one value or a range (PS3.3 C.7.5.1.1.2).
+
+    The element has 16 bits and is US or SS: a writer that takes the wrong one, or one bit pattern for another, still
+    means the value that these bits are in the pixels.
+    """
+    ends = [
+        _as_stored(value, low, high, signed)
+        for names in (PADDING, PADDING_LIMIT)
+        for name in names
+        if (value := file.get(name)) is not None
+    ]
+    if not ends or all(file.get(name) is None for name in PADDING):
+        return np.zeros(values.shape, bool)
+    return (values >= min(ends)) & (values <= max(ends))
+
+
+def _as_stored(value: float, low: float, high: float, signed: bool) -> float:
+    """The reading of a padding value that lies in the range of stored values."""
+    if isinstance(value, float):
+        return value
+    span = int(high - low) + 1
+    readings = [value, value % 65536, (value + 32768) % 65536 - 32768, (value - int(low)) % span + int(low)]
+    return next(reading for reading in readings if low <= reading <= high)
