@@ -9,10 +9,16 @@ import numpy as np
 import pydicom
 from pydicom.multival import MultiValue
 from pydicom.pixels.processing import apply_color_lut
+from pydicom.uid import XRayAngiographicImageStorage, XRayRadiofluoroscopicImageStorage
 
 from medgan.data.dicom_stored import Stored, Unclear, kind, numbers, present, stored
 from medgan.pixels import windowed
 
+ANGIOGRAPHY = (
+    XRayAngiographicImageStorage,
+    XRayRadiofluoroscopicImageStorage,
+    "1.2.840.10008.5.1.4.1.1.12.3",  # biplane, retired
+)
 RESCALE = ("RescaleSlope", "RescaleIntercept")
 WINDOW = ("WindowCenter", "WindowWidth")
 FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
@@ -133,9 +139,10 @@ def _holder(file: pydicom.Dataset, frame: int, macro: str, keywords: tuple[str, 
 def _modality(file: pydicom.Dataset, frame: int, pixels: Stored, *, measured: bool) -> tuple[np.ndarray, float, float]:
     """(values in the modality's units, least and most they can be). measured: a window or table counts in these units.
 
-    PS3.3 C.11.1: a table goes before a rescale; slope 1 and intercept 0 where one is missing.
+    PS3.3 C.11.1: a table goes before a rescale; slope 1 and intercept 0 where one is missing. The table of an
+    angiography leads back to the beam's intensity and is not for display (C.8.7.1.1.2).
     """
-    if file.get("ModalityLUTSequence"):
+    if present(file, "ModalityLUTSequence") and file.get("SOPClassUID") not in ANGIOGRAPHY:
         table = Table.of(file.ModalityLUTSequence[0], "LUT", file, pixels.lowest, pixels.highest)
         return table.look_up(pixels.values), 0, 65535
     holder = _holder(file, frame, "PixelValueTransformationSequence", RESCALE)

@@ -19,10 +19,13 @@ from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import _get_jpg_parameters, get_j2k_parameters
 from pydicom.uid import (
+    JPEG2000,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
+    JPEGExtended12Bit,
+    JPEGLSNearLossless,
     RLELossless,
 )
 
@@ -42,6 +45,10 @@ SAMPLES = {
     **dict.fromkeys(("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"), 3),
 }
 """Samples of a pixel by photometric interpretation; retired ones are not read."""
+AS_THEY_ARE = {"correct_unused_bits": False, "apply_j2k_sign_correction": False, "apply_jls_sign_correction": False}
+"""Options of pydicom's decoders: without corrections that take a high bit or a stream's depth for granted."""
+LOSSY = (JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000)
+"""What they decode may lie a little beyond the range of what was coded."""
 PADDING = ("PixelPaddingValue", "FloatPixelPaddingValue", "DoubleFloatPixelPaddingValue")
 PADDING_LIMIT = ("PixelPaddingRangeLimit", "FloatPixelPaddingRangeLimit", "DoubleFloatPixelPaddingRangeLimit")
 
@@ -133,22 +140,20 @@ def stored(file: pydicom.FileDataset, frame: int) -> Stored:
         padding = _padding(file, values, low, high, signed=True) | np.isnan(values)
         return Stored(np.where(np.isnan(values), low, values), low, high, padding)
     allocated, bits, top, signed = _bits(file)
-    what = {"bits_stored": bits, "pixel_representation": int(signed)}
     syntax = file.file_meta.TransferSyntaxUID
     size = file.Rows * file.Columns * int(file.get("SamplesPerPixel") or 1) * allocated / 8
     if not syntax.is_encapsulated and len(file.PixelData) - frames(file) * size >= max(size, 2):
         raise Unclear("NumberOfFrames", f"is {frames(file)}, and there are more")
-    if kind(file) not in ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"):
-        values = _decoded(file, frame, **what)
+    if SAMPLES[kind(file)] == 3:
+        values = _decoded(file, frame, bits_stored=bits, pixel_representation=int(signed))
         return Stored(values, 0, 2**bits - 1, np.zeros(values.shape[:2], bool))
-    raw = {"correct_unused_bits": False, "apply_j2k_sign_correction": False, "apply_jls_sign_correction": False}
-    cells = _decoded(file, frame, **what, **raw)
-    cells = cells.astype(cells.dtype.newbyteorder("="), copy=False)
     if syntax.is_encapsulated and syntax != RLELossless:
-        top = bits - 1  # a codec keeps values, not cells
-        _agrees(file, frame, cells, bits, signed)
+        cells, top = _from_stream(file, frame, allocated, bits, signed), bits - 1
+    else:
+        cells = _decoded(file, frame, bits_stored=bits, pixel_representation=int(signed), **AS_THEY_ARE)
+    cells = cells.astype(cells.dtype.newbyteorder("="), copy=False)
     values = (cells << (8 * cells.itemsize - 1 - top)) >> (8 * cells.itemsize - bits)
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    low, high = _range(bits, signed)
     return Stored(values, low, high, _padding(file, values, low, high, signed))
 
 
@@ -156,13 +161,16 @@ def _name_syntax(file: pydicom.FileDataset) -> None:
     """A file without group 0002 says by its form how it is written; only of a codec it does not say which."""
     if not hasattr(file, "file_meta"):
         file.file_meta = FileMetaDataset()
-    if file.file_meta.get("TransferSyntaxUID"):
-        return
-    if "PixelData" in file and file["PixelData"].is_undefined_length:
-        raise Unclear("TransferSyntaxUID", "is missing and its pixel data are compressed")
-    implicit, little = file.original_encoding
-    native = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-    file.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else native
+    if not file.file_meta.get("TransferSyntaxUID"):
+        if "PixelData" in file and file["PixelData"].is_undefined_length:
+            raise Unclear("TransferSyntaxUID", "is missing and its pixel data are compressed")
+        implicit, little = file.original_encoding
+        native = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        file.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else native
+    try:
+        get_decoder(file.file_meta.TransferSyntaxUID)
+    except NotImplementedError:
+        raise Unclear("TransferSyntaxUID", "names no syntax that is read") from None
 
 
 def _bits(file: pydicom.Dataset) -> tuple[int, int, int, bool]:
@@ -183,6 +191,10 @@ def _bits(file: pydicom.Dataset) -> tuple[int, int, int, bool]:
     return allocated, bits, top, bool(file.PixelRepresentation) and allocated > 1
 
 
+def _range(bits: int, signed: bool) -> tuple[int, int]:
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
 def _decoded(file: pydicom.FileDataset, frame: int, **options: object) -> np.ndarray:
     syntax, shape = file.file_meta.TransferSyntaxUID, kind(file)
     samples = int(file.get("SamplesPerPixel") or (1 if SAMPLES[shape] == 1 else 0))
@@ -190,34 +202,45 @@ def _decoded(file: pydicom.FileDataset, frame: int, **options: object) -> np.nda
         raise Unclear("SamplesPerPixel", f"is {samples} and does not go with its photometric interpretation")
     if samples == 3 and not syntax.is_encapsulated and file.get("PlanarConfiguration") not in (0, 1):
         raise Unclear("PlanarConfiguration", "is neither 0 nor 1")
-    count = frames(file)
+    asked = {
+        "photometric_interpretation": shape,
+        "samples_per_pixel": samples,
+        "number_of_frames": frames(file),
+        **options,
+    }
     try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        raise Unclear("TransferSyntaxUID", "names no syntax that is read") from None
-    asked = {"photometric_interpretation": shape, "samples_per_pixel": samples, "number_of_frames": count, **options}
-    try:
-        return decoder.as_array(file, index=frame, **asked)[0]  # type: ignore[arg-type]
+        return get_decoder(syntax).as_array(file, index=frame, **asked)[0]  # type: ignore[arg-type]
     except RuntimeError:  # what the decoders said may quote anything
         raise Unclear("PixelData", f"cannot be decoded as {syntax.name}") from None
 
 
-def _agrees(file: pydicom.FileDataset, frame: int, cells: np.ndarray, bits: int, signed: bool) -> None:
-    """Raises Unclear where a codec's stream and the header contradict each other on bits, and the values tell."""
-    size = 8 * cells.itemsize
+def _from_stream(file: pydicom.FileDataset, frame: int, allocated: int, bits: int, signed: bool) -> np.ndarray:
+    """What a stream of the JPEG family holds: it has a depth of its own and, but for JPEG 2000, no sign.
+
+    Raises Unclear where header and stream contradict each other and the pixels are not the same either way.
+    """
+    long = (file.ExtendedOffsetTable, file.ExtendedOffsetTableLengths) if "ExtendedOffsetTable" in file else None
+    stream = get_frame(file.PixelData, frame, number_of_frames=frames(file), extended_offsets=long)
+    known = file.file_meta.TransferSyntaxUID in JPEG2000TransferSyntaxes
+    said = get_j2k_parameters(stream) if known else _get_jpg_parameters(stream)
+    depth = int(said.get("precision", bits))
+    if depth > allocated:
+        raise Unclear("BitsAllocated", f"is {allocated}, and its pixels are coded with {depth} bits")
+    cells = _decoded(file, frame, bits_stored=max(bits, depth), pixel_representation=int(signed), **AS_THEY_ARE)
     words = cells.view(f"u{cells.itemsize}")
-    filled = (cells.view(f"i{cells.itemsize}") << (size - bits) >> (size - 1)).view(words.dtype)  # the sign, all over
-    overlays = any(file.get((group, 0x0102)) for group in range(0x6000, 0x6020, 2))  # PS3.5 8.1.1, retired: in cells
-    if bits < size and not overlays and ((words >> bits != 0) & (words >> bits != filled >> bits)).any():
-        raise Unclear("BitsStored", f"is {bits}, and its pixels have more")
-    stream = get_frame(file.PixelData, frame, number_of_frames=frames(file))
-    if file.file_meta.TransferSyntaxUID in JPEG2000TransferSyntaxes:
-        coded = get_j2k_parameters(stream)
-    else:
-        coded = _get_jpg_parameters(stream)
-    depth = coded.get("precision", bits)
-    if signed and not coded.get("is_signed", False) and depth < bits and (words & (1 << (depth - 1))).any():
+    if depth < bits and signed and not said.get("is_signed", False) and (words & (1 << (depth - 1))).any():
         raise Unclear("PixelRepresentation", f"is signed, and its pixels are coded as {depth} bits without sign")
+    if depth <= bits or any(file.get((group, 0x0102)) for group in range(0x6000, 0x6020, 2)):
+        return cells  # retired overlays lie above the pixels' bits (PS3.3 C.9.2) and are cut off with them
+    low, high = _range(bits, signed)
+    beyond = max(int(cells.max()) - high, low - int(cells.min()))
+    if file.file_meta.TransferSyntaxUID in LOSSY and beyond <= (high - low) // 8:
+        return np.clip(cells, low, high)
+    above, sign = words >> bits, (words >> (bits - 1)) & 1 == 1
+    filled = np.isin(above, [2 ** (8 * cells.itemsize - bits) - 1, 2 ** (depth - bits) - 1])
+    if not ((above == 0) | sign & filled).all():
+        raise Unclear("BitsStored", f"is {bits}, and its pixels are coded with {depth}")
+    return cells
 
 
 def _padding(file: pydicom.Dataset, values: np.ndarray, low: float, high: float, signed: bool) -> np.ndarray:
