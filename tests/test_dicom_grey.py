@@ -151,6 +151,7 @@ def test_a_decimal_may_have_blanks_and_a_comma(text):
         ({"PixelRepresentation": None}, "0028,0103"),
         ({"PixelData": RAMP.tobytes() * 2}, "0028,0008"),
         ({"NumberOfFrames": -1}, "0028,0008"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "0028,1101"),
     ],
 )
 def test_what_has_no_one_meaning_is_refused_with_its_tag(said, tag):
@@ -192,6 +193,8 @@ EDGE[:, :8] = True
         (("SS", -2000), ("SS", -1500), np.linspace(-2000, -1500, 64 * 8)),
         (("US", 63536), ("US", 64036), np.linspace(-2000, -1500, 64 * 8)),
         (("SS", -1500), ("SS", -2000), np.linspace(-2000, -1500, 64 * 8)),
+        (("OW", b"\x30\xf8"), None, -2000),
+        (("DS", "-2000"), ("IS", "-1500"), np.linspace(-2000, -1500, 64 * 8)),
     ],
 )
 def test_padding_in_either_vr_and_as_a_range(kind, value, limit, cells):

@@ -41,7 +41,7 @@ def shown(file: pydicom.FileDataset, frame: int = 0) -> np.ndarray:
         return _coloured(file, pixels)
     if pixels.values.ndim == 3:
         return windowed(pixels.values, pixels.lowest, pixels.highest)
-    _no_colours_besides(file, frame)
+    _no_colours_besides(file)
     voi = _holder(file, frame, "FrameVOILUTSequence", ("VOILUTSequence", *WINDOW))
     window = _window(voi)
     values, lowest, highest = _modality(
@@ -198,21 +198,20 @@ def _inverted(file: pydicom.Dataset, photometric: str) -> bool:
     return photometric == "MONOCHROME1"
 
 
-def _no_colours_besides(file: pydicom.Dataset, frame: int) -> None:
+def _no_colours_besides(file: pydicom.Dataset) -> None:
     """Some grey images colour a part of their values by a supplemental palette (PS3.3 C.8.16.2.1.1.1)."""
-    places = (file, *(file.get("PerFrameFunctionalGroupsSequence") or [])[frame : frame + 1])
-    if any(str(place.get("PixelPresentation") or "").strip() in ("COLOR", "MIXED") for place in places):
+    if str(file.get("PixelPresentation") or "").strip() in ("COLOR", "MIXED"):
         raise Unclear("PixelPresentation", "wants colour in a grey image")
 
 
 def _coloured(file: pydicom.Dataset, pixels: Stored) -> np.ndarray:
     """PS3.3 C.7.6.3.1.5 and C.7.9.2 (segments)."""
-    if "RedPaletteColorLookupTableData" in file:
-        names = [f"{colour}PaletteColorLookupTable" for colour in COLOURS]
-        tables = [Table.of(file, name, file, pixels.lowest, pixels.highest) for name in names]
-    else:
+    if present(file, "SegmentedRedPaletteColorLookupTableData"):
         count, first, bits = file.RedPaletteColorLookupTableDescriptor
         every = apply_color_lut(np.arange(first, first + (count or 65536)), file)
         tables = [Table(every[:, channel].astype(np.uint16), first, bits) for channel in range(3)]
+    else:
+        names = [f"{colour}PaletteColorLookupTable" for colour in COLOURS]
+        tables = [Table.of(file, name, file, pixels.lowest, pixels.highest) for name in names]
     deep = tables[0].bits > 8 and max(table.entries.max() for table in tables) > 255
     return windowed(np.stack([table.look_up(pixels.values) for table in tables], -1), 0, 65535 if deep else 255)

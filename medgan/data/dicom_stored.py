@@ -14,7 +14,7 @@ import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import FileMetaDataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import get_frame, parse_basic_offsets
 from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import _get_jpg_parameters, get_j2k_parameters
@@ -137,7 +137,7 @@ def stored(file: pydicom.FileDataset, frame: int) -> Stored:
         values = _decoded(file, frame)
         finite = values[np.isfinite(values)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-        padding = _padding(file, values, low, high, signed=True) | np.isnan(values)
+        padding = _padding(file, values, low, high) | np.isnan(values)
         return Stored(np.where(np.isnan(values), low, values), low, high, padding)
     allocated, bits, top, signed = _bits(file)
     syntax = file.file_meta.TransferSyntaxUID
@@ -145,6 +145,12 @@ def stored(file: pydicom.FileDataset, frame: int) -> Stored:
     if not syntax.is_encapsulated and len(file.PixelData) - frames(file) * size >= max(size, 2):
         raise Unclear("NumberOfFrames", f"is {frames(file)}, and there are more")
     if SAMPLES[kind(file)] == 3:
+        if signed:
+            raise Unclear("PixelRepresentation", "is signed in a colour image")
+        if not syntax.is_encapsulated and top != bits - 1:
+            raise Unclear("HighBit", f"is {top} with {bits} bits stored of a colour")
+        if kind(file).startswith("YBR_FULL") and bits != 8:
+            raise Unclear("BitsStored", f"is {bits}: YBR_FULL is read of 8")
         values = _decoded(file, frame, bits_stored=bits, pixel_representation=int(signed))
         return Stored(values, 0, 2**bits - 1, np.zeros(values.shape[:2], bool))
     if syntax.is_encapsulated and syntax != RLELossless:
@@ -154,7 +160,7 @@ def stored(file: pydicom.FileDataset, frame: int) -> Stored:
     cells = cells.astype(cells.dtype.newbyteorder("="), copy=False)
     values = (cells << (8 * cells.itemsize - 1 - top)) >> (8 * cells.itemsize - bits)
     low, high = _range(bits, signed)
-    return Stored(values, low, high, _padding(file, values, low, high, signed))
+    return Stored(values, low, high, _padding(file, values, low, high))
 
 
 def _name_syntax(file: pydicom.FileDataset) -> None:
@@ -202,14 +208,9 @@ def _decoded(file: pydicom.FileDataset, frame: int, **options: object) -> np.nda
         raise Unclear("SamplesPerPixel", f"is {samples} and does not go with its photometric interpretation")
     if samples == 3 and not syntax.is_encapsulated and file.get("PlanarConfiguration") not in (0, 1):
         raise Unclear("PlanarConfiguration", "is neither 0 nor 1")
-    asked = {
-        "photometric_interpretation": shape,
-        "samples_per_pixel": samples,
-        "number_of_frames": frames(file),
-        **options,
-    }
+    asked = {"photometric_interpretation": shape, "samples_per_pixel": samples, "number_of_frames": frames(file)}
     try:
-        return get_decoder(syntax).as_array(file, index=frame, **asked)[0]  # type: ignore[arg-type]
+        return get_decoder(syntax).as_array(file, index=frame, **asked, **options)[0]  # type: ignore[arg-type]
     except RuntimeError:  # what the decoders said may quote anything
         raise Unclear("PixelData", f"cannot be decoded as {syntax.name}") from None
 
@@ -221,6 +222,8 @@ def _from_stream(file: pydicom.FileDataset, frame: int, allocated: int, bits: in
     """
     long = (file.ExtendedOffsetTable, file.ExtendedOffsetTableLengths) if "ExtendedOffsetTable" in file else None
     stream = get_frame(file.PixelData, frame, number_of_frames=frames(file), extended_offsets=long)
+    if len(parse_basic_offsets(file.PixelData)) > frames(file):
+        raise Unclear("NumberOfFrames", f"is {frames(file)}, and there are more")
     known = file.file_meta.TransferSyntaxUID in JPEG2000TransferSyntaxes
     said = get_j2k_parameters(stream) if known else _get_jpg_parameters(stream)
     depth = int(said.get("precision", bits))
@@ -243,27 +246,38 @@ def _from_stream(file: pydicom.FileDataset, frame: int, allocated: int, bits: in
     return cells
 
 
-def _padding(file: pydicom.Dataset, values: np.ndarray, low: float, high: float, signed: bool) -> np.ndarray:
-    """bool: the values that are padding, by one value or a range (PS3.3 C.7.5.1.1.2).
+def _padding(file: pydicom.Dataset, values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """bool: the values from low to high that are padding, by one value or by a range (PS3.3 C.7.5.1.1.2).
 
-    The element has 16 bits and is US or SS: a writer that takes the wrong one, or one bit pattern for another, still
-    means the value that these bits are in the pixels.
+    Of integers the element has 16 bits and is US or SS. A writer that takes the wrong one, or leaves out the extension
+    of the sign, still means the pixels of these bits.
     """
-    ends = [
-        _as_stored(value, low, high, signed)
-        for names in (PADDING, PADDING_LIMIT)
-        for name in names
-        if (value := file.get(name)) is not None
-    ]
-    if not ends or all(file.get(name) is None for name in PADDING):
+    floats = values.dtype.kind == "f"
+    first, last = (_number(file, names[1:] if floats else names[:1]) for names in (PADDING, PADDING_LIMIT))
+    if first is None:
         return np.zeros(values.shape, bool)
+    ends = [first if last is None else last, first]
+    if not floats:
+        ends = [_within(int(end), int(low), int(high)) for end in ends]
     return (values >= min(ends)) & (values <= max(ends))
 
 
-def _as_stored(value: float, low: float, high: float, signed: bool) -> float:
-    """The reading of a padding value that lies in the range of stored values."""
-    if isinstance(value, float):
-        return value
-    span = int(high - low) + 1
-    readings = [value, value % 65536, (value + 32768) % 65536 - 32768, (value - int(low)) % span + int(low)]
+def _number(file: pydicom.Dataset, keywords: tuple[str, ...]) -> float | None:
+    """The first of these elements that has a value, in whatever VR it stands."""
+    keyword = next((keyword for keyword in keywords if present(file, keyword)), None)
+    if keyword is None:
+        return None
+    value = file[keyword].value
+    if isinstance(value, bytes):
+        return int.from_bytes(value[:2], "big" if file.original_encoding[1] is False else "little")
+    try:
+        return float(value[0] if isinstance(value, MultiValue) else value)
+    except ValueError:
+        raise Unclear(keyword, "is no number") from None
+
+
+def _within(value: int, low: int, high: int) -> int:
+    """The first of a value's readings that a pixel can have: as it stands, as US, as SS, as so many bits of a pixel."""
+    signed = (value + 2**15) % 2**16 - 2**15
+    readings = (value, value % 2**16, signed, (value - low) % (high - low + 1) + low)
     return next(reading for reading in readings if low <= reading <= high)
