@@ -415,7 +415,7 @@ def test_header_and_stream_that_contradict_each_other_are_refused(tmp_path):
     wide.PixelRepresentation = 1
     assert refused(wide, "0028,0103")
     narrow = coded(jpeg2000(RAMP), JPEG2000Lossless, BitsAllocated=8, BitsStored=8, HighBit=7)
-    assert refused(narrow, "0028,0100")
+    assert refused(narrow, "0028,0101")
     assert refused(coded(b"\xff\xd8 no stream", JPEGLosslessSV1), "7FE0,0010")
     assert refused(coded(b"\0\0", "1.2.840.113619.5.2"), "0002,0010")
     unnamed = coded(lossless(tmp_path, RAMP), JPEGLosslessSV1)

@@ -5,19 +5,20 @@ What a header leaves open is refused with the tag that does; nothing is guessed.
 
 from __future__ import annotations
 
+import struct
 import warnings
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import FileMetaDataset
-from pydicom.encaps import get_frame, parse_basic_offsets
+from pydicom.encaps import generate_fragments, get_frame
 from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.utils import _get_jpg_parameters, get_j2k_parameters
+from pydicom.pixels.utils import _get_jpg_parameters
 from pydicom.uid import (
     JPEG2000,
     ExplicitVRBigEndian,
@@ -141,25 +142,26 @@ def stored(file: pydicom.FileDataset, frame: int) -> Stored:
         return Stored(np.where(np.isnan(values), low, values), low, high, padding)
     allocated, bits, top, signed = _bits(file)
     syntax = file.file_meta.TransferSyntaxUID
-    size = file.Rows * file.Columns * int(file.get("SamplesPerPixel") or 1) * allocated / 8
-    if not syntax.is_encapsulated and len(file.PixelData) - frames(file) * size >= max(size, 2):
+    size = file.Rows * file.Columns * _samples(file) * allocated / 8
+    if not syntax.is_encapsulated and size and len(file.PixelData) - frames(file) * size >= max(size, 2):
         raise Unclear("NumberOfFrames", f"is {frames(file)}, and there are more")
+    stream = _stream(file, frame) if syntax.is_encapsulated and syntax != RLELossless else None
     if SAMPLES[kind(file)] == 3:
         if signed:
             raise Unclear("PixelRepresentation", "is signed in a colour image")
-        if not syntax.is_encapsulated and top != bits - 1:
-            raise Unclear("HighBit", f"is {top} with {bits} bits stored of a colour")
+        if (top if stream is None else stream.depth - 1) != bits - 1:
+            raise Unclear("BitsStored", f"is {bits} and not what a colour is of")
         if kind(file).startswith("YBR_FULL") and bits != 8:
             raise Unclear("BitsStored", f"is {bits}: YBR_FULL is read of 8")
-        values = _decoded(file, frame, bits_stored=bits, pixel_representation=int(signed))
+        values = _decoded(file, frame, bits_stored=bits, pixel_representation=0)
         return Stored(values, 0, 2**bits - 1, np.zeros(values.shape[:2], bool))
-    if syntax.is_encapsulated and syntax != RLELossless:
-        cells, top = _from_stream(file, frame, allocated, bits, signed), bits - 1
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    if stream is not None:
+        values = _from_stream(file, frame, stream, bits, low, high)
     else:
         cells = _decoded(file, frame, bits_stored=bits, pixel_representation=int(signed), **AS_THEY_ARE)
-    cells = cells.astype(cells.dtype.newbyteorder("="), copy=False)
-    values = (cells << (8 * cells.itemsize - 1 - top)) >> (8 * cells.itemsize - bits)
-    low, high = _range(bits, signed)
+        cells = cells.astype(cells.dtype.newbyteorder("="), copy=False)
+        values = (cells << (8 * cells.itemsize - 1 - top)) >> (8 * cells.itemsize - bits)
     return Stored(values, low, high, _padding(file, values, low, high))
 
 
@@ -197,53 +199,75 @@ def _bits(file: pydicom.Dataset) -> tuple[int, int, int, bool]:
     return allocated, bits, top, bool(file.PixelRepresentation) and allocated > 1
 
 
-def _range(bits: int, signed: bool) -> tuple[int, int]:
-    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+def _samples(file: pydicom.Dataset) -> int:
+    wanted = SAMPLES[kind(file)]
+    found = file.get("SamplesPerPixel") or (1 if wanted == 1 else None)
+    if found != wanted:
+        raise Unclear("SamplesPerPixel", f"is {found} and does not go with its photometric interpretation")
+    return wanted
 
 
 def _decoded(file: pydicom.FileDataset, frame: int, **options: object) -> np.ndarray:
-    syntax, shape = file.file_meta.TransferSyntaxUID, kind(file)
-    samples = int(file.get("SamplesPerPixel") or (1 if SAMPLES[shape] == 1 else 0))
-    if samples != SAMPLES[shape]:
-        raise Unclear("SamplesPerPixel", f"is {samples} and does not go with its photometric interpretation")
+    syntax, samples = file.file_meta.TransferSyntaxUID, _samples(file)
     if samples == 3 and not syntax.is_encapsulated and file.get("PlanarConfiguration") not in (0, 1):
         raise Unclear("PlanarConfiguration", "is neither 0 nor 1")
-    asked = {"photometric_interpretation": shape, "samples_per_pixel": samples, "number_of_frames": frames(file)}
+    asked = {"photometric_interpretation": kind(file), "samples_per_pixel": samples, "number_of_frames": frames(file)}
     try:
         return get_decoder(syntax).as_array(file, index=frame, **asked, **options)[0]  # type: ignore[arg-type]
     except RuntimeError:  # what the decoders said may quote anything
         raise Unclear("PixelData", f"cannot be decoded as {syntax.name}") from None
 
 
-def _from_stream(file: pydicom.FileDataset, frame: int, allocated: int, bits: int, signed: bool) -> np.ndarray:
-    """What a stream of the JPEG family holds: it has a depth of its own and, but for JPEG 2000, no sign.
+class Stream(NamedTuple):
+    """What a stream of the JPEG family says of itself; but for JPEG 2000 it knows no sign."""
 
-    Raises Unclear where header and stream contradict each other and the pixels are not the same either way.
-    """
+    depth: int
+    signed: bool
+
+
+def _stream(file: pydicom.FileDataset, frame: int) -> Stream:
+    """Raises Unclear where it has another shape than the header tells: decoders end the process over that."""
+    starts = sum(part.startswith((b"\xff\xd8", b"\xff\x4f")) for part in generate_fragments(file.PixelData))
+    if starts not in (0, frames(file)):
+        raise Unclear("NumberOfFrames", f"is {frames(file)}, and there are {starts}")
     long = (file.ExtendedOffsetTable, file.ExtendedOffsetTableLengths) if "ExtendedOffsetTable" in file else None
-    stream = get_frame(file.PixelData, frame, number_of_frames=frames(file), extended_offsets=long)
-    if len(parse_basic_offsets(file.PixelData)) > frames(file):
-        raise Unclear("NumberOfFrames", f"is {frames(file)}, and there are more")
-    known = file.file_meta.TransferSyntaxUID in JPEG2000TransferSyntaxes
-    said = get_j2k_parameters(stream) if known else _get_jpg_parameters(stream)
-    depth = int(said.get("precision", bits))
-    if depth > allocated:
-        raise Unclear("BitsAllocated", f"is {allocated}, and its pixels are coded with {depth} bits")
-    cells = _decoded(file, frame, bits_stored=max(bits, depth), pixel_representation=int(signed), **AS_THEY_ARE)
-    words = cells.view(f"u{cells.itemsize}")
-    if depth < bits and signed and not said.get("is_signed", False) and (words & (1 << (depth - 1))).any():
-        raise Unclear("PixelRepresentation", f"is signed, and its pixels are coded as {depth} bits without sign")
-    if depth <= bits or any(file.get((group, 0x0102)) for group in range(0x6000, 0x6020, 2)):
-        return cells  # retired overlays lie above the pixels' bits (PS3.3 C.9.2) and are cut off with them
-    low, high = _range(bits, signed)
-    beyond = max(int(cells.max()) - high, low - int(cells.min()))
+    code = get_frame(file.PixelData, frame, number_of_frames=frames(file), extended_offsets=long)
+    if file.file_meta.TransferSyntaxUID in JPEG2000TransferSyntaxes:
+        at = code.find(b"\xff\x4f\xff\x51") + 8  # SIZ (ISO/IEC 15444-1, A.5.1)
+        if at < 8 or len(code) < at + 35:
+            raise Unclear("PixelData", "has no JPEG 2000 stream")
+        right, bottom, left, top = struct.unpack_from(">4L", code, at)
+        columns, rows, samples, depth = right - left, bottom - top, *struct.unpack_from(">HB", code, at + 32)
+        stream = Stream(depth % 128 + 1, depth > 127)
+    else:
+        said = _get_jpg_parameters(code)
+        if not said:
+            raise Unclear("PixelData", "has no JPEG stream")
+        columns, rows, samples = said["width"], said["height"], said["components"]
+        stream = Stream(said["precision"], False)
+    for keyword, found in (("Rows", rows), ("Columns", columns), ("SamplesPerPixel", samples)):
+        if found != (file.get(keyword) or 1):
+            raise Unclear(keyword, f"is {file.get(keyword)}, and its pixels are coded with {found}")
+    return stream
+
+
+def _from_stream(file: pydicom.FileDataset, frame: int, stream: Stream, bits: int, low: int, high: int) -> np.ndarray:
+    """int64 (H, W). Raises Unclear where header and stream contradict each other and the pixels tell which is right."""
+    box = next(size for size in (8, 16, 32, 64) if size >= stream.depth)
+    what = {"bits_allocated": box, "bits_stored": stream.depth, "pixel_representation": int(stream.signed)}
+    coded = _decoded(file, frame, **what, **AS_THEY_ARE).astype(np.int64)
+    if low < 0 and not stream.signed and stream.depth < bits and (coded >> (stream.depth - 1)).any():
+        raise Unclear("PixelRepresentation", f"is signed, and its pixels are coded as {stream.depth} bits without sign")
+    beyond = max(int(coded.max()) - high, low - int(coded.min()))
     if file.file_meta.TransferSyntaxUID in LOSSY and beyond <= (high - low) // 8:
-        return np.clip(cells, low, high)
-    above, sign = words >> bits, (words >> (bits - 1)) & 1 == 1
-    filled = np.isin(above, [2 ** (8 * cells.itemsize - bits) - 1, 2 ** (depth - bits) - 1])
-    if not ((above == 0) | sign & filled).all():
-        raise Unclear("BitsStored", f"is {bits}, and its pixels are coded with {depth}")
-    return cells
+        return np.clip(coded, low, high)
+    values = (coded - low) % 2**bits + low
+    overlaid = any(file.get((group, 0x0102)) for group in range(0x6000, 0x6020, 2))  # retired: above the pixels' bits
+    negative = (coded >> (bits - 1)) & 1 == 1
+    above = coded >> bits
+    if not overlaid and ((above != 0) & ~(negative & np.isin(above, (-1, 2 ** max(stream.depth - bits, 0) - 1)))).any():
+        raise Unclear("BitsStored", f"is {bits}, and its pixels are coded with {stream.depth}")
+    return values
 
 
 def _padding(file: pydicom.Dataset, values: np.ndarray, low: float, high: float) -> np.ndarray:
