@@ -29,7 +29,7 @@ from pydicom.uid import (
 from medgan.data.dicom_grey import shown
 from medgan.data.dicom_stored import Unclear, opened, stored
 
-from .test_dicom import RAMP, dicom, encoded, image
+from .test_dicom import RAMP, dicom, encoded, image, listing, put
 
 SIGNED = np.linspace(-2048, 2047, 64 * 48).reshape(64, 48).round().astype(np.int16)
 often = settings(derandomize=True, deadline=None, max_examples=40, database=None)
@@ -299,6 +299,21 @@ def test_deflated_files_are_read():
     assert near(written(dicom(WindowCenter=2000, WindowWidth=3000), "deflated"), linear(RAMP, 2000, 3000))
 
 
+def test_files_of_every_form_are_listed(tmp_path):
+    ways = [
+        ("little", True),
+        ("big", False),
+        ("big", True),
+        ("implicit", False),
+        ("implicit", True),
+        ("deflated", False),
+    ]
+    files = {f"{how}-{bare}": written(dicom(), how, bare=bare) for how, bare in ways}
+    found = listing(put(tmp_path, "PatientID,label\nsecret-7,a\n", **files))
+    assert len(found.records) == len(ways)
+    assert not found.rejected
+
+
 def test_bytes_of_big_endian_words_are_swapped():
     pixels = (RAMP // 16).astype(np.uint8)
     file = dicom(pixels, WindowCenter=100, WindowWidth=150)
@@ -399,8 +414,13 @@ def test_a_jpeg_2000_stream_without_sign_keeps_the_sign_of_the_header():
 
 def test_a_stream_of_8_bits_in_16_allocated_is_read():
     pixels = (RAMP // 16).astype(np.uint8)
-    file = coded(jpeg2000(pixels), JPEG2000Lossless, BitsStored=8, HighBit=7, WindowCenter=100, WindowWidth=150)
-    assert near(file, linear(pixels, 100, 150))
+    for bits in (8, 12):
+        how = {"BitsStored": bits, "HighBit": bits - 1, "WindowCenter": 100, "WindowWidth": 150}
+        assert near(coded(jpeg2000(pixels), JPEG2000Lossless, **how), linear(pixels, 100, 150))
+        baseline = io.BytesIO()
+        Image.fromarray(pixels).save(baseline, "jpeg", quality=100)
+        right = linear(np.asarray(Image.open(baseline)).astype(float), 100, 150)
+        assert near(coded(baseline.getvalue(), JPEGBaseline8Bit, **how), right)
 
 
 def test_header_and_stream_that_contradict_each_other_are_refused(tmp_path):
@@ -420,6 +440,24 @@ def test_header_and_stream_that_contradict_each_other_are_refused(tmp_path):
     assert refused(coded(b"\0\0", "1.2.840.113619.5.2"), "0002,0010")
     unnamed = coded(lossless(tmp_path, RAMP), JPEGLosslessSV1)
     assert refused(without_group_2(encoded(unnamed)), "0002,0010")
+
+
+def test_a_stream_of_another_shape_than_the_header_never_reaches_a_decoder():
+    eight = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
+    coloured = jpeg2000(np.zeros((64, 48, 3), np.uint8))
+    assert refused(coded(coloured, JPEG2000Lossless, **eight), "0028,0002")
+    assert refused(coded(jpeg2000(RAMP), JPEG2000Lossless, Rows=70), "0028,0010")
+    assert refused(coded(jpeg2000(RAMP), JPEG2000Lossless, Columns=40), "0028,0011")
+    assert refused(coded(b"no stream at all.", JPEG2000Lossless), "7FE0,0010")
+
+
+@pytest.mark.parametrize("said", [1, 3])
+def test_as_many_streams_as_frames(said):
+    file = coded(jpeg2000(RAMP), JPEG2000Lossless, NumberOfFrames=said)
+    for table_of_offsets in (True, False):
+        file.PixelData = encapsulate([jpeg2000(RAMP), jpeg2000(RAMP[::-1])], has_bot=table_of_offsets)
+        file["PixelData"].is_undefined_length = True
+        assert refused(file, "0028,0008")
 
 
 def test_what_a_lossy_stream_puts_beyond_its_bits_is_cut():
