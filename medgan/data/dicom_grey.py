@@ -53,8 +53,8 @@ def shown(file: pydicom.FileDataset, frame: int = 0) -> np.ndarray:
     elif window is not None:
         grey = _through(values, *window, _function(voi))
     else:
-        kept = values[~pixels.padding]
-        low, high = np.percentile(kept if kept.size else values, [0.1, 99.9])
+        some = pixels.padding.any() and not pixels.padding.all()
+        low, high = np.percentile(values[~pixels.padding] if some else values, [0.1, 99.9])
         grey = windowed(values, low, high)
     return 255 - grey if _inverted(file, photometric) else grey
 
