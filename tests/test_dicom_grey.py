@@ -27,7 +27,8 @@ from pydicom.uid import (
 )
 
 from medgan.data.dicom_grey import shown
-from medgan.data.dicom_stored import Unclear, opened, stored
+from medgan.data.dicom_header import Unclear, opened
+from medgan.data.dicom_stored import stored
 
 from .test_dicom import RAMP, dicom, encoded, image, listing, put
 

@@ -28,8 +28,9 @@ RANKS = {
     "medgan.losses": 3,
     "medgan.data.shards": 2,
     "medgan.data.copies": 1,
-    "medgan.data.dicom_stored": 1,
-    "medgan.data.dicom_grey": 2,
+    "medgan.data.dicom_header": 1,
+    "medgan.data.dicom_stored": 2,
+    "medgan.data.dicom_grey": 3,
     "medgan.data.summary": 3,
     "medgan.data.sources.base": 4,
     **{

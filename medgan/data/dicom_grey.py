@@ -11,7 +11,8 @@ from pydicom.multival import MultiValue
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import XRayAngiographicImageStorage, XRayRadiofluoroscopicImageStorage
 
-from medgan.data.dicom_stored import Stored, Unclear, kind, numbers, present, stored
+from medgan.data.dicom_header import Unclear, kind, numbers, present
+from medgan.data.dicom_stored import Stored, stored
 from medgan.pixels import windowed
 
 ANGIOGRAPHY = (

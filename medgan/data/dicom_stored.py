@@ -6,60 +6,31 @@ What a header leaves open is refused with the tag that does; nothing is guessed.
 from __future__ import annotations
 
 import struct
-import warnings
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pydicom
-from pydicom.datadict import tag_for_keyword
-from pydicom.dataelem import DataElement, RawDataElement
-from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import generate_fragments, get_frame
 from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import _get_jpg_parameters
 from pydicom.uid import (
     JPEG2000,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
     JPEGExtended12Bit,
     JPEGLSNearLossless,
     RLELossless,
 )
 
-# What pydicom has to say of a strange header would quote it.
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-warnings.filterwarnings("ignore", module="pydicom")
+from medgan.data.dicom_header import Unclear, frames, kind, name_syntax, present, samples
 
-HEADER = (
-    *("SOPInstanceUID", "PatientID", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
-    *("BurnedInAnnotation", "Rows", "Columns"),
-)
-"""What decides of a file before its pixels are read."""
-BARE = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
-"""How a file without a preamble starts: with group 0002 or 0008, the last as big endian has it."""
-SAMPLES = {
-    **dict.fromkeys(("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"), 1),
-    **dict.fromkeys(("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"), 3),
-}
-"""Samples of a pixel by photometric interpretation; retired ones are not read."""
 AS_THEY_ARE = {"correct_unused_bits": False, "apply_j2k_sign_correction": False, "apply_jls_sign_correction": False}
 """Options of pydicom's decoders: without corrections that take a high bit or a stream's depth for granted."""
 LOSSY = (JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000)
 """What they decode may lie a little beyond the range of what was coded."""
 PADDING = ("PixelPaddingValue", "FloatPixelPaddingValue", "DoubleFloatPixelPaddingValue")
 PADDING_LIMIT = ("PixelPaddingRangeLimit", "FloatPixelPaddingRangeLimit", "DoubleFloatPixelPaddingRangeLimit")
-
-
-class Unclear(ValueError):
-    """What a header says of its image has no one meaning. One line, with the tag and without text of the header."""
-
-    def __init__(self, keyword: str, what: str) -> None:
-        tag = tag_for_keyword(keyword) or 0
-        super().__init__(f"its ({tag >> 16:04X},{tag & 0xFFFF:04X}) {keyword} {what}")
 
 
 @dataclass(frozen=True)
@@ -73,67 +44,12 @@ class Stored:
     """bool (H, W)."""
 
 
-def opened(stream: BinaryIO, **how: Any) -> pydicom.FileDataset:
-    """A file, also one without preamble, as some archives write them. Raises whatever damage makes pydicom raise."""
-    bare = stream.read(2) in BARE
-    stream.seek(0)
-    return pydicom.dcmread(stream, force=bare, **how)
-
-
-def header(stream: BinaryIO) -> pydicom.FileDataset:
-    """The few elements of HEADER alone."""
-    return opened(stream, stop_before_pixels=True, specific_tags=list(HEADER))
-
-
-def frames(file: pydicom.Dataset) -> int:
-    count = int(file.get("NumberOfFrames") or 1)
-    if count < 0:
-        raise Unclear("NumberOfFrames", f"is {count}")
-    return count
-
-
-def kind(file: pydicom.Dataset) -> str:
-    """The photometric interpretation, one of SAMPLES."""
-    found = str(file.get("PhotometricInterpretation") or "").strip().upper()
-    if found not in SAMPLES:
-        raise Unclear("PhotometricInterpretation", "is not one that is read" if found else "is missing")
-    return found
-
-
-def present(holder: pydicom.Dataset, keyword: str) -> bool:
-    """Whether an element is there and has a value."""
-    element = holder.get_item(keyword)
-    return element is not None and not (isinstance(element, DataElement) and element.is_empty) and element.value != b""
-
-
-def numbers(holder: pydicom.Dataset, keyword: str) -> list[float | None]:
-    """The values of a decimal string; None for one that is empty. A comma is a point: it can be nothing else.
-
-    Raises Unclear where one is no finite number.
-    """
-    raw = holder.get_item(keyword)
-    if raw is None:
-        return []
-    if isinstance(raw, RawDataElement) and raw.VR in ("DS", "UN", None):  # pydicom refuses the comma
-        said = (raw.value or b"").decode("latin-1").replace(",", ".").replace("\0", " ").split("\\")
-    else:
-        value = holder[keyword].value
-        said = list(value) if isinstance(value, MultiValue | list) else [value]
-    try:
-        found = [None if one is None or not str(one).strip() else float(one) for one in said]
-    except (TypeError, ValueError):
-        raise Unclear(keyword, "is no number") from None
-    if not all(one is None or np.isfinite(one) for one in found):
-        raise Unclear(keyword, "is no finite number")
-    return found
-
-
 def stored(file: pydicom.FileDataset, frame: int) -> Stored:
     """One frame's stored values (PS3.3 C.7.6.3, PS3.5 8.1 and 8.2), counted from 0.
 
     Raises Unclear, or ValueError of pydicom where the pixel data do not have the length that the header tells.
     """
-    _name_syntax(file)
+    name_syntax(file)
     if "PixelData" not in file:  # PS3.3 C.7.6.24 and C.7.6.25: floats have no bits to choose from
         values = _decoded(file, frame)
         finite = values[np.isfinite(values)]
@@ -142,11 +58,11 @@ def stored(file: pydicom.FileDataset, frame: int) -> Stored:
         return Stored(np.where(np.isnan(values), low, values), low, high, padding)
     allocated, bits, top, signed = _bits(file)
     syntax = file.file_meta.TransferSyntaxUID
-    size = file.Rows * file.Columns * _samples(file) * allocated / 8
+    size = file.Rows * file.Columns * samples(file) * allocated / 8
     if not syntax.is_encapsulated and size and len(file.PixelData) - frames(file) * size >= max(size, 2):
         raise Unclear("NumberOfFrames", f"is {frames(file)}, and there are more")
     stream = _stream(file, frame) if syntax.is_encapsulated and syntax != RLELossless else None
-    if SAMPLES[kind(file)] == 3:
+    if samples(file) == 3:
         if signed:
             raise Unclear("PixelRepresentation", "is signed in a colour image")
         if (top if stream is None else stream.depth - 1) != bits - 1:
@@ -163,22 +79,6 @@ def stored(file: pydicom.FileDataset, frame: int) -> Stored:
         cells = cells.astype(cells.dtype.newbyteorder("="), copy=False)
         values = (cells << (8 * cells.itemsize - 1 - top)) >> (8 * cells.itemsize - bits)
     return Stored(values, low, high, _padding(file, values, low, high))
-
-
-def _name_syntax(file: pydicom.FileDataset) -> None:
-    """A file without group 0002 says by its form how it is written; only of a codec it does not say which."""
-    if not hasattr(file, "file_meta"):
-        file.file_meta = FileMetaDataset()
-    if not file.file_meta.get("TransferSyntaxUID"):
-        if "PixelData" in file and file["PixelData"].is_undefined_length:
-            raise Unclear("TransferSyntaxUID", "is missing and its pixel data are compressed")
-        implicit, little = file.original_encoding
-        native = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        file.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else native
-    try:
-        get_decoder(file.file_meta.TransferSyntaxUID)
-    except NotImplementedError:
-        raise Unclear("TransferSyntaxUID", "names no syntax that is read") from None
 
 
 def _bits(file: pydicom.Dataset) -> tuple[int, int, int, bool]:
@@ -199,19 +99,11 @@ def _bits(file: pydicom.Dataset) -> tuple[int, int, int, bool]:
     return allocated, bits, top, bool(file.PixelRepresentation) and allocated > 1
 
 
-def _samples(file: pydicom.Dataset) -> int:
-    wanted = SAMPLES[kind(file)]
-    found = file.get("SamplesPerPixel") or (1 if wanted == 1 else None)
-    if found != wanted:
-        raise Unclear("SamplesPerPixel", f"is {found} and does not go with its photometric interpretation")
-    return wanted
-
-
 def _decoded(file: pydicom.FileDataset, frame: int, **options: object) -> np.ndarray:
-    syntax, samples = file.file_meta.TransferSyntaxUID, _samples(file)
-    if samples == 3 and not syntax.is_encapsulated and file.get("PlanarConfiguration") not in (0, 1):
+    syntax, count = file.file_meta.TransferSyntaxUID, samples(file)
+    if count == 3 and not syntax.is_encapsulated and file.get("PlanarConfiguration") not in (0, 1):
         raise Unclear("PlanarConfiguration", "is neither 0 nor 1")
-    asked = {"photometric_interpretation": kind(file), "samples_per_pixel": samples, "number_of_frames": frames(file)}
+    asked = {"photometric_interpretation": kind(file), "samples_per_pixel": count, "number_of_frames": frames(file)}
     try:
         return get_decoder(syntax).as_array(file, index=frame, **asked, **options)[0]  # type: ignore[arg-type]
     except RuntimeError:  # what the decoders said may quote anything
@@ -237,15 +129,15 @@ def _stream(file: pydicom.FileDataset, frame: int) -> Stream:
         if at < 8 or len(code) < at + 35:
             raise Unclear("PixelData", "has no JPEG 2000 stream")
         right, bottom, left, top = struct.unpack_from(">4L", code, at)
-        columns, rows, samples, depth = right - left, bottom - top, *struct.unpack_from(">HB", code, at + 32)
+        columns, rows, each, depth = right - left, bottom - top, *struct.unpack_from(">HB", code, at + 32)
         stream = Stream(depth % 128 + 1, depth > 127)
     else:
         said = _get_jpg_parameters(code)
         if not said:
             raise Unclear("PixelData", "has no JPEG stream")
-        columns, rows, samples = said["width"], said["height"], said["components"]
+        columns, rows, each = said["width"], said["height"], said["components"]
         stream = Stream(said["precision"], False)
-    for keyword, found in (("Rows", rows), ("Columns", columns), ("SamplesPerPixel", samples)):
+    for keyword, found in (("Rows", rows), ("Columns", columns), ("SamplesPerPixel", each)):
         if found != (file.get(keyword) or 1):
             raise Unclear(keyword, f"is {file.get(keyword)}, and its pixels are coded with {found}")
     return stream

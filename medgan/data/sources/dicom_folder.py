@@ -84,15 +84,15 @@ class DicomFolder(Source):
         return raw.read(record.name)
 
     def image(self, content: bytes) -> Image.Image:
-        from medgan.data import dicom_grey, dicom_stored  # their codecs load where DICOM is read, and nowhere else
+        from medgan.data import dicom_grey, dicom_header  # their codecs load where DICOM is read, and nowhere else
 
         frame = 0
         if content.startswith(FRAME[:13]):
             first, content = content.split(b"\n", 1)
             frame = int(first[13:])
         try:
-            return Image.fromarray(dicom_grey.shown(dicom_stored.opened(io.BytesIO(content)), frame))
-        except dicom_stored.Unclear:
+            return Image.fromarray(dicom_grey.shown(dicom_header.opened(io.BytesIO(content)), frame))
+        except dicom_header.Unclear:
             raise
         except Exception as error:  # what a damaged file makes pydicom and its decoders raise may be anything
             said = " ".join(str(error).split())
@@ -105,12 +105,12 @@ def _header(raw: Raw, name: str) -> Header | str:
     from pydicom.errors import InvalidDicomError
     from pydicom.filebase import DicomIO
 
-    from medgan.data import dicom_stored
+    from medgan.data import dicom_header
 
     fs, root = filesystem(raw.location)
     try:
         with fs.open_input_file(f"{root}/{name}") as stream:
-            file = dicom_stored.header(DicomIO(io.BufferedReader(stream)))  # type: ignore[arg-type]
+            file = dicom_header.header(DicomIO(io.BufferedReader(stream)))  # type: ignore[arg-type]
         patient = str(file.get("PatientID") or "").strip()
         if not patient:
             return "no patient id in its header: images are split by patient"
@@ -120,13 +120,13 @@ def _header(raw: Raw, name: str) -> Header | str:
         return Header(
             SOPInstanceUID=str(file.get("SOPInstanceUID", "")).strip(),
             PatientID=patient,
-            frames=dicom_stored.frames(file),
+            frames=dicom_header.frames(file),
             colour=palette or int(file.get("SamplesPerPixel") or 1) > 1,
             burned_in=str(file.get("BurnedInAnnotation")).strip().upper() == "YES",
         )
     except InvalidDicomError:
         return "no DICOM file"
-    except dicom_stored.Unclear as error:
+    except dicom_header.Unclear as error:
         return str(error)
     except Exception as error:  # what a damaged header makes pydicom raise may be anything
         return f"its header cannot be read ({type(error).__name__})"
