@@ -13,10 +13,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-import pydicom
 import yaml
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 import medgan
 from medgan import names
@@ -139,6 +136,10 @@ def secondary_capture(
     hash, the request and, for the image's own, its seed and pixels. There are no dates, no place and no person in it.
     drawn: whether the generator learnt from drawn images alone.
     """
+    import pydicom  # loads codecs, of no use where no DICOM is written
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
     content = np.ascontiguousarray(pixels.transpose(1, 2, 0)).tobytes()
     image = hashlib.sha256(content).hexdigest()
     meta = FileMetaDataset()

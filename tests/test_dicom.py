@@ -14,8 +14,8 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from medgan.data import ingest
+from medgan.data.dicom_grey import shown
 from medgan.data.sources import SOURCES, Options, Raw, SourceError
-from medgan.data.sources.dicom_folder import shown
 
 source = SOURCES["dicom_folder"]
 RAMP = np.linspace(0, 4095, 64 * 48).reshape(64, 48).astype(np.uint16)

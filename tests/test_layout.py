@@ -32,6 +32,9 @@ RANKS = {
     "medgan.losses": 3,
     "medgan.data.shards": 2,
     "medgan.data.copies": 1,
+    "medgan.data.dicom_header": 1,
+    "medgan.data.dicom_stored": 2,
+    "medgan.data.dicom_grey": 3,
     "medgan.data.summary": 3,
     "medgan.data.sources.base": 4,
     "medgan.data.sources.frames": 1,
@@ -126,11 +129,21 @@ def loaded_after(statement: str) -> set[str]:
     return set(result.stdout.split())
 
 
-def test_the_loop_does_not_need_ray():
-    assert "ray" not in loaded_after("import medgan.loop, medgan.run")
+@pytest.fixture(scope="module")
+def without_jobs() -> set[str]:
+    return loaded_after("import medgan.loop, medgan.run, medgan.data.sources, medgan.release")
+
+
+def test_the_loop_does_not_need_ray(without_jobs):
+    assert "ray" not in without_jobs
+
+
+def test_codecs_load_where_dicom_is_read_or_written_and_nowhere_else(without_jobs):
+    assert "medgan.data.sources.dicom_folder" in without_jobs
+    assert not without_jobs & {"pydicom", "gdcm"}
 
 
 @pytest.mark.parametrize("job", ["train", "prepare", "generate", "evaluate", "report", "search"])
 def test_a_job_refuses_before_it_loads_torch_or_ray(job):
     loaded = loaded_after(f"import runpy; runpy.run_path('jobs/{job}.py', run_name='job')")
-    assert not loaded & {"torch", "ray", "wandb", "torchvision"}
+    assert not loaded & {"torch", "ray", "wandb", "torchvision", "pydicom", "gdcm"}

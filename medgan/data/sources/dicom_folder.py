@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import warnings
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
-import numpy as np
-import pydicom
 from PIL import Image
-from pydicom.errors import InvalidDicomError
-from pydicom.filebase import DicomIO
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
-from pydicom.pixels.utils import pixel_array
 
 from medgan.data.shards import filesystem, read_file
 from medgan.data.sources.base import (
@@ -29,19 +23,19 @@ from medgan.data.sources.base import (
     text_of,
 )
 from medgan.data.sources.frames import MULTI_FRAME, frame_names, parted, read_frame
-from medgan.pixels import windowed
-
-# What pydicom has to say of a strange header would quote it.
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-warnings.filterwarnings("ignore", module="pydicom")
 
 KEYS = {"sopinstanceuid": "SOPInstanceUID", "patientid": "PatientID"}
 ALLOW = (MULTI_FRAME, "colour", "burned-in")
-HEADER = [
-    *("SOPInstanceUID", "PatientID", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
-    *("BurnedInAnnotation", "Rows", "Columns"),
-]
-OPTIONAL = ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "VOILUTSequence", "WindowCenter", "WindowWidth")
+
+
+class Header(NamedTuple):
+    """The few elements that decide what becomes of a file."""
+
+    SOPInstanceUID: str
+    PatientID: str
+    frames: int
+    colour: bool
+    burned_in: bool
 
 
 class DicomFolder(Source):
@@ -67,13 +61,12 @@ class DicomFolder(Source):
                 rejected.append((name, reason))
                 continue
             assert not isinstance(header, str)
-            wanted = labels.get(str(header.get(key, "")).strip())
+            wanted = labels.get(getattr(header, key))
             if wanted is None:
                 rejected.append((name, f"the table of labels has no row of its {key}"))
                 continue
-            patient = str(header.PatientID).strip()
-            records += [Record(each, wanted, patient) for each in frame_names(name, _frames(header))]
-            met.add(str(header.get(key)).strip())
+            records += [Record(each, wanted, header.PatientID) for each in frame_names(name, header.frames)]
+            met.add(getattr(header, key))
         chosen = chosen_classes(classes, options.classes, "the table of labels")
         labelled_only = options.single_label or bool(options.classes)
         kept = [record for record in records if len(record.labels) == 1 or not options.single_label]
@@ -86,101 +79,58 @@ class DicomFolder(Source):
         return read_frame(raw.read, record.name)
 
     def image(self, content: bytes) -> Image.Image:
+        from medgan.data import dicom_grey, dicom_header  # their codecs load where DICOM is read, and nowhere else
+
         file, frame = parted(content)
         try:
-            return Image.fromarray(shown(_open(file), frame or 0))
+            return Image.fromarray(dicom_grey.shown(dicom_header.opened(io.BytesIO(file)), frame or 0))
+        except dicom_header.Unclear:
+            raise
         except Exception as error:  # what a damaged file makes pydicom and its decoders raise may be anything
             said = " ".join(str(error).split())
             why = said if "pixel data" in said else type(error).__name__  # other words may quote the header
             raise ValueError(f"its pixels cannot be read ({why})") from None
 
 
-def _open(content: bytes) -> pydicom.Dataset:
-    """A file, also one that some archives write: without the preamble, starting at group 0002 or 0008."""
-    return pydicom.dcmread(io.BytesIO(content), force=content[:2] in (b"\x02\x00", b"\x08\x00"))
+def _header(raw: Raw, name: str) -> Header | str:
+    """What the header says, or why the file cannot be used."""
+    from pydicom.errors import InvalidDicomError
+    from pydicom.filebase import DicomIO
 
+    from medgan.data import dicom_header
 
-def shown(file: pydicom.Dataset, frame: int = 0) -> np.ndarray:
-    """What a viewer shows of a DICOM image: uint8 (H, W), bright is dense, or (H, W, 3).
-
-    Stored values go through the modality's rescale or table, then the first VOI window or table, or, where there is
-    none, a window from the 0.1th to the 99.9th percentile of what is no padding; MONOCHROME1 is inverted (DICOM
-    PS3.3 C.11.1, C.11.2, C.7.6.3). Raises ValueError where the pixel data do not have the length of the header.
-    """
-    values = pixel_array(file, index=frame if _frames(file) > 1 else None)
-    for name in OPTIONAL:
-        if name in file and file[name].is_empty:
-            del file[name]
-    kind, depth = file.PhotometricInterpretation, file.BitsStored
-    if kind == "PALETTE COLOR":
-        values, depth = apply_color_lut(values, file), file.RedPaletteColorLookupTableDescriptor[2]
-    if values.ndim == 3:
-        return windowed(values, 0, 2**depth - 1)
-    stored, values = values, apply_modality_lut(values, file)
-    if "VOILUTSequence" in file:
-        values = apply_voi_lut(values, file)
-        depth = file.VOILUTSequence[0].LUTDescriptor[2]
-        grey = windowed(values, 0, 2**depth - 1)
-    elif "WindowCenter" in file and "WindowWidth" in file:
-        grey = _window(values, _first(file.WindowCenter), _first(file.WindowWidth), file.get("VOILUTFunction"))
-    else:
-        kept = values[stored != file.PixelPaddingValue] if "PixelPaddingValue" in file else values
-        low, high = np.percentile(kept if kept.size else values, [0.1, 99.9])
-        grey = windowed(values, low, high)
-    return 255 - grey if kind == "MONOCHROME1" else grey
-
-
-def _window(values: np.ndarray, center: float, width: float, function: str | None) -> np.ndarray:
-    """PS3.3 C.11.2.1.2 and C.11.2.1.3, onto 0 to 255."""
-    if function == "SIGMOID":
-        return windowed(1 / (1 + np.exp(-4 * (values - center) / width)), 0, 1)
-    if function == "LINEAR_EXACT":
-        return windowed(values, center - width / 2, center + width / 2)
-    return windowed(values, center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2)
-
-
-def _first(value: object) -> float:
-    """A header's number, or the first of several."""
-    return float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value)  # type: ignore[arg-type]
-
-
-def _header(raw: Raw, name: str) -> pydicom.Dataset | str:
-    """The few elements that decide what becomes of a file, or why it cannot be used."""
     fs, root = filesystem(raw.location)
     try:
         with fs.open_input_file(f"{root}/{name}") as stream:
-            bare = stream.read(2) in (b"\x02\x00", b"\x08\x00")  # no preamble, as some archives write it
-            stream.seek(0)
-            buffered = DicomIO(io.BufferedReader(stream))
-            file = pydicom.dcmread(buffered, stop_before_pixels=True, specific_tags=list(HEADER), force=bare)
-        if not str(file.get("PatientID") or "").strip():
+            file = dicom_header.header(DicomIO(io.BufferedReader(stream)))  # type: ignore[arg-type]
+        patient = str(file.get("PatientID") or "").strip()
+        if not patient:
             return "no patient id in its header: images are split by patient"
         if "Rows" not in file or "Columns" not in file:
             return "no pixels in it"
-        _frames(file), _colours(file)
+        palette = str(file.get("PhotometricInterpretation")).strip() == "PALETTE COLOR"
+        return Header(
+            SOPInstanceUID=str(file.get("SOPInstanceUID", "")).strip(),
+            PatientID=patient,
+            frames=dicom_header.frames(file),
+            colour=palette or int(file.get("SamplesPerPixel") or 1) > 1,
+            burned_in=str(file.get("BurnedInAnnotation")).strip().upper() == "YES",
+        )
     except InvalidDicomError:
         return "no DICOM file"
+    except dicom_header.Unclear as error:
+        return str(error)
     except Exception as error:  # what a damaged header makes pydicom raise may be anything
         return f"its header cannot be read ({type(error).__name__})"
-    return file
 
 
-def _frames(header: pydicom.Dataset) -> int:
-    return int(header.get("NumberOfFrames") or 1)
-
-
-def _colours(header: pydicom.Dataset) -> bool:
-    return int(header.get("SamplesPerPixel") or 1) > 1 or header.get("PhotometricInterpretation") == "PALETTE COLOR"
-
-
-def _unwanted(header: pydicom.Dataset, allow: tuple[str, ...]) -> str | None:
+def _unwanted(header: Header, allow: tuple[str, ...]) -> str | None:
     """Why a file is left out unless asked for, or None."""
-    frames = _frames(header)
-    if frames > 1 and MULTI_FRAME not in allow:
-        return f"{frames} frames; --allow {MULTI_FRAME} takes each as an image"
-    if _colours(header) and "colour" not in allow:
+    if header.frames > 1 and MULTI_FRAME not in allow:
+        return f"{header.frames} frames; --allow {MULTI_FRAME} takes each as an image"
+    if header.colour and "colour" not in allow:
         return "a colour image; --allow colour takes it"
-    if str(header.get("BurnedInAnnotation", "NO")).upper() == "YES" and "burned-in" not in allow:
+    if header.burned_in and "burned-in" not in allow:
         return "annotation burned into its pixels, which may name the patient; --allow burned-in takes it"
     return None
 
