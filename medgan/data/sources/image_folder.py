@@ -1,4 +1,4 @@
-"""Any folder of images with a folder per class, with or without a folder per split above."""
+"""Any folder of images with a folder per class, with or without a folder per split above or below (see layout.py)."""
 
 from __future__ import annotations
 
@@ -15,49 +15,44 @@ from medgan.data.sources.base import (
     limited,
     relabel,
 )
-
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+from medgan.data.sources.layout import any_layout
 
 
 class ImageFolder(Source):
     name = "image_folder"
     layout = "CLASS/*.png, *.jpg, ..., SPLIT/CLASS/*.png (train, val, test), or images alone without labels"
-    takes = frozenset({"classes", "patient_regex"})
+    takes = frozenset({"classes", "patient_regex", "patients_unknown", "multi_label"})
 
     def listing(self, raw: Raw, options: Options) -> Listing:
         pattern = self._pattern(options.patient_regex)
-        files = [name.split("/") for name in raw.files()]
-        split_above = any(len(parts) > 2 and parts[0].lower() in SPLITS for parts in files)
-        depth = 1 if split_above else 0
-        if not split_above and files and all(len(parts) == 1 for parts in files):
-            files, depth = [["", *parts] for parts in files], 0  # one folder of images without classes
-        found, rejected = [], []
-        for parts in files:
-            path = "/".join(filter(None, parts))
-            if len(parts) < depth + 2 or (split_above and parts[0].lower() not in SPLITS):
-                rejected.append((path, "not in a class folder"))
-            elif not path.lower().endswith(IMAGES):
-                rejected.append((path, f"not one of {' '.join(IMAGES)}"))
-            else:
-                found.append((SPLITS[parts[0].lower()] if split_above else None, parts[depth], path))
-        if not found:
-            raise SourceError(f"--raw {raw.location}: expected {self.layout}")
-        names = tuple(sorted({folder for _, folder, _ in found} - {""}))
-        records = []
-        for split, folder, path in found:
+        layout = any_layout(raw, self.layout, options.classes)
+        names = tuple(sorted({folder for _, folder, _ in layout.found} - {""}))
+        records, rejected, unknown = [], list(layout.rejected), 0
+        for split, folder, path in layout.found:
             match = pattern.search(path) if pattern else None
             patient = (match.group(1) if match.re.groups else match.group()) if match else None
-            if pattern and not patient:
+            if pattern and not patient and not options.patients_unknown:
                 rejected.append((path, f"--patient-regex {options.patient_regex} finds no patient in it"))
                 continue
+            unknown += not patient
             labels = (names.index(folder),) if folder else ()
             records.append(Record(path, labels, patient or path, split))
         classes = chosen_classes(names, options.classes, raw.location)
         kept = relabel(records, names, classes, lambda record: bool(record.labels) or not names)
         notes = [] if names else ["no class folders: the images have no labels"]
-        notes += [] if pattern else ["every file counts as a patient of its own; --patient-regex says who is who"]
+        notes += [*layout.notes, *self._unknown(unknown, options)]
         return Listing(classes, limited(kept, options), rejected, notes)
+
+    @staticmethod
+    def _unknown(count: int, options: Options) -> list[str]:
+        if not count:
+            return []
+        if options.patients_unknown:
+            return [f"{count:,} images without a patient: each counts as one, as asked for"]
+        return [
+            "no patient is known: every file counts as a patient of its own, so that one person's images may be in "
+            "several splits; --patient-regex says who is who, --patients-unknown that nobody knows"
+        ]
 
     @staticmethod
     def _pattern(text: str | None) -> re.Pattern[str] | None:
