@@ -116,7 +116,7 @@ def main(argv: Sequence[str]) -> None:
     for line in ingest.tally(found):
         print(line, flush=True)
     plan = ingest.plan(request, found, patient_key(key_file))  # the first thing that may write: a new key
-    for note in plan.notes:
+    for note in [*plan.notes, *(request.folder.notes() if raw else [])]:
         print(f"note: {note}", flush=True)
     manifest = prepared(out, plan.digest, args.overwrite)
     if manifest is None:

@@ -51,6 +51,7 @@ from medgan.data.shards import (
 )
 from medgan.data.sources import SOURCES, Listing, Options, Raw, Record, SourceError
 from medgan.data.sources.base import relabel
+from medgan.data.sources.raw import packed
 from medgan.data.summary import publish
 from medgan.pixels import Fit, fit_image
 
@@ -184,7 +185,8 @@ def find(request: Request) -> Listing:
     found = source.listing(request.folder, request.options)
     if not found.records:
         why = f": {_most([Rejected(*row) for row in found.rejected])}" if found.rejected else ""
-        raise SourceError(f"--raw {request.raw}: no image in it that can be used{why}")
+        hint = packed(request.folder.files()) if source.needs_raw else ""
+        raise SourceError(f"--raw {request.raw}: no image in it that can be used{why}{hint}")
     if source.needs_raw and not any(_decodes(request, record) for record in found.records):
         raise SourceError(f"--raw {request.raw}: none of its {len(found.records)} files is an image that can be read")
     check_target(request.out)
@@ -215,7 +217,7 @@ def plan(request: Request, found: Listing, key: bytes) -> Plan:
             raise SourceError(f"--classes {name}: no image of it in train")
     classes = tuple(name for name in found.classes if name not in absent)
     kept: Sequence[Record] = found.records
-    notes = [*found.notes, *(request.folder.note() if request.raw else [])]
+    notes = [*found.notes]
     if absent:
         kept = relabel(kept, found.classes, classes, lambda record: True)
         notes.append(f"no image in train of {', '.join(absent)}: left out of the classes")

@@ -30,8 +30,8 @@ class Kermany(Source):
             records.append(Record(path, (spelled[folder.casefold()],), patient or path, split))
         if unknown and not options.patients_unknown:
             raise SourceError(
-                f"--raw {raw.location}: {unknown:,} of {len(records):,} file names are of no published version and tell "
-                "no patient; --patients-unknown takes each such file as a patient of its own"
+                f"--raw {raw.location}: {unknown:,} of {len(records):,} file names are of no published version and "
+                "tell no patient; --patients-unknown takes each such file as a patient of its own"
             )
         notes = [*layout.notes]
         if unknown:

@@ -123,7 +123,7 @@ class Raw:
         archive = _archive(self.location)
         return archive.read(name) if archive else read_file(self.location, name)
 
-    def note(self) -> list[str]:
+    def notes(self) -> list[str]:
         """What a person should know of how it is read."""
         archive = _archive(self.location)
         if archive is None or archive.cached is None:
@@ -163,7 +163,7 @@ def _archive(location: str) -> Archive | None:
         cached = None
         if start.startswith(tuple(UNPACKED_BY)) or not isinstance(fs, pafs.LocalFileSystem):
             cached = _unpacked(unpack(stream), info, where)
-            stream = cached.open("rb")
+            stream = io.BufferedReader(pafs.LocalFileSystem().open_input_file(str(cached)))
         return Archive(_checked(_tar_members(stream, where), where), threading.Lock(), cached)
     except DAMAGED:
         raise SourceError(f"{where}: damaged or cut short; fetch or pack it again") from None
@@ -241,9 +241,7 @@ def _unpacked(stream: BinaryIO, info: pafs.FileInfo, where: str) -> Path:
                     while content := stream.read(CHUNK):
                         target.write(content)
                         if target.tell() > most:
-                            raise SourceError(
-                                f"{where}: becomes more than {SWELLING} times as large; unpack it with care"
-                            )
+                            raise SourceError(f"{where}: grows to over {SWELLING} times its size; unpack it with care")
                 part.replace(file)
             finally:
                 part.unlink(missing_ok=True)

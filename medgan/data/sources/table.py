@@ -53,7 +53,7 @@ def read_table(content: bytes, where: str, wanted: Sequence[str]) -> Table:
     first = re.split(r"[\r\n]", text, maxsplit=1)[0]
     headers = []
     for separator in named.group(1) if named else SEPARATORS:
-        names = [plain(name) for name in next(csv.reader([first], delimiter=separator), [])]
+        names = [plain(name) for name in next(csv.reader([first], delimiter=separator, skipinitialspace=True), [])]
         headers.append((sum(name in names for name in wanted), len(names), separator, names))
     _, _, separator, names = max(headers, key=lambda header: header[:2])
     for name in wanted:
