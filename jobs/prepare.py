@@ -149,6 +149,8 @@ def main(argv: Sequence[str]) -> None:
             print(f"left out: {plan.called(row.name)}: {row.reason}", flush=True)
         if len(written.rejected) > SHOWN:
             print(f"left out: and {len(written.rejected) - SHOWN} more, see rejected.parquet", flush=True)
+    if raw:
+        request.folder.forget()
     counts = ", ".join(f"{split} {manifest.rows(split)}" for split in manifest.splits)
     print(f"data: {out} ({counts}; {manifest.rejected} rejected), summary: {out}/summary.html", flush=True)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from medgan.data import ingest
@@ -61,6 +63,30 @@ def found(source: str, raw: Path, **options) -> list[tuple]:
 )
 def test_kermany_patients_are_read_from_published_names(name, patient):
     assert SOURCES["kermany_cxr"].patient(name) == patient
+
+
+@given(
+    patient=st.integers(0, 10**8),
+    first=st.integers(0, 10**4),
+    second=st.integers(0, 10**4),
+    form=st.sampled_from(
+        [
+            ("kermany_cxr", "person{}_bacteria_{}.jpeg"),
+            ("kermany_cxr", "person{}_virus_{}_1.jpeg"),
+            ("kermany_cxr", "IM-{:04d}-{:04d}.jpeg"),
+            ("kermany_cxr", "NORMAL2-IM-{:04d}-{:04d}-0002.jpeg"),
+            ("kermany_cxr", "BACTERIA-{}-{:04d}.jpeg"),
+            ("kermany_cxr", "NORMAL-{}-{:04d}.jpeg"),
+            ("kermany_oct", "DRUSEN-{}-{}.jpeg"),
+        ]
+    ),
+)
+@settings(derandomize=True, deadline=None, max_examples=50)
+def test_a_patients_images_have_one_patient_and_no_one_elses(patient, first, second, form):
+    source, name = SOURCES[form[0]], form[1]
+    assert source.patient(name.format(patient, first)) == source.patient(name.format(patient, second))
+    assert source.patient(name.format(patient, first)) != source.patient(name.format(patient + 1, first))
+    assert str(patient) in source.patient(name.format(patient, first))
 
 
 def test_kermany_films_are_listed_in_a_fixed_order_and_can_be_limited(tmp_path):

@@ -291,10 +291,7 @@ def write(plan: Plan, progress: Report = lambda *_: None) -> Written:
     plan, edits = _without_contradictions(plan, items, parts, seen)
     parts = _without_copies(plan, edits, seen)
     plan, parts = _without_empty_classes(plan, items, parts)
-    written = _publish(plan, items, parts)
-    if request.raw:
-        request.folder.forget()
-    return written
+    return _publish(plan, items, parts)
 
 
 def _on_ray(task: Callable[[Thing], Result], things: Sequence[Thing]) -> Iterator[Result]:

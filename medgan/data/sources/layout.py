@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import takewhile
 
 from medgan.data.sources.masks import FILMS, Parts, masks
@@ -98,7 +99,13 @@ def _films(sizes: Mapping[str, int], aside: Aside) -> list[Parts]:
 
 def _split(path: Parts) -> str | None:
     """The split that the topmost split folder of a path names."""
-    return next((match.lastgroup for folder in path[:-1] if (match := SPLIT.fullmatch(folder))), None)
+    return next((split for folder in path[:-1] if (split := _named_split(folder))), None)
+
+
+@cache
+def _named_split(folder: str) -> str | None:
+    match = SPLIT.fullmatch(folder)
+    return match.lastgroup if match else None
 
 
 def _trees(paths: Sequence[Parts]) -> tuple[Trees, list[Parts]]:
@@ -106,7 +113,7 @@ def _trees(paths: Sequence[Parts]) -> tuple[Trees, list[Parts]]:
     trees: Trees = defaultdict(list)
     outside: list[Parts] = []
     for path in paths:
-        above = tuple(takewhile(lambda folder: not SPLIT.fullmatch(folder), path[:-1]))
+        above = tuple(takewhile(lambda folder: not _named_split(folder), path[:-1]))
         (trees[above] if len(above) < len(path) - 1 else outside).append(path)
     return trees, outside
 
@@ -210,9 +217,11 @@ def _layout(found: Found, aside: Aside) -> Layout:
     return Layout(rows, aside.rejected, aside.notes)
 
 
+@cache
 def _nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name.strip())
 
 
+@cache
 def _key(name: str) -> str:
     return _nfc(name).casefold()

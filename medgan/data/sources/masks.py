@@ -25,16 +25,17 @@ def masks(images: Sequence[Parts]) -> set[Parts]:
     """
     films: dict[Parts, set[str]] = defaultdict(set)
     folders: dict[Parts, set[str]] = defaultdict(set)
-    for path in images:
+    film_of = {path: _film(path) for path in images}
+    for path, film in film_of.items():
         for depth in range(1, len(path)):
-            films[path[:depth]].add(_film(path))
+            films[path[:depth]].add(film)
             folders[path[: depth - 1]].add(path[depth - 1])
     there = {(path[:-1], _stem(path)) for path in images}
     of_masks = {folder for folder in films if _holds_masks(folder, films, folders)}
     return {
         path
-        for path in images
-        if (_film(path) != _stem(path) and (path[:-1], _film(path)) in there)
+        for path, film in film_of.items()
+        if (film != _stem(path) and (path[:-1], film) in there)
         or any(path[:depth] in of_masks for depth in range(1, len(path)))
     }
 

@@ -84,13 +84,17 @@ class Raw:
         _archive.cache_clear()
         if fs.get_file_info(path).type == pafs.FileType.NotFound:
             raise SourceError(f"--raw {self.location}: no such folder")
-        _archive(self.location)
+        try:
+            _archive(self.location)
+        except OSError as error:
+            raise SourceError(f"--raw {self.location}: cannot be read ({told(error)})") from None
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every visible file by its path, sorted part by part; a folder linked into itself is entered once."""
         fs, root = filesystem(self.location)
+        archive = _archive(self.location)
         try:
-            if archive := _archive(self.location):
+            if archive:
                 found = {name: member.size for name, member in archive.members.items()}
             elif isinstance(fs, pafs.LocalFileSystem):
                 found = {name: _size(Path(root, name)) for name in _walk(root)}
@@ -102,9 +106,8 @@ class Raw:
             raise SourceError(f"--raw {self.location}: a folder in it cannot be read ({told(error)})") from None
         undecodable = sum(not _encodes(name) for name in found)
         if undecodable:
-            raise SourceError(
-                f"--raw {self.location}: {undecodable} file names are not UTF-8; rename them (convmv does)"
-            )
+            how = "unpack it and rename them" if archive else "rename them"
+            raise SourceError(f"--raw {self.location}: {undecodable} file names are not UTF-8; {how} (convmv does)")
         visible = sorted((name for name in found if _visible(name)), key=lambda name: name.split("/"))
         return {name: found[name] for name in visible}
 
@@ -128,7 +131,8 @@ class Raw:
         archive = _archive(self.location)
         if archive is None or archive.cached is None:
             return []
-        return [f"every host unpacks --raw into {archive.cached.parent}; this one clears that at the end"]
+        folder = archive.cached.parent
+        return [f"--raw is one stream: every host unpacks it into {folder}, and this one alone clears that at the end"]
 
     def forget(self) -> None:
         """Remove what this host unpacked into its cache."""
