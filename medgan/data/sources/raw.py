@@ -7,7 +7,6 @@ name says.
 
 from __future__ import annotations
 
-import bz2
 import fcntl
 import gzip
 import hashlib
@@ -31,14 +30,18 @@ from medgan.config import Refused
 from medgan.data.shards import cache_folder, filesystem, read_file, told
 
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
-UNPACKED_BY: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+UNPACKED_BY: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open}
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 LARGEST = 2**31
 """Bytes of one file: a film has fewer, what has more is no image."""
 SWELLING, ALLOWED = 100, 2**30
 """A compressed tar may become so many times larger, and so many bytes in any case."""
 CHUNK = 1 << 20
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError)
+DAMAGED = (
+    *(zipfile.BadZipFile, NotImplementedError, tarfile.TarError),
+    *(zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError),
+)
+"""What wrong bytes make the readers raise."""
 
 
 class SourceError(Refused):
