@@ -191,7 +191,7 @@ def _in_classes(
     names = {path[depth] for path in inside}
     if all(FILMS.fullmatch(name) for name in names):
         return [("", path) for path in paths]
-    numbered = sum(bool(re.search(r"\d\d", name)) for name in names)
+    numbered = sum(bool(re.search(r"\d{3}", name)) for name in names)
     if len(names) > MANY and not wanted and (len(inside) < FEW_EACH * len(names) or 2 * numbered > len(names)):
         raise SourceError(
             f"--raw {raw.location}: {len(names)} folders of {len(inside)} images look like patients or series, not "
