@@ -28,8 +28,13 @@ RANKS = {
     "medgan.losses": 3,
     "medgan.data.shards": 2,
     "medgan.data.copies": 1,
+    "medgan.data.contradictions": 1,
     "medgan.data.summary": 3,
+    "medgan.data.sources.masks": 1,
+    "medgan.data.sources.raw": 3,
     "medgan.data.sources.base": 4,
+    "medgan.data.sources.layout": 4,
+    "medgan.data.sources.table": 4,
     **{
         f"medgan.data.sources.{name}": 5
         for name in ("dicom_folder", "drawn", "image_folder", "kermany", "medmnist", "nih")
