@@ -42,6 +42,8 @@ def seen(raw: Path, source: str = "image_folder", **options) -> list[str]:
         (["Training/a/1.png", "Testing/b/2.png"], ["test/b/2.png", "train/a/1.png"]),
         (["TRAIN/a/1.png", "valid/a/2.png", "dev_set/b/3.png"], ["train/a/1.png", "val/b/3.png", "val/a/2.png"]),
         (["train_images/a/1.png", "Test Data/a/2.png"], ["test/a/2.png", "train/a/1.png"]),
+        (["01_train/a/1.png", "02_holdout/a/2.png", "Validate/a/3.png"],
+         ["train/a/1.png", "test/a/2.png", "val/a/3.png"]),
         (["archive/train/a/1.png", "archive/test/b/2.png"], ["test/b/2.png", "train/a/1.png"]),
         (["x/y/a/1.png", "x/y/b/2.png"], ["-/a/1.png", "-/b/2.png"]),
         (["a/1.png", "a/2.png"], ["-/a/1.png", "-/a/2.png"]),
@@ -113,6 +115,7 @@ def test_two_sets_of_split_folders_are_one_too_many_unless_the_source_knows_its_
     put(tmp_path, "Cell/chest/train/NORMAL/NORMAL-4-0001.jpeg", "Cell/chest/test/PNEUMONIA/VIRUS-5-0001.jpeg")
     assert seen(tmp_path, "kermany_oct") == ["train/CNV/CNV-1-1.jpeg", "train/NORMAL/NORMAL-2-1.jpeg"]
     assert seen(tmp_path, "kermany_cxr") == ["test/PNEUMONIA/VIRUS-5-0001.jpeg", "train/NORMAL/NORMAL-4-0001.jpeg"]
+    assert "2 images in other folders are of another data set: not read" in listing(tmp_path, "kermany_cxr").notes
     with pytest.raises(SourceError, match=r"split folders in 2 places \(Cell/OCT/, Cell/chest/\)"):
         listing(tmp_path)
 
@@ -128,6 +131,21 @@ def test_what_no_layout_explains_is_left_out_with_its_reason_and_said(tmp_path):
     }
     assert "no folder of train has c" in found.notes
     assert "1 class folders hold folders: all images below them are of the class" in found.notes
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["seg_train/seg_train/a/1.png", "seg_test/seg_test/a/2.png"],
+        ["train/1.png", "more/2.png", "more/3.png"],
+        ["trainA/1.png", "trainB/2.png", "Xray_Training/3.png"],
+    ],
+)
+def test_no_class_is_called_train(tmp_path, files):
+    raw = put(tmp_path, *files)
+    with pytest.raises(SourceError, match="look like splits, not like classes; call them train, val and test"):
+        listing(raw)
+    assert listing(raw, classes=(files[0].partition("/")[0],)).classes == (files[0].partition("/")[0],)
 
 
 @pytest.mark.parametrize("each", [2, 12])

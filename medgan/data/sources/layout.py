@@ -19,10 +19,12 @@ from medgan.data.sources.raw import PACKED, Raw, SourceError, packed
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 SPLIT = re.compile(
-    r"\s*(?:(?P<train>train(?:ing)?|trn)|(?P<val>val(?:id(?:ation)?)?|dev(?:elopment)?)|(?P<test>test(?:ing)?|tst))"
-    r"(?:[\W_]*(?:sets?|data|images?|imgs?|split|folder))*[\W_\d]*",
+    r"[\W_\d]*(?:(?P<train>train(?:ing)?|trn)|(?P<val>val(?:id(?:at(?:e|ion))?)?|dev(?:elopment)?)"
+    r"|(?P<test>test(?:ing)?|tst|eval(?:uation)?|hold[\W_]*out))(?:[\W_]*(?:sets?|data|images?|imgs?|split|folder))*[\W_\d]*",
     re.IGNORECASE,
 )
+TRAIN = re.compile(r"(?<![a-z])train(?:ing)?(?![a-z])", re.IGNORECASE)
+"""What no class is called."""
 MANY, FEW_EACH = 20, 10
 """More folders than that, of fewer images each or named by numbers, are patients or series rather than classes."""
 
@@ -72,11 +74,15 @@ def any_layout(raw: Raw, expected: str, wanted: Sequence[str] = ()) -> Layout:
 def known_layout(raw: Raw, classes: Sequence[str]) -> Layout:
     """SPLIT/CLASS/ of those classes in any folders; what else lies there is another data set. Raises SourceError."""
     sizes, aside = raw.sizes(), Aside()
-    trees, _ = _trees(_films(sizes, aside))
+    trees, outside = _trees(_films(sizes, aside))
     if not trees:
         expected = f"{{train,test,val}}/{{{','.join(classes)}}}/"
         raise SourceError(f"--raw {raw.location}: expected {expected} in it{packed(sizes)}")
-    tree, depth = _one_tree(_of_classes(trees, classes, raw), sizes, raw, aside)
+    known = _of_classes(trees, classes, raw)
+    others = len(outside) + sum(len(tree) for above, tree in trees.items() if above not in known)
+    if others:
+        aside.notes.append(f"{others:,} images in other folders are of another data set: not read")
+    tree, depth = _one_tree(known, sizes, raw, aside)
     return _layout(_classes_below(tree, depth, classes, raw, aside), aside)
 
 
@@ -191,6 +197,12 @@ def _in_classes(
     names = {path[depth] for path in inside}
     if all(FILMS.fullmatch(name) for name in names):
         return [("", path) for path in paths]
+    if not wanted and any(TRAIN.search(name) for name in names):
+        several = ", ".join(sorted(names)[:4])
+        raise SourceError(
+            f"--raw {raw.location}: {several} look like splits, not like classes; call them train, val and test, name "
+            "one of them, or name classes with --classes"
+        )
     numbered = sum(bool(re.search(r"\d{3}", name)) for name in names)
     if len(names) > MANY and not wanted and (len(inside) < FEW_EACH * len(names) or 2 * numbered > len(names)):
         raise SourceError(
