@@ -138,11 +138,10 @@ def zip_link(name: str) -> zipfile.ZipInfo:
     return info
 
 
-def encrypted() -> bytes:
-    """The flag is all that says so."""
+def zip_marked(place: int, value: int) -> bytes:
+    """A zip of one film whose two headers have such a byte; the central one has two bytes more before it."""
     content = bytearray(zipped({"a/1.png": b"secret"}))
-    content[6] |= 1
-    content[content.index(b"PK\x01\x02") + 8] |= 1
+    content[place] = content[content.index(b"PK\x01\x02") + place + 2] = value
     return bytes(content)
 
 
@@ -158,7 +157,8 @@ ONE = {"a/1.png": os.urandom(5000), "b/2.png": os.urandom(5000)}
         (tarred({"a/../../1.png": b"x"}), "1 files in it have names that lead out of it"),
         (tarred(ONE, link("a/3.png")), "1 files in it are links or no files"),
         (zipped({zip_link("a/1.png"): b"/etc/passwd"}), "1 files in it are links"),
-        (encrypted(), "1 files in it are encrypted; unpack it with its password"),
+        (zip_marked(6, 1), "1 files in it are encrypted; unpack it with its password"),
+        (zip_marked(8, 9), "1 files in it are compressed in an uncommon way; unpack it, or pack it again"),
         (zipped(ONE)[:3000], "damaged or cut short"),
         (tarred(ONE)[:7000], "damaged or cut short"),
         (gzip.compress(tarred(ONE))[:7000], "damaged or cut short"),
