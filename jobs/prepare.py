@@ -32,7 +32,9 @@ def parser() -> Parser:
     parser.add_argument("--source", help=f"data set: {', '.join(SOURCES)}")
     parser.add_argument("--sources", action="store_true", help="print what each source expects and takes, and end")
     parser.add_argument("--verify", metavar="DATA", help="check a data folder, say what is wrong with it, and end")
-    parser.add_argument("--raw", help="folder of the data set as published, a path or a URI; drawn sources have none")
+    parser.add_argument(
+        "--raw", help="the data set as published: its folder or archive (.zip, .tar, .tar.gz), a path or a URI"
+    )
     parser.add_argument("--out", help="data folder to make: a path or a URI")
     parser.add_argument("--resolution", type=int, help=f"side in pixels: {_list(RESOLUTIONS)}")
     parser.add_argument("--channels", type=int, default=1, choices=(1, 3), help="1 grey (default), 3 colour")
@@ -111,21 +113,23 @@ def main(argv: Sequence[str]) -> None:
         show_paths=show_paths,
     )
     found = ingest.find(request)
+    for line in ingest.tally(found):
+        print(line, flush=True)
     plan = ingest.plan(request, found, patient_key(key_file))  # the first thing that may write: a new key
-    for note in plan.notes:
+    for note in [*plan.notes, *(request.folder.notes() if raw else [])]:
         print(f"note: {note}", flush=True)
     manifest = prepared(out, plan.digest, args.overwrite)
     if manifest is None:
         connect(verbose=args.verbose)
-        line = Progress(every_s=5)
+        shown = Progress(every_s=5)
 
         def progress(verb: str, done: int, of: int, rejected: int) -> None:
             if verb == "kept":
-                line.skip(done)
+                shown.skip(done)
             elif verb == "prepare":
-                line.images(verb, done, of, f"{rejected} rejected")
+                shown.images(verb, done, of, f"{rejected} rejected")
             else:
-                line.update(f"{verb} {done}/{of} shards")
+                shown.update(f"{verb} {done}/{of} shards")
 
         print(f"preparing {plan.count} images of {args.source} at {args.resolution}x{args.resolution}", flush=True)
         try:
@@ -134,8 +138,10 @@ def main(argv: Sequence[str]) -> None:
             why = told(error, " ".join(str(error).split()))
             raise Failed(f"--out {out}: {why}; finished shards are kept: {again()}") from error
         finally:
-            line.close()
+            shown.close()
         manifest = written.manifest
+        for note in written.notes[len(plan.notes) :]:
+            print(f"note: {note}", flush=True)
         reasons = Counter(row.reason for row in written.rejected)
         for reason, count in reasons.most_common():
             print(f"left out, {count} of these: {reason}", flush=True)
@@ -143,6 +149,8 @@ def main(argv: Sequence[str]) -> None:
             print(f"left out: {plan.called(row.name)}: {row.reason}", flush=True)
         if len(written.rejected) > SHOWN:
             print(f"left out: and {len(written.rejected) - SHOWN} more, see rejected.parquet", flush=True)
+    if raw:
+        request.folder.forget()
     counts = ", ".join(f"{split} {manifest.rows(split)}" for split in manifest.splits)
     print(f"data: {out} ({counts}; {manifest.rejected} rejected), summary: {out}/summary.html", flush=True)
 

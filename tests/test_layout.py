@@ -35,9 +35,14 @@ RANKS = {
     "medgan.data.dicom_header": 1,
     "medgan.data.dicom_stored": 2,
     "medgan.data.dicom_grey": 3,
+    "medgan.data.contradictions": 1,
     "medgan.data.summary": 3,
+    "medgan.data.sources.masks": 1,
+    "medgan.data.sources.raw": 3,
     "medgan.data.sources.base": 4,
     "medgan.data.sources.frames": 1,
+    "medgan.data.sources.layout": 4,
+    "medgan.data.sources.table": 4,
     **{
         f"medgan.data.sources.{name}": 5
         for name in ("dicom_folder", "drawn", "image_folder", "kermany", "medmnist", "nih")

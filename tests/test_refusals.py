@@ -179,10 +179,14 @@ def test_raw_folders_that_cannot_be_used(refused, tmp_path):
     assert "expected {train,test,val}/{NORMAL,PNEUMONIA}/" in prepare(tmp_path / "empty")
     (tmp_path / "hollow/train/NORMAL").mkdir(parents=True)
     assert "expected {train,test,val}/{NORMAL,PNEUMONIA}/" in prepare(tmp_path / "hollow")
-    for name in ("a", "b"):
+    for name in ("IM-0001-0001", "IM-0002-0001"):
         (tmp_path / f"words/train/NORMAL/{name}.jpeg").parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / f"words/train/NORMAL/{name}.jpeg").write_text("not an image")
     assert "none of its 2 files is an image" in prepare(tmp_path / "words")
+    picture(tmp_path / "names/train/NORMAL/a.png")
+    assert "1 of 1 file names are of no published version" in prepare(tmp_path / "names")
+    (tmp_path / "film.png").write_bytes(b"film")
+    assert "neither a folder nor an archive of files" in prepare(tmp_path / "film.png")
     picture(tmp_path / "odd/train/TUBERCULOSIS/a.png")
     assert "TUBERCULOSIS: unknown class, expected NORMAL or PNEUMONIA" in prepare(tmp_path / "odd")
 

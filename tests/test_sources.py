@@ -1,13 +1,14 @@
 """Every source against its published layout, and against what people have instead."""
 
 import io
-import re
 import sys
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from medgan.data import ingest
@@ -51,11 +52,41 @@ def found(source: str, raw: Path, **options) -> list[tuple]:
         ("IM-0011-0001-0002.jpeg", "IM-0011"),
         ("IM-0115-0001.jpeg", "IM-0115"),
         ("NORMAL2-IM-0115-0001.jpeg", "NORMAL2-IM-0115"),
-        ("scan.jpeg", "scan.jpeg"),
+        ("BACTERIA-1047522-0001.jpeg", "BACTERIA-1047522"),
+        ("VIRUS-1047522-0002.jpeg", "VIRUS-1047522"),
+        ("NORMAL-28501-0001.jpeg", "NORMAL-28501"),
+        ("scan.jpeg", None),
+        ("aug_0_person1_virus_6.jpeg", None),
+        ("NORMAL-IM-0001.jpeg", None),
+        ("CNV-1016042-1.jpeg", None),
     ],
 )
 def test_kermany_patients_are_read_from_published_names(name, patient):
     assert SOURCES["kermany_cxr"].patient(name) == patient
+
+
+@given(
+    patient=st.integers(0, 10**8),
+    first=st.integers(0, 10**4),
+    second=st.integers(0, 10**4),
+    form=st.sampled_from(
+        [
+            ("kermany_cxr", "person{}_bacteria_{}.jpeg"),
+            ("kermany_cxr", "person{}_virus_{}_1.jpeg"),
+            ("kermany_cxr", "IM-{:04d}-{:04d}.jpeg"),
+            ("kermany_cxr", "NORMAL2-IM-{:04d}-{:04d}-0002.jpeg"),
+            ("kermany_cxr", "BACTERIA-{}-{:04d}.jpeg"),
+            ("kermany_cxr", "NORMAL-{}-{:04d}.jpeg"),
+            ("kermany_oct", "DRUSEN-{}-{}.jpeg"),
+        ]
+    ),
+)
+@settings(derandomize=True, deadline=None, max_examples=50)
+def test_a_patients_images_have_one_patient_and_no_one_elses(patient, first, second, form):
+    source, name = SOURCES[form[0]], form[1]
+    assert source.patient(name.format(patient, first)) == source.patient(name.format(patient, second))
+    assert source.patient(name.format(patient, first)) != source.patient(name.format(patient + 1, first))
+    assert str(patient) in source.patient(name.format(patient, first))
 
 
 def test_kermany_films_are_listed_in_a_fixed_order_and_can_be_limited(tmp_path):
@@ -71,34 +102,44 @@ def test_kermany_films_are_listed_in_a_fixed_order_and_can_be_limited(tmp_path):
 
 def test_kermany_pneumonia_can_be_told_apart_by_its_kind(tmp_path):
     raw = put(tmp_path, "train/PNEUMONIA/person1_virus_1.jpeg", "train/PNEUMONIA/person1_bacteria_2.jpeg")
+    put(raw, "test/PNEUMONIA/BACTERIA-12-0001.jpeg", "test/PNEUMONIA/VIRUS-12-0001.jpeg")
     put(raw, "train/NORMAL/IM-1-1.jpeg", "train/PNEUMONIA/other.jpeg")
-    kinds = found("kermany_cxr", raw, pneumonia_kinds=True)
-    assert [row[1] for row in kinds] == ["NORMAL", "BACTERIA", "VIRUS"]
-    rejected = listing("kermany_cxr", raw, pneumonia_kinds=True).rejected
+    kinds = found("kermany_cxr", raw, pneumonia_kinds=True, patients_unknown=True)
+    assert [row[1] for row in kinds] == ["BACTERIA", "VIRUS", "NORMAL", "BACTERIA", "VIRUS"]
+    rejected = listing("kermany_cxr", raw, pneumonia_kinds=True, patients_unknown=True).rejected
     assert rejected == [("train/PNEUMONIA/other.jpeg", "its name says neither bacteria nor virus")]
 
 
 def test_a_folder_that_is_not_kermanys_is_refused_and_says_what_is_expected(tmp_path):
     with pytest.raises(SourceError, match=r"expected \{train,test,val\}"):
         listing("kermany_cxr", tmp_path)
-    put(tmp_path, "chest_xray/train/NORMAL/IM-0001-0001.jpeg")
-    with pytest.raises(SourceError, match="did you mean .*chest_xray"):
-        listing("kermany_cxr", tmp_path)
-    put(tmp_path, "train/COVID/a.jpeg")
-    with pytest.raises(SourceError, match="COVID: unknown class, expected NORMAL or PNEUMONIA"):
-        listing("kermany_cxr", tmp_path)
+    put(tmp_path / "flat", "train/IM-0001-0001.jpeg")
+    with pytest.raises(SourceError, match="flat/train: files in it, expected class folders"):
+        listing("kermany_cxr", tmp_path / "flat")
+    put(tmp_path / "covid", "chest_xray/train/NORMAL/IM-0001-0001.jpeg", "chest_xray/train/COVID/a.jpeg")
+    with pytest.raises(SourceError, match="chest_xray/train/COVID: unknown class, expected NORMAL or PNEUMONIA"):
+        listing("kermany_cxr", tmp_path / "covid")
+
+
+@pytest.mark.parametrize("source", ["kermany_cxr", "kermany_oct"])
+def test_names_of_no_published_version_are_refused_unless_their_patients_are_said_to_be_unknown(tmp_path, source):
+    raw = put(tmp_path, "train/NORMAL/anna.jpeg", "test/NORMAL/anna.jpeg", "train/NORMAL/NORMAL-7-1.jpeg")
+    with pytest.raises(SourceError, match="2 of 3 file names are of no published version") as refusal:
+        listing(source, raw)
+    assert "--patients-unknown" in str(refusal.value)
+    assert "anna" not in str(refusal.value)
+    told = listing(source, raw, patients_unknown=True)
+    assert len({record.patient for record in told.records}) == 3
+    assert told.notes == ["2 file names tell no patient: each counts as one, as asked for"]
+    assert not listing(source, put(tmp_path / "known", "train/NORMAL/NORMAL-7-1.jpeg"), patients_unknown=True).notes
 
 
 @pytest.mark.parametrize("archive", ["OCT2017", "OCT2017 "])
 def test_kermany_scans_with_the_middle_number_as_patient(tmp_path, archive):
-    raw = put(tmp_path / archive, "train/CNV/CNV-1016042-2.jpeg", "val/NORMAL/NORMAL-12-1.jpeg", "val/DME/scan.jpeg")
-    assert found("kermany_oct", raw) == [
-        ("train/CNV/CNV-1016042-2.jpeg", "CNV", "1016042"),
-        ("val/NORMAL/NORMAL-12-1.jpeg", "NORMAL", "12"),
-    ]
-    assert listing("kermany_oct", raw).rejected[0][0] == "val/DME/scan.jpeg"
-    with pytest.raises(SourceError, match=re.escape(f"did you mean --raw {tmp_path}/{archive}")):
-        listing("kermany_oct", tmp_path)
+    raw = put(tmp_path / archive, "train/CNV/CNV-1016042-2.jpeg", "val/NORMAL/NORMAL-12-1.jpeg")
+    rows = [("train/CNV/CNV-1016042-2.jpeg", "CNV", "1016042"), ("val/NORMAL/NORMAL-12-1.jpeg", "NORMAL", "12")]
+    assert found("kermany_oct", raw) == rows
+    assert found("kermany_oct", tmp_path) == [(f"{archive}/{name}", *rest) for name, *rest in rows]
 
 
 # -- NIH -------------------------------------------------------------------------------------------------------------
@@ -135,6 +176,29 @@ def test_nih_films_have_several_findings_one_or_none(tmp_path):
 def test_a_table_that_is_wrong_is_refused_with_its_row_or_column(tmp_path, rows, header, message):
     raw = nih(put(tmp_path, "images/a.png"), *rows, header=header)
     with pytest.raises(SourceError, match=message):
+        listing("nih_cxr14", raw)
+
+
+def test_nih_tables_are_read_however_they_were_saved_and_what_is_there_twice_is_taken_once(tmp_path):
+    header = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,OriginalImageWidth\n"
+    table = f"{header}a.png,Hernia|Mass,0,1,58,10\nb.png,No Finding,0,2,7,10\n"
+    raw = put(tmp_path, "sample/images/a.png", "sample/images/b.png", "sample/sample/images/a.png")
+    right = [("sample/images/a.png", "Hernia", "Mass", "1"), ("sample/images/b.png", "2")]
+    for saved in (table, table.replace(",", ";").replace("\n", "\r\n"), table.replace(",", "\t")):
+        for encoding in ("utf-8-sig", "utf-16"):
+            for place in ("sample", "sample/sample"):
+                (raw / place / "sample_labels.csv").write_bytes(saved.encode(encoding))
+            assert found("nih_cxr14", raw) == right
+    assert "1 films are there twice, under one name and size, and were taken once" in listing("nih_cxr14", raw).notes
+    put(raw, "other/a.png", content=PNG + b"more")
+    with pytest.raises(SourceError, match="one film is in two folders, with other bytes; leave one"):
+        listing("nih_cxr14", raw)
+    (raw / "sample/sample_labels.csv").write_text(table + "c.png,Mass,0,,9,10\n")
+    with pytest.raises(SourceError, match="expected one Data_Entry_2017.* found 2 of them"):
+        listing("nih_cxr14", raw)
+    (raw / "other/a.png").unlink()
+    (raw / "sample/sample/sample_labels.csv").unlink()
+    with pytest.raises(SourceError, match="row 4: no Patient ID"):
         listing("nih_cxr14", raw)
 
 
@@ -239,6 +303,14 @@ def test_any_folder_with_a_folder_per_class(tmp_path):
     plain = listing("image_folder", raw)
     assert len({record.patient for record in plain.records}) == 4
     assert "every file counts as a patient of its own" in plain.notes[0]
+    assert listing("image_folder", raw, patients_unknown=True).notes == [
+        "4 images without a patient: each counts as one, as asked for"
+    ]
+    some = listing("image_folder", raw, patient_regex=r"p(7)_")
+    assert [reason for _, reason in some.rejected].count("--patient-regex p(7)_ finds no patient in it") == 2
+    both = listing("image_folder", raw, patient_regex=r"p(7)_", patients_unknown=True)
+    assert [record.patient for record in both.records] == ["7", "a/p8_1.PNG", "7", "ä ö/p9_日本.png"]
+    assert both.notes == ["2 images without a patient: each counts as one, as asked for"]
     assert [row[1] for row in found("image_folder", raw, classes=("b", "a"))] == ["a", "a", "b"]
     with pytest.raises(SourceError, match="--classes z: .* has a, b"):
         listing("image_folder", raw, classes=("z",))
@@ -249,7 +321,7 @@ def test_any_folder_with_a_folder_per_class(tmp_path):
 def test_split_folders_are_published_splits(tmp_path):
     raw = put(tmp_path, "train/a/1.png", "valid/b/2.png", "test/a/3.png", "extra/a/4.png")
     assert [record.split for record in listing("image_folder", raw).records] == ["test", "train", "val"]
-    assert listing("image_folder", raw).rejected == [("extra/a/4.png", "not in a class folder")]
+    assert listing("image_folder", raw).rejected == [("extra/a/4.png", "not in a split folder, as others are")]
 
 
 def test_with_multi_frame_every_page_and_frame_is_an_image_of_its_patient(tmp_path):

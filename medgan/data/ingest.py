@@ -1,7 +1,8 @@
 """Records -> shards, on Ray Data: every shard is one task, so the bytes do not depend on how many workers there are.
 
 A preparation that was cut goes on: what is known of each finished shard lies in DATA/.parts until the manifest is
-written. When all are there, images that two splits share leave one of them (see copies.py).
+written. When all are there, files that lie in several classes are left out or get all their labels, and images that
+two splits share leave one of them (see copies.py).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import io
 import json
 import pickle
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -21,10 +22,11 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray.data
 
+from medgan.config import Refused
+from medgan.data.contradictions import Row, settled
 from medgan.data.copies import Images, copies, nearest
 from medgan.data.shards import (
     PARTS,
@@ -34,7 +36,6 @@ from medgan.data.shards import (
     Shard,
     begin,
     check_target,
-    filesystem,
     keyed_id,
     label_counts,
     names,
@@ -51,6 +52,7 @@ from medgan.data.shards import (
 )
 from medgan.data.sources import SOURCES, Listing, Options, Raw, Record, SourceError
 from medgan.data.sources.base import relabel
+from medgan.data.sources.raw import packed
 from medgan.data.summary import publish
 from medgan.names import wrong_with
 from medgan.pixels import Fit, fit_image
@@ -155,11 +157,22 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Edit:
+    """What becomes of a shard's rows: the reasons for which some are left out, and the labels that others get."""
+
+    item: Item
+    part: Part
+    dropped: dict[int, str] = field(default_factory=dict)
+    labels: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Written:
-    """What `write` made, and every file that it left out."""
+    """What `write` made, every file that it left out, and the notes of the plan and of the writing."""
 
     manifest: Manifest
     rejected: list[Rejected]
+    notes: tuple[str, ...]
 
 
 def find(request: Request) -> Listing:
@@ -168,15 +181,14 @@ def find(request: Request) -> Listing:
     if source.needs_raw:
         if request.raw is None:
             raise SourceError(f"--source {source.name} reads files: name their folder with --raw")
-        fs, path = filesystem(request.raw)
-        if fs.get_file_info(path).type != pafs.FileType.Directory:
-            raise SourceError(f"--raw {request.raw}: no such folder")
+        request.folder.check()
     elif request.raw is not None:
         raise SourceError(f"--raw {request.raw}: --source {source.name} draws its images; leave --raw out")
     found = source.listing(request.folder, request.options)
     if not found.records:
         why = f": {_most([Rejected(*row) for row in found.rejected])}" if found.rejected else ""
-        raise SourceError(f"--raw {request.raw}: no image in it that can be used{why}")
+        hint = packed(request.folder.files()) if source.needs_raw else ""
+        raise SourceError(f"--raw {request.raw}: no image in it that can be used{why}{hint}")
     if wrong := wrong_with(found.classes):
         raise SourceError(f"--raw {request.raw}: {wrong}")
     faults = list(takewhile(bool, (_fault(request, record) for record in found.records))) if source.needs_raw else []
@@ -187,6 +199,19 @@ def find(request: Request) -> Listing:
         )
     check_target(request.out)
     return found
+
+
+def tally(found: Listing) -> list[str]:
+    """How many images there are of each class: a line, or one for each published split."""
+    lines = []
+    for split in sorted({record.split or "" for record in found.records}, key=("", *SPLITS).index):
+        records = [record for record in found.records if (record.split or "") == split]
+        count = Counter(label for record in records for label in record.labels)
+        each = [f"{name} {count[index]:,}" for index, name in enumerate(found.classes)]
+        bare = sum(not record.labels for record in records)
+        each += [f"without a label {bare:,}"] if bare else []
+        lines.append(f"found{' in ' if split else ''}{split}: {', '.join(each)}")
+    return lines
 
 
 def plan(request: Request, found: Listing, key: bytes) -> Plan:
@@ -271,7 +296,8 @@ def write(plan: Plan, progress: Report = lambda *_: None) -> Written:
     for number, (path, images) in enumerate(zip(kept, _on_ray(partial(_survey, plan), kept), strict=True), 1):
         seen[path] = images
         progress("compare", number, len(kept), 0)
-    parts = _without_copies(plan, items, parts, seen)
+    plan, edits = _without_contradictions(plan, items, parts, seen)
+    parts = _without_copies(plan, edits, seen)
     plan, parts = _without_empty_classes(plan, items, parts)
     return _publish(plan, items, parts)
 
@@ -354,6 +380,8 @@ def _read(plan: Plan, record: Record) -> bytes:
     for pause in (0.5, 2.0, None):
         try:
             return SOURCES[request.source].read(request.folder, record, request.options)
+        except Refused as error:  # an archive that this host cannot open
+            raise OSError(str(error)) from None
         except OSError as error:
             why = told(error)
             if (
@@ -367,26 +395,45 @@ def _read(plan: Plan, record: Record) -> bytes:
     raise AssertionError("unreachable")
 
 
-def _without_copies(
+def _without_contradictions(
     plan: Plan, items: list[Item], parts: dict[str, Part], images: dict[str, Images]
-) -> dict[str, Part]:
+) -> tuple[Plan, dict[str, Edit]]:
+    """What becomes of files that are there several times, and the plan with notes on them."""
+    edits = {item.name: Edit(item, parts[item.name]) for item in items}
+    where, rows = [], []
+    for path, edit in edits.items():
+        unread = {position for position, _ in edit.part.rejected}
+        records = [record for position, record in enumerate(edit.item.records) if position not in unread]
+        for place, (record, image_id) in enumerate(zip(records, images[path].ids, strict=True)):
+            where.append((path, place))
+            rows.append(Row(edit.item.split, image_id, record.labels, record.patient))
+    made = settled(rows, plan.request.options.multi_label)
+    for index, reason in made.dropped.items():
+        path, place = where[index]
+        edits[path].dropped[place] = reason
+    for index, labels in made.labels.items():
+        path, place = where[index]
+        edits[path].labels[place] = labels
+    return replace(plan, notes=(*plan.notes, *made.notes)), edits
+
+
+def _without_copies(plan: Plan, edits: dict[str, Edit], images: dict[str, Images]) -> dict[str, Part]:
     """Take images out of train and val that test has too, and out of train what val has: the same file, or a copy."""
     where: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
     surveyed: dict[str, list[Images]] = {split: [] for split in SPLITS}
-    for path in sorted(parts):
-        split = path.partition("/")[0]
-        surveyed[split].append(images[path])
-        where[split] += [(path, row) for row in range(len(images[path]))]
+    for path, edit in sorted(edits.items()):
+        rows = [row for row in range(len(images[path])) if row not in edit.dropped]
+        surveyed[edit.item.split].append(images[path].some(np.array(rows, int)))
+        where[edit.item.split] += [(path, row) for row in rows]
     seen = {split: Images.together(several) for split, several in surveyed.items()}
-    dropped: dict[str, dict[int, str]] = defaultdict(dict)
     for split, others in (("val", ("test",)), ("train", ("test", "val"))):
         for other in others:
-            for row, reason in copies(seen[split], seen[other], _nearest).items():
-                path, place = where[split][row]
-                dropped[path].setdefault(place, f"{reason} an image in {other}")
-    by_path = {item.name: item for item in items}
-    tasks = [(by_path[path], parts[path], rows) for path, rows in sorted(dropped.items())]
-    return parts | {part.shard.path: part for part in _on_ray(partial(_rewrite, plan, plan.classes), tasks)}
+            for index, reason in copies(seen[split], seen[other], _nearest).items():
+                path, row = where[split][index]
+                edits[path].dropped.setdefault(row, f"{reason} an image in {other}")
+    changed = [edit for _, edit in sorted(edits.items()) if edit.dropped or edit.labels]
+    parts = {path: edit.part for path, edit in edits.items()}
+    return parts | {part.shard.path: part for part in _on_ray(partial(_rewrite, plan, plan.classes), changed)}
 
 
 def _nearest(images: Images, others: Images) -> tuple[np.ndarray, np.ndarray]:
@@ -416,7 +463,7 @@ def _without_empty_classes(plan: Plan, items: list[Item], parts: dict[str, Part]
         raise DataError(f"--out {plan.request.out}: no usable image in train; {_most(rejected)}")
     if not empty:
         return plan, parts
-    tasks = [(item, parts[item.name], dict[int, str]()) for item in items]
+    tasks = [Edit(item, parts[item.name]) for item in items]
     rewritten = {part.shard.path: part for part in _on_ray(partial(_rewrite, plan, classes), tasks)}
     note = f"no usable image in train of {', '.join(empty)}: left out of the classes"
     return replace(plan, classes=classes, notes=(*plan.notes, note)), rewritten
@@ -429,18 +476,21 @@ def _survey(plan: Plan, path: str) -> Images:
     return Images.of(shard_pixels(table, shape), table.column("image_id").to_pylist())
 
 
-def _rewrite(plan: Plan, classes: Sequence[str], task: tuple[Item, Part, dict[int, str]]) -> Part:
-    """The shard without some of its rows, which are rejected for the reasons given, and with those classes alone."""
-    item, part, dropped = task
+def _rewrite(plan: Plan, classes: Sequence[str], edit: Edit) -> Part:
+    """The shard as edited, and with those classes alone."""
+    item, part = edit.item, edit.part
     shape = (plan.request.channels, plan.request.resolution, plan.request.resolution)
     table = pq.read_table(pa.BufferReader(read_shard(plan.request.out, part.shard)))
-    keep = [row for row in range(len(table)) if row not in dropped]
+    keep = [row for row in range(len(table)) if row not in edit.dropped]
     ids = {name: [table.column(name)[row].as_py() for row in keep] for name in ("patient", "image_id")}
-    labels = shard_labels(table, plan.classes)[keep][:, [plan.classes.index(name) for name in classes]]
+    hot = shard_labels(table, plan.classes).copy()
+    for row, several in edit.labels.items():
+        hot[row, list(several)] = 1
+    labels = hot[keep][:, [plan.classes.index(name) for name in classes]]
     shard = write_shard(plan.request.out, item.name, shard_pixels(table, shape)[keep], labels, classes, ids)
     unread = {position for position, _ in part.rejected}
     position_of = [position for position in range(len(item.records)) if position not in unread]
-    rejected = [*part.rejected, *((position_of[row], reason) for row, reason in dropped.items())]
+    rejected = [*part.rejected, *((position_of[row], reason) for row, reason in edit.dropped.items())]
     sizes = [part.sizes[row] for row in keep]
     return Part(shard, label_counts(labels, classes), sorted(set(ids["patient"])), sorted(rejected), sizes)
 
@@ -499,7 +549,7 @@ def _publish(plan: Plan, items: list[Item], parts: dict[str, Part]) -> Written:
     files = {"rejected.parquet": table.getvalue()}
     publish(request.out, manifest, files, reasons=reasons, sizes=sizes, notes=plan.notes)
     remove(request.out, PARTS)
-    return Written(manifest, rejected)
+    return Written(manifest, rejected, plan.notes)
 
 
 def _fault(request: Request, record: Record) -> str | None:

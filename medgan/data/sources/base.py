@@ -7,24 +7,18 @@ a small file beside this one, an entry in SOURCES and a test.
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow.fs as pafs
 from PIL import Image
 
-from medgan.config import Refused
 from medgan.data.decode import open_image
-from medgan.data.shards import filesystem, read_file, told
+from medgan.data.sources.raw import Raw, SourceError
 
-
-class SourceError(Refused):
-    """A raw folder that is not what the source expects. One line: what was found, what is expected."""
+__all__ = ["Listing", "Options", "Raw", "Record", "Source", "SourceError"]
 
 
 @dataclass(frozen=True)
@@ -69,48 +63,14 @@ class Options:
     patient_regex: str | None = _option(
         None, "what in a file's path names its patient: the first group, or all that matches", "REGEX"
     )
+    patients_unknown: bool = _option(False, "take each image whose patient is not known as a patient of its own")
+    multi_label: bool = _option(False, "a file that lies in several class folders has all their labels")
     labels: str | None = _option(
         None, "table of labels: columns SOPInstanceUID or PatientID, and label (several joined by |)", "FILE.csv"
     )
     allow: tuple[str, ...] = _option(
         (), "take files that are rejected else: multi-frame (every frame); of DICOM colour, burned-in, too", "WHAT,..."
     )
-
-
-@dataclass(frozen=True)
-class Raw:
-    """A raw folder, local or any URI that pyarrow.fs opens. Nothing is written to it."""
-
-    location: str
-
-    def files(self) -> list[str]:
-        """Paths of all visible files below, sorted part by part; a folder linked into itself is entered once."""
-        fs, root = filesystem(self.location)
-        try:
-            if isinstance(fs, pafs.LocalFileSystem):
-                found = list(_walk(root))
-            else:
-                entries = fs.get_file_info(pafs.FileSelector(root, recursive=True))
-                found = [e.path[len(root) :].lstrip("/") for e in entries if e.type == pafs.FileType.File]
-        except OSError as error:
-            raise SourceError(f"--raw {self.location}: a folder in it cannot be read ({told(error)})") from None
-        undecodable = sum(not _encodes(name) for name in found)
-        if undecodable:
-            raise SourceError(
-                f"--raw {self.location}: {undecodable} file names are not UTF-8; rename them (convmv does)"
-            )
-        return sorted((name for name in found if _visible(name)), key=lambda name: name.split("/"))
-
-    def sizes(self) -> dict[str, int]:
-        """Bytes of every visible file, by its path."""
-        fs, root = filesystem(self.location)
-        files = self.files()
-        infos = fs.get_file_info([f"{root}/{name}" for name in files])
-        return {name: info.size or 0 for name, info in zip(files, infos, strict=True)}
-
-    def read(self, name: str) -> bytes:
-        """Raises OSError."""
-        return read_file(self.location, name)
 
 
 class Source(ABC):
@@ -189,37 +149,5 @@ def relabel(
     return [record for record in changed if keep(record)]
 
 
-def text_of(content: bytes) -> str:
-    """A table as text: UTF-8, or what spreadsheets write else (cp1252)."""
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("cp1252", "replace")
-
-
-def _encodes(name: str) -> bool:
-    return not any("\udc80" <= letter <= "\udcff" for letter in name)
-
-
 def _rank(seed: int, what: str) -> bytes:
     return hashlib.sha256(f"{seed}/limit/{what}".encode()).digest()
-
-
-def _walk(root: str) -> Iterable[str]:
-    entered = set()
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    for folder, below, files in os.walk(root, onerror=fail, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in entered:
-            below.clear()
-            continue
-        entered.add(real)
-        yield from (str(Path(folder, name).relative_to(root)) for name in files)
-
-
-def _visible(name: str) -> bool:
-    parts = name.split("/")
-    return not any(part.startswith((".", "__MACOSX")) or part in ("Thumbs.db", "desktop.ini") for part in parts)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from PIL import Image
 
-from medgan.data.shards import filesystem, read_file
+from medgan.data.shards import read_file
 from medgan.data.sources.base import (
     Listing,
     Options,
@@ -20,9 +19,9 @@ from medgan.data.sources.base import (
     chosen_classes,
     limited,
     relabel,
-    text_of,
 )
 from medgan.data.sources.frames import MULTI_FRAME, frame_names, parted, read_frame
+from medgan.data.sources.table import Table, read_table, table_in
 
 KEYS = {"sopinstanceuid": "SOPInstanceUID", "patientid": "PatientID"}
 ALLOW = (MULTI_FRAME, "colour", "burned-in")
@@ -99,10 +98,9 @@ def _header(raw: Raw, name: str) -> Header | str:
 
     from medgan.data import dicom_header
 
-    fs, root = filesystem(raw.location)
     try:
-        with fs.open_input_file(f"{root}/{name}") as stream:
-            file = dicom_header.header(DicomIO(io.BufferedReader(stream)))  # type: ignore[arg-type]
+        with raw.open(name) as stream:
+            file = dicom_header.header(DicomIO(stream))
         patient = str(file.get("PatientID") or "").strip()
         if not patient:
             return "no patient id in its header: images are split by patient"
@@ -137,34 +135,40 @@ def _unwanted(header: Header, allow: tuple[str, ...]) -> str | None:
 
 def _table(raw: Raw, files: list[str], named: str | None) -> tuple[str, dict[str, tuple[int, ...]], tuple[str, ...]]:
     """(element that the table goes by, labels of each of its values, classes by name) of the table of labels."""
+    table = _labels(raw, files, named)
+    where = table.where
+    keys = [key for key in KEYS if key in table.columns]
+    label = table.columns.get("label", table.columns.get("labels"))
+    if not keys or label is None:
+        missing = "label" if keys else "SOPInstanceUID or PatientID"
+        raise SourceError(f"{where}: its first row must name the columns, and {missing} is not among them")
+    place = table.columns[keys[0]]
+    found: dict[str, list[str]] = {}
+    lines: dict[str, int] = {}
+    for number, row in table.rows:
+        if len(row) <= max(place, label):
+            raise SourceError(f"{where} row {number}: too few columns")
+        value = row[place]
+        if not value:
+            raise SourceError(f"{where} row {number}: no {KEYS[keys[0]]}")
+        if value in found:
+            raise SourceError(f"{where} row {number}: the same {KEYS[keys[0]]} as in row {lines[value]}")
+        found[value] = [part.strip() for part in row[label].split("|") if part.strip()]
+        lines[value] = number
+    classes = tuple(sorted({name for names in found.values() for name in names}))
+    return KEYS[keys[0]], {value: tuple(sorted(map(classes.index, names))) for value, names in found.items()}, classes
+
+
+def _labels(raw: Raw, files: list[str], named: str | None) -> Table:
+    wanted = [*KEYS, "label", "labels"]
     if named is None:
         tables = [name for name in files if name.lower().endswith(".csv")]
         if len(tables) != 1:
             raise SourceError(f"--raw {raw.location}: {len(tables)} .csv files in it; name the labels with --labels")
-        where, content = tables[0], raw.read(tables[0])
-    else:
-        where = f"--labels {named}"
-        folder, _, name = named.rpartition("/")
-        try:
-            content = read_file(folder or ".", name)
-        except OSError:
-            raise SourceError(f"{where}: no such file") from None
-    rows = csv.DictReader(io.StringIO(text_of(content)))
-    columns = {(name or "").replace("_", "").replace(" ", "").lower(): name for name in rows.fieldnames or ()}
-    keys = [key for key in KEYS if key in columns]
-    label = columns.get("label") or columns.get("labels")
-    if not keys or not label:
-        missing = "label" if keys else "SOPInstanceUID or PatientID"
-        raise SourceError(f"{where}: its first row must name the columns, and {missing} is not among them")
-    found: dict[str, list[str]] = {}
-    lines: dict[str, int] = {}
-    for number, row in enumerate(rows, start=2):
-        value, text = (row[columns[keys[0]]] or "").strip(), row[label]
-        if not value or text is None:
-            raise SourceError(f"{where} row {number}: {'no ' + KEYS[keys[0]] if not value else 'too few columns'}")
-        if value in found:
-            raise SourceError(f"{where} row {number}: the same {KEYS[keys[0]]} as in row {lines[value]}")
-        found[value] = [part.strip() for part in text.split("|") if part.strip()]
-        lines[value] = number
-    classes = tuple(sorted({name for names in found.values() for name in names}))
-    return KEYS[keys[0]], {value: tuple(sorted(map(classes.index, names))) for value, names in found.items()}, classes
+        return table_in(raw, tables[0], wanted)
+    folder, _, name = named.rpartition("/")
+    try:
+        content = read_file(folder or ".", name)
+    except OSError:
+        raise SourceError(f"--labels {named}: no such file") from None
+    return read_table(content, f"--labels {named}", wanted)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import re
 
 from medgan.data.sources.base import (
     Listing,
@@ -15,8 +14,9 @@ from medgan.data.sources.base import (
     balanced,
     chosen_classes,
     relabel,
-    text_of,
 )
+from medgan.data.sources.raw import packed
+from medgan.data.sources.table import plain, table_in
 
 FINDINGS = (
     *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis"),
@@ -26,29 +26,33 @@ NOTHING = "No Finding"
 """A class where it is asked for by --classes; else films of it have none."""
 LABELS = (*FINDINGS, NOTHING)
 COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
+TABLE = re.compile(r"Data_Entry.*\.csv|sample_labels\.csv")
 
 
 class NihCxr14(Source):
-    """The table's header has commas inside brackets, so that only its first columns stand above their values."""
+    """As published in 2017 and 2020, and Kaggle's sample of it. A header has commas inside brackets, so that only its
+    first columns stand above their values."""
 
     name = "nih_cxr14"
-    layout = "images*/*.png in any folders, and Data_Entry_2017*.csv"
+    layout = "*.png in any folders, and Data_Entry_2017*.csv (or sample_labels.csv)"
     takes = frozenset({"classes", "single_label"})
 
     def listing(self, raw: Raw, options: Options) -> Listing:
-        files = raw.files()
-        tables = [name for name in files if name.rpartition("/")[2].startswith("Data_Entry") and name.endswith(".csv")]
-        if len(tables) != 1:
-            seen = f"{len(tables)} of them" if tables else "none"
+        sizes = raw.sizes()
+        tables = {name: size for name, size in sizes.items() if TABLE.fullmatch(name.rpartition("/")[2])}
+        if len({(name.rpartition("/")[2], size) for name, size in tables.items()}) != 1:
+            seen = f"{len(tables)} of them" if tables else f"none{packed(sizes)}"
             raise SourceError(f"--raw {raw.location}: expected one Data_Entry_2017*.csv in it, found {seen}")
         images: dict[str, str] = {}
-        for name in files:
-            *folders, file = name.split("/")
-            if not (file.lower().endswith(".png") and any(folder.startswith("images") for folder in folders)):
+        twice = 0
+        for name, size in sizes.items():
+            file = name.rpartition("/")[2]
+            if not file.lower().endswith(".png"):
                 continue
-            if images.setdefault(file, name) != name:
-                raise SourceError(f"--raw {raw.location}: one film is in two folders below images*; leave one")
-        records, missing = self._rows(raw, tables[0], images)
+            if sizes[images.setdefault(file, name)] != size:
+                raise SourceError(f"--raw {raw.location}: one film is in two folders, with other bytes; leave one")
+            twice += images[file] != name
+        records, missing = self._rows(raw, min(tables), images)
         extra = len(images) - len(records)
         classes = chosen_classes(LABELS, options.classes or FINDINGS, "ChestX-ray14")
         if options.single_label:
@@ -57,25 +61,25 @@ class NihCxr14(Source):
         kept = relabel(records, LABELS, classes, lambda record: bool(record.labels) or not labelled_only)
         notes = [f"{missing:,} films of the table have no image here"] if missing else []
         notes += [f"{extra:,} images are not in the table, and were left out"] if extra else []
+        notes += [f"{twice:,} films are there twice, under one name and size, and were taken once"] if twice else []
         return Listing(classes, balanced(kept, options), (), notes)
 
     def _rows(self, raw: Raw, table: str, images: dict[str, str]) -> tuple[list[Record], int]:
         """The films of the table whose images are there, in the table's order, and how many are not."""
-        rows = csv.reader(io.StringIO(text_of(raw.read(table))))
-        header = next(rows, [])
+        found = table_in(raw, table, [plain(column) for column in COLUMNS])
         for column in COLUMNS:
-            if column not in header:
+            if plain(column) not in found.columns:
                 raise SourceError(f"{table}: no column {column!r}")
-        places = [header.index(column) for column in COLUMNS]
+        places = [found.columns[plain(column)] for column in COLUMNS]
         records: list[Record] = []
         listed: dict[str, int] = {}
         missing = 0
-        for number, row in enumerate(rows, start=2):
-            if not row:
-                continue
+        for number, row in found.rows:
             if len(row) <= max(places):
                 raise SourceError(f"{table} row {number}: {len(row)} columns, too few")
-            name, text, patient = (row[place].strip() for place in places)
+            name, text, patient = (row[place] for place in places)
+            if not patient:
+                raise SourceError(f"{table} row {number}: no {COLUMNS[2]}")
             if name in listed:
                 raise SourceError(f"{table} row {number}: the same film as in row {listed[name]}")
             listed[name] = number
