@@ -158,6 +158,8 @@ def _check_folder() -> None:
     named = next((f"{name}={folder}" for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), folder)
     if not os.path.isabs(folder):
         why = "no absolute path"
+    elif folder.encode(errors="ignore") != os.fsencode(folder):
+        why = "no name in UTF-8"
     elif (length := len(os.fsencode(folder))) > most:
         why = f"{length} bytes are too many for the paths of Ray's sockets, which leave it {most}"
     elif not writable(get_default_ray_temp_dir()):
