@@ -124,9 +124,9 @@ class Pace:
     def expected(self) -> tuple[float, bool]:
         """(seconds until all is done, whether that is all): without cells of which none of their kind is done yet, or
         that take longer than those did. As long as the work of all, divided by slots, and as any chain of needs."""
-        seconds, sure = {}, True
+        seconds, sure, now = {}, True, self.clock()
         for digest, cell in self.left.items():
-            took, waited = self.took.get(cell.call), self.clock() - self.began.get(digest, self.clock())
+            took, waited = self.took.get(cell.call), now - self.began.get(digest, now)
             seconds[digest] = max(0.0, statistics.mean(took) - waited) if took else 0.0
             sure = sure and seconds[digest] > 0
         chains: dict[str, float] = {}

@@ -126,10 +126,10 @@ def kinds(calls):
         # Quick cells say nothing of a slow one that is left, whose kind nobody has measured.
         ([("quick", 0)] * 20 + [("slow", 0)], [3.0] * 20, 1, ""),
         ([("quick", 0)] * 21 + [("slow", 0)], [3.0] * 11, 1, "at least 0:30 left"),
-        # Two kinds, both measured: 3 of 3 s and 4 of 100 s; on four hosts no sooner than the longest of them.
-        ([("quick", 0), ("slow", 0)] + [("quick", 0)] * 3 + [("slow", 0)] * 4, [3.0, 100.0], 1, "about 6:49 left"),
-        ([("quick", 0), ("slow", 0)] + [("quick", 0)] * 3 + [("slow", 0)] * 4, [3.0, 100.0], 2, "about 3:24 left"),
-        ([("quick", 0), ("slow", 0)] + [("quick", 0)] * 3 + [("slow", 0)] * 4, [3.0, 100.0], 100, "about 1:40 left"),
+        # Two kinds, both measured: 3 of 4 s and 4 of 100 s; on however many hosts no sooner than the longest of them.
+        ([("quick", 0), ("slow", 0)] + [("quick", 0)] * 3 + [("slow", 0)] * 4, [4.0, 100.0], 1, "about 6:52 left"),
+        ([("quick", 0), ("slow", 0)] + [("quick", 0)] * 3 + [("slow", 0)] * 4, [4.0, 100.0], 2, "about 3:26 left"),
+        ([("quick", 0), ("slow", 0)] + [("quick", 0)] * 3 + [("slow", 0)] * 4, [4.0, 100.0], 100, "about 1:40 left"),
         # One after the other, whatever the number of hosts.
         ([("slow", 0)] + [("slow", 1)] * 3, [100.0], 100, "about 5:00 left"),
         ([("slow", 0)] * 3, [], 1, ""),

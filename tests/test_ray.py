@@ -32,12 +32,15 @@ ROOT = Path(__file__).parent.parent
 class Job:
     """A script of jobs/ in a process group of its own, with a mark in its environment that its children inherit."""
 
-    def __init__(self, name, *arguments, env=None, cwd=ROOT):
+    def __init__(self, name, *arguments, env=None, cwd=ROOT, without=()):
         self.mark = f"medgan-test-{uuid.uuid4().hex}"
         self.command = [str(ROOT / f"jobs/{name}.py"), *map(str, arguments)]
         self.process = subprocess.Popen(
             [sys.executable, *self.command],
-            env={**os.environ, "MEDGAN_TEST_MARK": self.mark, **(env or {})},
+            env={
+                **{name: value for name, value in os.environ.items() if name not in without},
+                **{"MEDGAN_TEST_MARK": self.mark, **(env or {})},
+            },
             cwd=cwd,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -347,7 +350,7 @@ def test_a_run_that_diverges_ends_with_one_line_and_keeps_the_last_good_checkpoi
     assert folder.checkpoints()[-1] == 3840
 
 
-def test_a_head_started_under_tmpdir_is_joined_and_named(phantoms, tmp_path):
+def test_a_head_of_one_core_that_was_started_under_tmpdir_is_joined_and_trains(phantoms, tmp_path):
     folder, port = tempfile.mkdtemp(prefix="mg-", dir="/tmp"), free_port()
     env = {**os.environ, "TMPDIR": folder, "RAY_AUTH_MODE": "disabled"}
     del env["RAY_TMPDIR"]
@@ -366,13 +369,11 @@ def test_a_head_started_under_tmpdir_is_joined_and_named(phantoms, tmp_path):
     )
     try:
         until(lambda: Path(folder, "ray/ray_current_cluster").exists(), what="the head")
-        script = "from medgan.ray_train import connect, hosts; print(connect()['CPU'], hosts())"
-        done = subprocess.run(
-            [sys.executable, "-c", script], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-        )
-        said = done.stdout.splitlines()
-        assert re.fullmatch(rf"joining the Ray cluster at \S+:{port} \.\.\.", said[0]), done.stderr
-        assert said[1] == "1.0 1"
+        train = ["--preset", "cgan", "--data", phantoms, "--out", tmp_path / "run", *settings(total_images=32)]
+        code, output = run_job("train", *train, env=env, without=["RAY_TMPDIR"])
+        assert code == 0, output
+        assert re.fullmatch(rf"joining the Ray cluster at \S+:{port} \.\.\.", output.splitlines()[0])
+        assert "starting Ray" not in output
     finally:
         head.terminate()
         head.wait(60)
