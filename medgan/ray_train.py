@@ -95,8 +95,8 @@ def _start_here(common: Mapping[str, Any]) -> None:
     files have to be read first; what was read stays in memory, so that trying again helps."""
     print("starting Ray on this host ...", flush=True)
     tokens = AuthenticationTokenLoader.instance()
-    if not tokens.has_token(ignore_auth_mode=True) and not writable(Path("~/.ray").expanduser()):
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray would keep the one that it makes at home
+    if not tokens.has_token(ignore_auth_mode=True):  # Ray would make one at home, where perhaps nothing can be kept
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         tokens.reset_cache()
     for left in range(STARTS - 1, -1, -1):
         try:

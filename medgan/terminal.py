@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shlex
 import shutil
@@ -48,6 +49,8 @@ def command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = 
     With `--verbose` among the arguments tracebacks are shown.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # which may take ASCII only; stderr is like this by itself
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(arguments)
     except Refused as error:

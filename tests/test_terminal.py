@@ -28,6 +28,13 @@ def test_every_end_has_its_exit_code_and_one_line(error, code, capsys):
     assert str(error) in lines[0] or "stopped; to go on: python " in lines[0]
 
 
+def test_a_terminal_that_takes_ascii_only_ends_nothing(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "ascii"))
+    assert command(lambda argv: print("bücher", flush=True), []) == 0
+    assert shown.getvalue() == b"b\\xfccher\n"
+
+
 def test_verbose_shows_the_traceback(capsys):
     def main(argv):
         raise Refused("no")
