@@ -381,9 +381,9 @@ def test_a_head_of_one_core_that_was_started_under_tmpdir_is_joined_and_trains(p
 
 
 def test_no_process_imports_from_the_current_directory(tmp_path, key_file):
-    for name in ("dl", "torch", "random", "wandb", "pyarrow", "medgan", "train"):
+    for name in ("dl", "torch", "random", "wandb", "pyarrow", "train"):
         (tmp_path / name).mkdir()
-    for name in ("torch", "wandb", "medgan"):
+    for name in ("torch", "wandb"):
         (tmp_path / name / "__init__.py").write_text(f"raise SystemExit('{name} of the current directory')")
     env = {"PYTHONPATH": f":{ROOT}:."}
     code, output = run_job(
