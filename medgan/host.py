@@ -30,7 +30,7 @@ def settle_imports() -> None:
     this process and those that it starts: `dl` or `random` there is no module. Where medgan itself lies in it, it
     stays. Relative entries become absolute, since other processes have other directories.
     """
-    if "PYTHONPATH" not in os.environ:
+    if not os.environ.get("PYTHONPATH"):
         return
     try:
         here = str(Path.cwd())

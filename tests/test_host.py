@@ -223,7 +223,6 @@ def shadows(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "left"),
     [
-        ("", ""),
         (":", ""),
         (":/a", "/a"),
         ("/a::/b:", "/a:/b"),

@@ -154,6 +154,11 @@ def test_make_train_takes_what_a_host_has(monkeypatch, phantoms, tmp_path, by_ho
     assert (asked["workers"], asked["gpu"], asked["cpus"]) == (workers, gpus > 0, cpus)
 
 
+def test_the_help_says_how_many_cpus_a_worker_has_by_itself():
+    told = " ".join(job("train").__globals__["parser"]().format_help().split())
+    assert f"one worker, which has all CPUs of the largest host, up to {ray_train.MOST_CPUS})" in told
+
+
 def test_ray_is_told_of_hosts_when_they_have_changed_and_not_otherwise(monkeypatch):
     asked = []
     ticks = SimpleNamespace(get_reserved_resources=SimpleNamespace(remote=lambda **how: asked.append(how)))
