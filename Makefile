@@ -20,9 +20,9 @@ setup: .venv/installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-train: setup ## draw the embedded data set and train a cGAN on two workers
+train: setup ## draw the embedded data set and train a cGAN on this machine's GPUs or CPUs
 	@$(BIN)/python jobs/prepare.py --source phantom_cxr --out $(DEMO_DATA) --resolution 32
-	@$(BIN)/python jobs/train.py --config jobs/demo.yaml --data $(DEMO_DATA) --out $(DEMO_RUN) --workers 2
+	@$(BIN)/python jobs/train.py --config jobs/demo.yaml --data $(DEMO_DATA) --out $(DEMO_RUN)
 
 test: setup ## the tests, under 6 minutes on 2 quiet cores
 	$(BIN)/python -m pytest $(FAST)

@@ -24,7 +24,7 @@ set -a
 . cluster/ray.env
 set +a
 export PATH="$PWD/.venv/bin:$PATH"
-if [ ! -s "${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}" ]; then
+if [ ! -s "${RAY_AUTH_TOKEN_PATH:-${HOME:-}/.ray/auth_token}" ]; then
     echo "slurm.sh: no token: give \`ray get-auth-token --generate\` once" >&2
     exit 2
 fi
@@ -34,7 +34,10 @@ head=${nodes[0]}
 # Not --ip-address: on many systems the name of a host stands for a loopback address.
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --all-ip-addresses | awk '{print $1}')
 port=$((20000 + SLURM_JOB_ID % 10000)) # so that two jobs on one node do not meet
-export RAY_TMPDIR="${TMPDIR:-/tmp}/ray-$SLURM_JOB_ID" MEDGAN_CACHE="${MEDGAN_CACHE:-${TMPDIR:-/tmp}/medgan-cache}"
+# Ray's sockets lie there, whose paths have 107 bytes at most: 68 of them are Ray's.
+export RAY_TMPDIR="${RAY_TMPDIR:-${TMPDIR:-/tmp}}/ray-$SLURM_JOB_ID"
+if [ "$(printf %s "$RAY_TMPDIR" | wc -c)" -gt 39 ]; then RAY_TMPDIR=/tmp/ray-$SLURM_JOB_ID; fi
+export MEDGAN_CACHE="${MEDGAN_CACHE:-${TMPDIR:-/tmp}/medgan-cache}"
 # srun no longer takes it over from sbatch; without, each step has one CPU.
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 # Python from a file server may take minutes to start on the last node (Ray's own setting: 30 s).

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-import time
 from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +23,7 @@ from medgan import config as configs
 from medgan.config import Refused
 from medgan.data import shards
 from medgan.folder import holds_generator
-from medgan.terminal import Parser, Progress, absolute, command, duration
+from medgan.terminal import Parser, Progress, absolute, command
 
 MOST = 2000
 LEAST = 16
@@ -291,13 +290,13 @@ def compute(wanted: Sequence[Any], folder: str, args: Namespace) -> None:
 
     if args.workers is not None and args.workers < 0:
         raise Refused(f"--workers {args.workers}: must be at least 0")
-    line = Progress(every_s=5)
-    began = time.monotonic()
+    line, shown = Progress(every_s=5), -1
 
-    def progress(done: int, of: int, name: str) -> None:
-        spent = time.monotonic() - began
-        left = f"about {duration(spent / done * (of - done))} left" if 0 < done < of else ""
-        line.update(f"evaluate {done}/{of} cells", left, name, force=done == of)
+    def progress(pace: cells.Pace) -> None:
+        nonlocal shown
+        if line.live or pace.done > shown:
+            shown = pace.done
+            line.update(f"evaluate {pace.done}/{pace.of} cells", pace.told(), pace.name, force=not pace.left)
 
     if not cells.missing(wanted, folder):
         return

@@ -207,12 +207,15 @@ def draw(wanted: Sequence[Any], parts: str, images: int, args: Any) -> str:
     from medgan import cells
 
     todo = cells.missing(wanted, parts)
-    line, began = Progress(every_s=5), time.monotonic()
+    line, began, shown = Progress(every_s=5), time.monotonic(), -1
     left = sum(len(cell.arguments["labels"]) for cell in todo if "labels" in cell.arguments)
     line.skip(images - left)
 
-    def progress(done: int, of: int, name: str) -> None:
-        line.update(f"generate {done}/{of} cells", name, force=done == of)
+    def progress(pace: cells.Pace) -> None:
+        nonlocal shown
+        if pace.done > shown:
+            shown = pace.done
+            line.update(f"generate {pace.done}/{pace.of} cells", pace.name, force=not pace.left)
 
     try:
         if args.workers == 0:

@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> None:
 
     if args.download:
         raw = SOURCES[args.source].fetch(args.download)
-    if not key_file and cluster_address() != "local":
+    if cluster_address() != "local" and not key_file:
         connect(verbose=args.verbose)
         if (count := hosts()) > 1:
             raise Refused(

@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
 
     from medgan.folder import SearchFolder
     from medgan.lease import Heartbeat
-    from medgan.ray_train import connect
+    from medgan.ray_train import cluster_address, connect
     from tune import search
 
     search.quiet()
@@ -127,6 +127,8 @@ def main(argv: Sequence[str]) -> None:
         if manifest.rows(split) < 16:
             raise Refused(f"--data {data}: {split} has {manifest.rows(split)} images, at least 16 are needed")
     shards.verify(data, manifest)
+    if cluster_address() == "local":
+        shards.cache_folder()  # the trials of this host have one
     slots, unit = search.slots(connect(args.verbose), request.workers, request.use, request.at_once)
     names = ("medgan", "torch", "ray", "optuna")
     wanted["versions"] = {name: importlib.metadata.version(name) for name in names}

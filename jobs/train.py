@@ -27,14 +27,18 @@ def parser() -> Parser:
     start.add_argument("--config", help="a YAML file of settings, such as another run's config.yaml")
     parser.add_argument("--data", help="data folder made by jobs/prepare.py: a path or a URI")
     parser.add_argument("--out", help="run folder to make or to go on with: a path or a URI")
-    parser.add_argument("--workers", help="number of workers, or a range such as 1-3 (default: every GPU, else 2)")
+    parser.add_argument(
+        "--workers",
+        help="number of workers, or a range such as 1-3 (default: every GPU that the batch feeds; without GPUs one "
+        "worker, which has all CPUs of the largest host, up to 8)",
+    )
     parser.add_use("a worker")
     parser.add_argument(
         "--cpus-per-worker",
         type=int,
-        default=1,
         metavar="N",
-        help="CPUs, and as many threads, of each worker that has no GPU (default 1); more where global_batch is small",
+        help="CPUs, and as many threads, of each worker that has no GPU (default with --workers: 1); without --workers "
+        "two such workers, or one where there is no room for two",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
@@ -67,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
         raise Refused(f"--preset or --config is missing; presets: {', '.join(configs.PRESETS)}")
     if args.timeout < 1:
         raise Refused(f"--timeout {args.timeout}: give seconds, at least 1")
-    if args.cpus_per_worker < 1:
+    if args.cpus_per_worker is not None and args.cpus_per_worker < 1:
         raise Refused(f"--cpus-per-worker {args.cpus_per_worker}: give at least 1")
     data = absolute("--data", args.data)
     config = configs.load(args.preset, args.config, args.set)
@@ -81,14 +85,14 @@ def main(argv: Sequence[str]) -> None:
             raise Refused(f"--data {data}: {split} has {manifest.rows(split)} images, at least {least} are needed")
 
     if args.plan:
-        plan(config, manifest, args.gigabits, args.cpus_per_worker)
+        plan(config, manifest, args.gigabits, args.cpus_per_worker or 1)
         return
     out = absolute("--out", args.out)
 
     from medgan.data.loader import rank_rows
     from medgan.folder import RunFolder
     from medgan.lease import Heartbeat
-    from medgan.ray_train import Workers, connect, cpus_by_host, fit, placed
+    from medgan.ray_train import Workers, cluster_address, connect, cpus_by_host, fit, placed
     from medgan.run import settled
 
     folder = RunFolder(out)
@@ -107,19 +111,22 @@ def main(argv: Sequence[str]) -> None:
         raise Refused(str(error)) from None
     shards.verify(data, manifest)
 
-    cpus, resources = args.cpus_per_worker, connect(args.verbose)
-    workers, unit, notes = placed(resources, asked, args.use, args.wait, config, cpus, cpus_by_host())
+    if cluster_address() == "local":
+        shards.cache_folder()  # the workers of this host have one
+    resources = connect(args.verbose)
+    placing = placed(resources, asked, args.use, args.wait, config, args.cpus_per_worker, cpus_by_host())
+    workers, gpu = placing.workers, placing.unit == "GPU"
     try:
         rank_rows(config, 0, workers.high)
     except ValueError as error:
         raise Refused(f"--workers {workers.high}: {error}; raise global_batch, or take fewer") from None
-    config = settled(config, manifest, gpu=unit == "GPU")
+    config = settled(config, manifest, gpu)
     view = View(config, out)
     with Heartbeat(folder, view.line.say) as owner:
         folder.write("config.yaml", configs.to_yaml(config))
         folder.write("manifest.json", manifest.to_json())
         shape = f"{config.model.name} at {config.data.resolution}x{config.data.resolution}"
-        print("\n".join([*notes, f"training {shape}, {config.precision}, into {out}"]), flush=True)
+        print("\n".join([*placing.notes, f"training {shape}, {config.precision}, into {out}"]), flush=True)
         if config.private:
             dp = config.privacy.dp
             print(
@@ -127,7 +134,7 @@ def main(argv: Sequence[str]) -> None:
                 "is nowhere kept, so that a run that is gone on with is not the same to the bit",
                 flush=True,
             )
-        given = {"owner": owner, "timeout_s": args.timeout, "gpu": unit == "GPU", "cpus": cpus}
+        given = {"owner": owner, "timeout_s": args.timeout, "gpu": gpu, "cpus": placing.cpus}
         outcome = fit(config.dump(), data, out, workers, view.show, init, **given)
     view.line.close()
     if "done" in outcome.events:

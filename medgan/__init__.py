@@ -4,8 +4,12 @@ import ctypes
 import os
 import platform
 
+from medgan import host
+
 __version__ = "0.1.0"
 
+host.settle_home()
+host.settle_imports()
 # torch asks once: tensors from 2 MB on lie on huge pages, so that a step has a twentieth of the page faults.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from medgan.data.shards import names, read_file, write_file
+from medgan.terminal import duration
 
 Result = dict[str, Any]
 """What a cell yields: JSON types and numpy arrays by name."""
@@ -41,8 +44,9 @@ class Cell:
         parts = [code(), self.call, self.arguments, [need.digest for need in self.needs]]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
-    def compute(self, folder: str) -> None:
-        """Do the work and keep its result below the folder, a path or a URI."""
+    def compute(self, folder: str) -> float:
+        """Do the work and keep its result below the folder, a path or a URI; returns the seconds that it took."""
+        began = time.monotonic()
         module, _, function = self.call.partition(":")
         result: Result = getattr(import_module(module), function)(
             *(need.load(folder) for need in self.needs), **self.arguments
@@ -55,6 +59,7 @@ class Cell:
         plain = {key: value for key, value in result.items() if key not in arrays}
         note = {"cell": self.name, "arrays": bool(arrays), "result": plain}
         write_file(folder, f"{self.digest}.json", json.dumps(note, indent=1).encode())  # last: what is listed is done
+        return time.monotonic() - began
 
     def load(self, folder: str) -> Result:
         """The kept result. Raises FileNotFoundError or another OSError."""
@@ -90,10 +95,57 @@ def missing(wanted: Sequence[Cell], folder: str) -> list[Cell]:
     return list(ordered.values())
 
 
-def run(wanted: Sequence[Cell], folder: str, show: Callable[[int, int, str], None]) -> None:
-    """Compute what is missing, in this process. show: called with (cells done, of how many, name of the last)."""
+class Pace:
+    """How far a computation is, and how long it goes on, as far as that was measured.
+
+    A cell is expected to take what those that call the same function took: to train a classifier takes minutes, to
+    average figures nothing, so that cells of one kind tell nothing of another's.
+    """
+
+    def __init__(self, todo: Sequence[Cell], slots: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+        """slots: how many cells are computed at once."""
+        self.left = {cell.digest: cell for cell in todo}
+        self.of, self.slots, self.clock, self.name = len(todo), slots, clock, ""
+        self.began: dict[str, float] = {}
+        self.took: dict[str, list[float]] = {}
+
+    @property
+    def done(self) -> int:
+        return self.of - len(self.left)
+
+    def start(self, cell: Cell) -> None:
+        self.began[cell.digest], self.name = self.clock(), cell.name
+
+    def finish(self, cell: Cell, seconds: float) -> None:
+        """seconds: what the cell took where it was computed."""
+        self.took.setdefault(cell.call, []).append(seconds)
+        del self.left[cell.digest]
+
+    def expected(self) -> tuple[float, bool]:
+        """(seconds until all is done, whether that is all): without cells of which none of their kind is done yet, or
+        that take longer than those did. As long as the work of all, divided by slots, and as any chain of needs."""
+        seconds, sure, now = {}, True, self.clock()
+        for digest, cell in self.left.items():
+            took, waited = self.took.get(cell.call), now - self.began.get(digest, now)
+            seconds[digest] = max(0.0, statistics.mean(took) - waited) if took else 0.0
+            sure = sure and seconds[digest] > 0
+        chains: dict[str, float] = {}
+        for digest, cell in self.left.items():  # each after all that it needs
+            chains[digest] = seconds[digest] + max((chains.get(need.digest, 0.0) for need in cell.needs), default=0.0)
+        return max(sum(seconds.values()) / self.slots, max(chains.values(), default=0.0)), sure
+
+    def told(self) -> str:
+        """The time left for people; nothing as long as nothing is known."""
+        seconds, sure = self.expected()
+        return f"{'about' if sure else 'at least'} {duration(seconds)} left" if seconds >= 1 else ""
+
+
+def run(wanted: Sequence[Cell], folder: str, show: Callable[[Pace], None]) -> None:
+    """Compute what is missing, in this process. show: called before and after each cell."""
     todo = missing(wanted, folder)
-    for done, cell in enumerate(todo):
-        show(done, len(todo), cell.name)
-        cell.compute(folder)
-    show(len(todo), len(todo), "")
+    pace = Pace(todo)
+    for cell in todo:
+        pace.start(cell)
+        show(pace)
+        pace.finish(cell, cell.compute(folder))
+    show(pace)

@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from medgan import cells
-from medgan.cells import Cell
+from medgan.cells import Cell, Pace
 from medgan.config import Refused
 from medgan.ray_train import Interrupt, taken
 from medgan.terminal import Stopped, again
@@ -18,7 +18,7 @@ from medgan.terminal import Stopped, again
 def run(
     wanted: Sequence[Cell],
     folder: str,
-    show: Callable[[int, int, str], None],
+    show: Callable[[Pace], None],
     workers: int | None = None,
     use: str = "auto",
 ) -> None:
@@ -27,34 +27,33 @@ def run(
     folder: a path or a URI that every host sees. workers: at most so many cells at once, those that an autoscaler has
     to make room for included (None: as many as fit now). use: auto (GPUs where there are any), gpu or cpu. A cell whose
     process or host dies is computed again; what a cell raises is raised here. Ctrl-C stops at once: cells that are done
-    are kept. show: called with (cells done, of how many, name of the one done last). Raises Refused where there is no
-    room and nobody said for what to wait.
+    are kept. show: called twice a second. Raises Refused where there is no room and nobody said for what to wait.
     """
     todo = cells.missing(wanted, folder)
     options, limit = room(ray.cluster_resources(), workers, use)
     task = ray.remote(**options, max_retries=3)(_compute)
     waiting = {cell.digest: cell for cell in todo}
-    unfinished = set(waiting)
+    pace = Pace(todo, limit)
     running: dict[Any, Cell] = {}
     interrupt = Interrupt()
-    show(0, len(todo), "")
+    show(pace)
     with interrupt:
         try:
-            while unfinished:
+            while pace.left:
                 for digest, cell in list(waiting.items()):
-                    if len(running) < limit and not any(need.digest in unfinished for need in cell.needs):
+                    if len(running) < limit and not any(need.digest in pace.left for need in cell.needs):
+                        pace.start(cell)
                         running[task.options(name=cell.name).remote(cell, folder)] = waiting.pop(digest)
                 finished, _ = ray.wait(list(running), timeout=0.5)
                 for reference in finished:
                     cell = running.pop(reference)
                     try:
-                        ray.get(reference)
+                        pace.finish(cell, ray.get(reference))
                     except RayTaskError as error:
                         raise error.cause from error
-                    unfinished.remove(cell.digest)
-                    show(len(todo) - len(unfinished), len(todo), cell.name)
+                show(pace)
                 if interrupt.asked:
-                    raise Stopped(f"stopped, {len(unfinished)} of {len(todo)} cells are left; {again()}")
+                    raise Stopped(f"stopped, {len(pace.left)} of {len(todo)} cells are left; {again()}")
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
@@ -71,8 +70,8 @@ def room(resources: Mapping[str, float], workers: int | None = None, use: str = 
     return options, workers or count
 
 
-def _compute(cell: Cell, folder: str) -> None:
+def _compute(cell: Cell, folder: str) -> float:
     import torch
 
     torch.set_num_threads(1)
-    cell.compute(folder)
+    return cell.compute(folder)

@@ -10,25 +10,29 @@ import fcntl
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 import struct
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir, get_default_system_temp_dir, get_ray_address_file
+from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from medgan.config import Config, Refused
 from medgan.folder import RunFolder
+from medgan.host import ROOT, writable
 from medgan.terminal import Failed
 
 Event = dict[str, Any]
@@ -36,9 +40,13 @@ TIMEOUT_S = 900
 """How long workers wait for one that does not answer."""
 PATIENCE_S = 5.0
 """How long a worker that waited in vain stays, so that the others can say so too before all are ended."""
+MOST_CPUS = 8
+"""Of a worker for which nobody said how many. Two threads were measured to be faster than one, more were not."""
 RESIZE_S = 30.0
 """How often a run with a range of workers looks for hosts that joined."""
 SIOCGIFADDR = 0x8915  # linux/sockios.h
+SOCKET_PATH = 107
+"""The most bytes of a socket's path: sun_path in unix(7), with the zero that ends it."""
 STARTS = 3
 """How often Ray is started on this host before it is given up."""
 TOO_SLOW = "timed out during startup"
@@ -48,9 +56,9 @@ GROUP = "MEDGAN_GROUP"
 
 
 def connect(verbose: bool = False) -> dict[str, float]:
-    """Join the cluster that RAY_ADDRESS names or that runs on this host, or start one here; returns its resources.
+    """Join the cluster that `cluster_address` finds, or start one here; says which, and returns its resources.
 
-    Ray's own messages stay quiet unless verbose. Raises Refused where nobody answers at RAY_ADDRESS.
+    Ray's own messages stay quiet unless verbose. Raises Refused.
     """
     if not ray.is_initialized():
         level = logging.INFO if verbose else logging.ERROR
@@ -63,17 +71,37 @@ def connect(verbose: bool = False) -> dict[str, float]:
             common |= {"include_dashboard": False, "object_store_memory": 256 * 2**20}
             _start_here(common)
         else:
-            ray.init(address=address, **common)
+            print(f"joining the Ray cluster at {address} ...", flush=True)
+            with _at_root():
+                ray.init(address=address, **common)
     return dict(ray.cluster_resources())
+
+
+@contextmanager
+def _at_root() -> Iterator[None]:
+    """Be where medgan lies: Ray puts the driver's current directory before all that its workers import, where a folder
+    `dl` of a user's would be taken for a module. The directory may have been deleted meanwhile."""
+    here = os.open(".", os.O_PATH)
+    os.chdir(ROOT)
+    try:
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
 
 
 def _start_here(common: Mapping[str, Any]) -> None:
     """Start Ray on this host. It gives itself 30 s, which can be too few where others keep all cores busy or where its
     files have to be read first; what was read stays in memory, so that trying again helps."""
     print("starting Ray on this host ...", flush=True)
+    tokens = AuthenticationTokenLoader.instance()
+    if not tokens.has_token(ignore_auth_mode=True):  # Ray would make one at home, where perhaps nothing can be kept
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        tokens.reset_cache()
     for left in range(STARTS - 1, -1, -1):
         try:
-            ray.init(address="local", **common)
+            with _at_root():
+                ray.init(address="local", **common)
             return
         except Exception as error:
             if TOO_SLOW not in str(error):
@@ -95,28 +123,56 @@ def hosts() -> int:
     return sum(node["Alive"] for node in ray.nodes())
 
 
-def cluster_address(note: Path | None = None) -> str:
+def cluster_address() -> str:
     """RAY_ADDRESS, or the head that `ray start` noted on this host if it still answers, or `local`.
 
-    Ray's own `auto` also joins another user's private instance, and waits for minutes where a head died and left its
-    note behind. Raises Refused where nobody answers at RAY_ADDRESS.
+    The note is where Ray puts it, below RAY_TMPDIR, TMPDIR or /tmp, whichever is set first. Ray's own `auto` also joins
+    another user's private instance, and waits for minutes where a head died and left its note behind. Raises Refused
+    where nobody answers at RAY_ADDRESS, and where Ray cannot start on this host.
     """
     named = os.environ.get("RAY_ADDRESS", "")
-    if named and named not in ("auto", "local") and "://" not in named:
-        if not _answers(named):
+    if named and named not in ("auto", "local"):
+        if "://" not in named and not _answers(named):
             raise Refused(f"RAY_ADDRESS={named}: nobody answers there; start the head, or unset it to run here")
         return named
-    if named and named != "auto":
-        return named
-    note = note or Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray/ray_current_cluster"
-    noted = note.read_text().strip() if note.exists() else ""
-    return noted if noted and _answers(noted) else "local"
+    noted = _noted() if named != "local" else ""
+    if noted and _answers(noted):
+        return noted
+    _check_folder()
+    return "local"
+
+
+def _noted() -> str:
+    """The address in the note of `ray start`; nothing where there is none that this user may read."""
+    try:
+        return Path(get_ray_address_file(None)).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _check_folder() -> None:
+    """Raises Refused where Ray has no folder for its sessions here, or one whose path is too long for its sockets."""
+    session = f"ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    most = SOCKET_PATH - len(f"/{session}")
+    folder = get_default_system_temp_dir()
+    named = next((f"{name}={folder}" for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), folder)
+    if not os.path.isabs(folder):
+        why = "no absolute path"
+    elif folder.encode(errors="ignore") != os.fsencode(folder):
+        why = "no name in UTF-8"
+    elif (length := len(os.fsencode(folder))) > most:
+        why = f"{length} bytes are too many for the paths of Ray's sockets, which leave it {most}"
+    elif not writable(get_default_ray_temp_dir()):
+        why = f"{get_default_ray_temp_dir()} cannot be written"
+    else:
+        return
+    raise Refused(f"{named}: {why}; set RAY_TMPDIR to a short path of a folder of yours on this host, such as /tmp/me")
 
 
 def _answers(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), timeout=5):
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
             return True
     except (OSError, ValueError):
         return False
@@ -158,27 +214,43 @@ def taken(resources: Mapping[str, float], use: str, such_as: str, wait: bool = F
     return unit, have[unit]
 
 
+@dataclass(frozen=True)
+class Placing:
+    """What a training takes of a cluster: workers, each of a GPU or of so many CPUs with a thread each."""
+
+    workers: Workers
+    unit: str
+    """GPU or CPU."""
+    cpus: int
+    notes: Sequence[str] = ()
+    """What a person should know of it."""
+
+
 def placed(
     resources: Mapping[str, float],
     asked: Workers | None,
     use: str,
     wait: bool,
     config: Config,
-    cpus: int = 1,
+    cpus: int | None = None,
     by_host: Sequence[int] = (),
-) -> tuple[Workers, str, list[str]]:
-    """(how many workers, on a GPU or on so many CPUs each, what a person should know of it) from what the cluster has
-    now.
+) -> Placing:
+    """What a training takes of what the cluster has now.
 
-    asked: None for every GPU, or for two workers on CPUs. use: as for `taken`. wait: for those that an autoscaler has
-    yet to add. by_host: the CPUs of every host, since a worker of several takes them of one. Raises Refused.
+    asked: None for every GPU; on CPUs for two workers of `cpus` each or, without those either, for one that has all
+    CPUs, up to MOST_CPUS, of the host with most: threads wait less for each other than workers do. cpus: None for one
+    where `asked` is given. use: as for `taken`. wait: for those that an autoscaler has yet to add. by_host: the CPUs of
+    every host, since a worker takes those of one. Raises Refused.
     """
     unit, there = taken(resources, use, "--workers 1-8 --wait", wait)
-    if unit == "GPU" and cpus > 1:
+    if unit == "GPU" and (cpus or 1) > 1:
         raise Refused(f"--cpus-per-worker {cpus}: these workers compute on a GPU each; leave it out, or --use cpu")
+    largest = max(by_host, default=there)
     most, notes = config.most_workers, []
     count, each, has = there, "", f"the cluster has {there} {unit}{'s'[: there != 1]}"
-    if cpus > 1:
+    if unit == "CPU" and asked is None and cpus is None:
+        count, cpus = min(1, there), min(largest, MOST_CPUS)
+    elif (cpus := cpus or 1) > 1:
         count, each = sum(host // cpus for host in by_host), f" --cpus-per-worker {cpus}"
         has += f", room for {count} worker{'s'[: count != 1]} of {cpus}"
     if asked is None:
@@ -192,15 +264,15 @@ def placed(
             fed = f"{most} worker{'s'[: most != 1]}"
             notes.append(f"{most} of {number} {what}: global_batch={config.global_batch} feeds at most {fed}")
         asked = Workers(min(number, most), min(number, most))
-        share = max(by_host, default=0) // asked.high  # of one host, since workers on several wait for the network
-        if unit == "CPU" and share > cpus:
-            now = f"this run takes {asked.high * cpus} of {there} CPUs"
-            notes.append(f"{now}: --cpus-per-worker, {share} at most, gives a worker more threads")
+        room, share = min(most, sum(host // cpus for host in by_host)), largest // asked.high
+        if unit == "CPU" and (room > asked.high or share > cpus):
+            more = f"--workers {room} --cpus-per-worker {cpus}" if room > asked.high else f"--cpus-per-worker {share}"
+            notes.append(f"this run takes {asked.high * cpus} of {there} CPUs: {more} takes more")
     if asked.low > count:
         if not wait:
             raise Refused(f"--workers {asked}{each}: {has}")
         notes.append(f"{has}: waiting for {asked.low * cpus}")
-    return asked, unit, notes
+    return Placing(asked, unit, cpus, notes)
 
 
 @dataclass

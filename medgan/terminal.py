@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from medgan.config import Refused
+from medgan.host import NOWHERE, told_home
 from medgan.names import one_line
 
 
@@ -48,6 +50,8 @@ def command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = 
     With `--verbose` among the arguments tracebacks are shown.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # which may take ASCII only; stderr is like this by itself
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(arguments)
     except Refused as error:
@@ -77,11 +81,21 @@ def absolute(flag: str, location: str) -> str:
     """
     if "://" in location:
         return location
-    if submitted() and not os.path.isabs(os.path.expanduser(location)):
+    expanded = os.path.expanduser(location)
+    if expanded.startswith(f"{NOWHERE}/"):
+        raise Refused(f"{flag} {location}: {told_home()}; give an absolute path")
+    if submitted() and not os.path.isabs(expanded):
         raise Refused(
             f"{flag} {location}: a relative path in a submitted job lies in Ray's throw-away copy; make it absolute"
         )
-    return os.path.abspath(os.path.expanduser(location))
+    try:
+        path = os.path.abspath(expanded)
+        path.encode()
+    except FileNotFoundError:
+        raise Refused(f"{flag} {location}: the current directory was deleted; change to another one") from None
+    except UnicodeEncodeError:
+        raise Refused(f"{flag} {path!a}: is not UTF-8, as names of folders have to be") from None
+    return path
 
 
 def submitted() -> bool:

@@ -226,7 +226,7 @@ def test_the_slurm_script_ends_the_driver_of_its_own_job_and_no_other(tmp_path):
     environment = {
         **{"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path), "SLURM_SUBMIT_DIR": str(tmp_path)},
         **{"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "node1", "SLURM_CPUS_PER_TASK": "8", "USER": getpass.getuser()},
-        "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
+        **{"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"), "RAY_TMPDIR": os.environ["RAY_TMPDIR"]},
     }
     other = subprocess.Popen(["python jobs/train.py", "30"], executable=shutil.which("sleep"))
     with open(tmp_path / "said", "w") as said:
@@ -246,6 +246,39 @@ def test_the_slurm_script_ends_the_driver_of_its_own_job_and_no_other(tmp_path):
         other.wait()
         batch.kill()
         batch.wait()
+
+
+@pytest.mark.parametrize("length", [20, 32, 33, 59, 120])
+def test_rays_folder_in_a_slurm_job_has_room_for_the_paths_of_its_sockets(tmp_path, length):
+    from ray._private.utils import validate_socket_filepath
+
+    (tmp_path / "cluster").mkdir()
+    shutil.copy(CLUSTER / "ray.env", tmp_path / "cluster")
+    (tmp_path / "token").write_text("token")
+    scripts = {"srun": '[ "$4" = hostname ] && echo 192.0.2.7 || echo "$RAY_TMPDIR"', "scontrol": "echo node1"}
+    for name, text in scripts.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    folder = "/" + "ü" * ((length - 1) // 2) + "u" * ((length - 1) % 2)
+    assert len(folder.encode()) == length
+    environment = {
+        **{"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": folder, "SLURM_SUBMIT_DIR": str(tmp_path)},
+        **{"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "node1", "SLURM_CPUS_PER_TASK": "8"},
+        "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
+    }
+    done = subprocess.run([CLUSTER / "slurm.sh"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    taken = done.stdout.strip()
+    assert taken == (f"{folder}/ray-42" if length <= 32 else "/tmp/ray-42")
+    validate_socket_filepath(f"{taken}/ray/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store")
+
+
+def test_no_requirement_is_listed_twice():
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        lines = (ROOT / name).read_text().splitlines()
+        names = [re.match(r"[\w-]+", line)[0].lower() for line in lines if re.match(r"\w", line)]
+        assert len(names) > 5
+        assert sorted(names) == sorted(set(names)), name
 
 
 @pytest.mark.parametrize("whose", ["a link", "another user's", "everybody's"])
@@ -402,8 +435,8 @@ SPOT = {"CPU": 8.0, "GPU": 1.0}
         # what there is
         (SPOT, None, "auto", False, "1", "GPU", []),
         (SPOT, Workers(1, 8), "auto", True, "1-8", "GPU", []),
-        (SPOT, None, "cpu", False, "2", "CPU", []),
-        ({"CPU": 4.0}, None, "auto", False, "2", "CPU", []),
+        (SPOT, None, "cpu", False, "1", "CPU", []),
+        ({"CPU": 4.0}, None, "auto", False, "1", "CPU", []),
         ({"CPU": 4.0}, Workers(3, 3), "auto", False, "3", "CPU", []),
         ({"GPU": 16.0}, None, "auto", False, "4", "GPU", ["4 of 16 GPUs: global_batch=16 feeds at most 4 workers"]),
     ],
@@ -411,24 +444,25 @@ SPOT = {"CPU": 8.0, "GPU": 1.0}
 def test_what_workers_take_is_decided_by_what_is_asked_and_there(
     tiny, resources, asked, use, wait, workers, unit, notes
 ):
-    taken, on, said = placed(resources, asked, use, wait, tiny())
-    assert (str(taken), on, said) == (workers, unit, notes)
+    placing = placed(resources, asked, use, wait, tiny())
+    assert (str(placing.workers), placing.unit, placing.notes) == (workers, unit, notes)
 
 
 def test_workers_may_take_several_cpus_each_of_one_host(tiny):
     def decided(cpus, asked, *by_host, wait=False, use="auto", **more):
         return placed({"CPU": float(sum(by_host)), **more}, asked, use, wait, tiny(), cpus, by_host)
 
-    assert decided(2, None, 5)[0] == Workers(2, 2)
-    assert decided(3, None, 5)[0] == Workers(1, 1)
-    assert decided(2, Workers(1, 8), 3, 3)[0] == Workers(1, 8)
-    idle = "this run takes {} of 9 CPUs: --cpus-per-worker, {} at most, gives a worker more threads"
-    assert decided(1, None, 9)[2] == [idle.format(2, 4)]
-    assert decided(1, None, 3, 6)[2] == [idle.format(2, 3)]
-    assert decided(1, Workers(1, 1), 9)[2] == decided(1, Workers(1, 2), 9)[2] == []  # as somebody wants it
-    assert decided(4, None, 4, 5)[2] == decided(1, None, 1, 1)[2] == decided(1, None, 9, GPU=1.0)[2] == []
+    assert decided(2, None, 5).workers == Workers(2, 2)
+    assert decided(3, None, 5).workers == Workers(1, 1)
+    assert decided(2, Workers(1, 8), 3, 3).workers == Workers(1, 8)
+    assert decided(None, Workers(1, 8), 3, 3).cpus == 1
+    assert decided(1, None, 9).notes == ["this run takes 2 of 9 CPUs: --workers 4 --cpus-per-worker 1 takes more"]
+    assert decided(4, None, 9, 1).notes == []
+    assert decided(5, None, 9).notes == ["this run takes 5 of 9 CPUs: --cpus-per-worker 9 takes more"]
+    assert decided(1, Workers(1, 1), 9).notes == decided(1, Workers(1, 2), 9).notes == []  # as somebody wants it
+    assert decided(4, None, 4, 5).notes == decided(1, None, 1, 1).notes == decided(1, None, 9, GPU=1.0).notes == []
     asks = "the cluster has 0 CPUs, room for 0 workers of 3: waiting for 6"
-    assert decided(3, Workers(2, 2), wait=True, use="cpu")[2] == [asks]
+    assert decided(3, Workers(2, 2), wait=True, use="cpu").notes == [asks]
     for words, asked in (
         ("--workers 3 --cpus-per-worker 2: the cluster has 6 CPUs, room for 2 workers of 2", (2, Workers(3, 3), 3, 3)),
         ("the cluster has 2 CPUs, room for 0 workers of 2: fewer --cpus-per-worker, or", (2, None, 1, 1)),
@@ -438,6 +472,24 @@ def test_workers_may_take_several_cpus_each_of_one_host(tiny):
             decided(*asked)
     with pytest.raises(Refused, match="--cpus-per-worker 2: these workers compute on a GPU each"):
         decided(2, None, 5, GPU=1.0)
+
+
+@pytest.mark.parametrize(
+    ("by_host", "cpus", "notes"),
+    [
+        ([1], 1, []),
+        ([2], 2, []),
+        ([ray_train.MOST_CPUS], ray_train.MOST_CPUS, []),
+        ([64], 8, ["this run takes 8 of 64 CPUs: --workers 4 --cpus-per-worker 8 takes more"]),  # global_batch feeds 4
+        ([9], 8, ["this run takes 8 of 9 CPUs: --cpus-per-worker 9 takes more"]),
+        ([2, 4, 4], 4, ["this run takes 4 of 10 CPUs: --workers 2 --cpus-per-worker 4 takes more"]),
+        ([0, 2], 2, []),  # a head that computes nothing
+    ],
+)
+def test_without_gpus_one_worker_has_the_cpus_of_the_largest_host(tiny, by_host, cpus, notes):
+    placing = placed({"CPU": float(sum(by_host))}, None, "auto", False, tiny(), None, by_host)
+    assert (placing.workers, placing.unit, placing.cpus) == (Workers(1, 1), "CPU", cpus)
+    assert placing.notes == notes
 
 
 @pytest.mark.parametrize(

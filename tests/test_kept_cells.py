@@ -64,7 +64,7 @@ def log(log_file):
     return lambda: log_file.read_text().split()
 
 
-def quiet(done, of, name):
+def quiet(pace):
     pass
 
 
@@ -72,14 +72,13 @@ def test_a_cell_is_computed_after_what_it_needs_and_never_again(log, tmp_path):
     two, five = cell("count", name="two", value=2), cell("count", name="five", value=5)
     total = cell("add", two, five, two, name="total")
     folder, shown = str(tmp_path / "cells"), []
-    cells.run([total, five], folder, lambda *what: shown.append(what))
+    cells.run([total, five], folder, lambda pace: shown.append((pace.done, pace.of)))
     assert sorted(log()[:2]) == ["five", "two"]
     assert log()[2:] == ["total"]
     found = total.load(folder)
     assert found["value"] == 9
     assert found["rows"].tolist() == [0, 1, 0, 1, 2, 3, 4, 0, 1]
-    assert shown[0][:2] == (0, 3)
-    assert shown[-1][:2] == (3, 3)
+    assert shown == [(0, 3), (1, 3), (2, 3), (3, 3)]
     cells.run([total], folder, quiet)
     assert len(log()) == 3
     more = cell("add", total_row := cell("count", name="two", value=2), name="more")
@@ -113,6 +112,54 @@ def test_a_result_that_was_cut_while_it_was_written_does_not_count(log, tmp_path
     assert two.load(str(tmp_path))["row"].tolist() == [0, 1]
 
 
+def kinds(calls):
+    """Cells of such kinds, each after those before it that its number of needs says."""
+    made = []
+    for number, (kind, needs) in enumerate(calls):
+        made.append(Cell(f"{kind} {number}", kind, {"number": number}, tuple(made[number - needs : number])))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("calls", "done", "slots", "told"),
+    [
+        # Quick cells say nothing of a slow one that is left, whose kind nobody has measured.
+        ([("quick", 0)] * 20 + [("slow", 0)], [3.0] * 20, 1, ""),
+        ([("quick", 0)] * 21 + [("slow", 0)], [3.0] * 11, 1, "at least 0:30 left"),
+        # Two kinds, both measured: 3 of 4 s and 4 of 100 s; on however many hosts no sooner than the longest of them.
+        ([("quick", 0), ("slow", 0)] + [("quick", 0)] * 3 + [("slow", 0)] * 4, [4.0, 100.0], 1, "about 6:52 left"),
+        ([("quick", 0), ("slow", 0)] + [("quick", 0)] * 3 + [("slow", 0)] * 4, [4.0, 100.0], 2, "about 3:26 left"),
+        ([("quick", 0), ("slow", 0)] + [("quick", 0)] * 3 + [("slow", 0)] * 4, [4.0, 100.0], 100, "about 1:40 left"),
+        # One after the other, whatever the number of hosts.
+        ([("slow", 0)] + [("slow", 1)] * 3, [100.0], 100, "about 5:00 left"),
+        ([("slow", 0)] * 3, [], 1, ""),
+        ([("slow", 0)] * 3, [50.0] * 3, 1, ""),
+    ],
+)
+def test_the_time_left_is_that_of_cells_of_the_same_kind_and_of_no_other(calls, done, slots, told):
+    made = kinds(calls)
+    pace = cells.Pace(made, slots)
+    for one, seconds in zip(made, done, strict=False):
+        pace.start(one)
+        pace.finish(one, seconds)
+    assert (pace.done, pace.of) == (len(done), len(calls))
+    assert pace.told() == told
+
+
+def test_what_runs_has_less_left_and_once_it_takes_longer_than_others_did_nobody_knows_how_much():
+    now = [0.0]
+    first, second, third = kinds([("slow", 0)] * 3)
+    pace = cells.Pace([first, second, third], clock=lambda: now[0])
+    pace.start(first)
+    assert (pace.name, pace.told()) == ("slow 0", "")
+    pace.finish(first, 60.0)
+    pace.start(second)
+    now[0] = 20.0
+    assert pace.told() == "about 1:40 left"
+    now[0] = 200.0
+    assert pace.told() == "at least 1:00 left"
+
+
 @pytest.fixture(scope="module")
 def cluster(log_file):
     import ray
@@ -129,12 +176,12 @@ def test_a_cluster_computes_the_same_and_mends_a_task_that_died(cluster, log, tm
     total = cell("add", *parts, name="total")
     cells.run([total], str(tmp_path / "here"), quiet)
     shown = []
-    ray_tasks.run([total, mortal], str(tmp_path / "there"), lambda *what: shown.append(what))
+    ray_tasks.run([total, mortal], str(tmp_path / "there"), lambda pace: shown.append((pace.done, pace.of)))
     ours, theirs = total.load(str(tmp_path / "here")), total.load(str(tmp_path / "there"))
     assert ours["value"] == theirs["value"]
     assert np.array_equal(ours["rows"], theirs["rows"])
     assert log().count("mortal") == 2
-    assert shown[-1][:2] == (8, 8)
+    assert shown[-1] == (8, 8)
 
 
 @pytest.mark.ray
@@ -158,8 +205,8 @@ def sleep(*, name):
 def test_ctrl_c_stops_at_once_and_says_how_to_go_on(cluster, log, tmp_path):
     from medgan.terminal import Stopped
 
-    def interrupt(done, of, name):
-        if done:
+    def interrupt(pace):
+        if pace.done:
             os.kill(os.getpid(), signal.SIGINT)
 
     began = time.monotonic()

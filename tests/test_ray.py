@@ -7,16 +7,15 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
 
 import pytest
 
-from medgan.config import Refused
 from medgan.data import shards
 from medgan.folder import RunFolder
 from medgan.private import epsilon
@@ -33,13 +32,16 @@ ROOT = Path(__file__).parent.parent
 class Job:
     """A script of jobs/ in a process group of its own, with a mark in its environment that its children inherit."""
 
-    def __init__(self, name, *arguments, env=None):
+    def __init__(self, name, *arguments, env=None, cwd=ROOT, without=()):
         self.mark = f"medgan-test-{uuid.uuid4().hex}"
         self.command = [str(ROOT / f"jobs/{name}.py"), *map(str, arguments)]
         self.process = subprocess.Popen(
             [sys.executable, *self.command],
-            env={**os.environ, "MEDGAN_TEST_MARK": self.mark, **(env or {})},
-            cwd=ROOT,
+            env={
+                **{name: value for name, value in os.environ.items() if name not in without},
+                **{"MEDGAN_TEST_MARK": self.mark, **(env or {})},
+            },
+            cwd=cwd,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -348,22 +350,84 @@ def test_a_run_that_diverges_ends_with_one_line_and_keeps_the_last_good_checkpoi
     assert folder.checkpoints()[-1] == 3840
 
 
-def test_a_cluster_is_joined_only_where_one_answers(tmp_path, monkeypatch):
-    from medgan.ray_train import cluster_address
+def test_a_head_of_one_core_that_was_started_under_tmpdir_is_joined_and_trains(phantoms, tmp_path):
+    folder, port = tempfile.mkdtemp(prefix="mg-", dir="/tmp"), free_port()
+    env = {**os.environ, "TMPDIR": folder, "RAY_AUTH_MODE": "disabled"}
+    del env["RAY_TMPDIR"]
+    start = ["start", "--head", "--port", str(port), "--num-cpus", "1", "--include-dashboard=false", "--block"]
+    head = subprocess.Popen(
+        [
+            Path(sys.executable).parent / "ray",
+            *start,
+            "--disable-usage-stats",
+            "--ray-client-server-port",
+            str(free_port()),
+        ],
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: Path(folder, "ray/ray_current_cluster").exists(), what="the head")
+        train = ["--preset", "cgan", "--data", phantoms, "--out", tmp_path / "run", *settings(total_images=32)]
+        code, output = run_job("train", *train, env=env, without=["RAY_TMPDIR"])
+        assert code == 0, output
+        assert re.fullmatch(rf"joining the Ray cluster at \S+:{port} \.\.\.", output.splitlines()[0])
+        assert "starting Ray" not in output
+    finally:
+        head.terminate()
+        head.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
 
-    note = tmp_path / "ray_current_cluster"
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert cluster_address(note) == "local"
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        note.write_text(address)
-        assert cluster_address(note) == address
-        monkeypatch.setenv("RAY_ADDRESS", address)
-        assert cluster_address(tmp_path / "none") == address
-    with pytest.raises(Refused, match=f"RAY_ADDRESS={address}: nobody answers"):
-        cluster_address(note)
-    monkeypatch.delenv("RAY_ADDRESS")
-    assert cluster_address(note) == "local"  # the head died and left its note
+
+def test_no_process_imports_from_the_current_directory(tmp_path, key_file):
+    for name in ("dl", "torch", "random", "wandb", "pyarrow", "train"):
+        (tmp_path / name).mkdir()
+    for name in ("torch", "wandb"):
+        (tmp_path / name / "__init__.py").write_text(f"raise SystemExit('{name} of the current directory')")
+    env = {"PYTHONPATH": f":{ROOT}:."}
+    code, output = run_job(
+        *("prepare", "--source", "phantom_cxr", "--limit", 160, "--resolution", 32, "--out", "data"),
+        *("--patient-key-file", key_file),
+        env=env,
+        cwd=tmp_path,
+    )
+    assert code == 0, output
+    assert "of the current directory" not in output
+    length = settings(total_images=32)
+    words = ("train", "--preset", "cgan", "--data", "data", "--out", "run", "--workers", 1, *length)
+    code, output = run_job(*words, env=env, cwd=tmp_path)
+    assert code == 0, output
+
+
+@pytest.mark.parametrize("home", ["", "/"])
+def test_a_user_whom_the_host_does_not_know_trains_without_a_home(phantoms, tmp_path, home):
+    """As OpenShift runs containers: a uid of no passwd, without rights, HOME unset or not writable."""
+    rights = ["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"]  # to read what is root's
+    unknown = ["setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups", *rights]
+    if subprocess.run([*unknown, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("another user cannot be taken on here")
+    place = Path(tempfile.mkdtemp(prefix="mg-", dir="/tmp"))
+    try:
+        place.chmod(0o777)
+        env = {name: value for name, value in os.environ.items() if name not in ("HOME", "USER", "LOGNAME")}
+        env |= {"RAY_TMPDIR": str(place), "TMPDIR": str(place), "PYTHONPATH": str(ROOT)} | (
+            {"HOME": home} if home else {}
+        )
+        train = [sys.executable, str(ROOT / "jobs/train.py"), "--preset", "cgan", "--data", phantoms]
+        train += ["--out", f"{place}/run", "--workers", "1", *settings(total_images=32)]
+        for cache, status, words in (
+            ({"MEDGAN_CACHE": ""}, 2, "train.py: HOME.*; set MEDGAN_CACHE to a folder that can be"),
+            ({"MEDGAN_CACHE": f"{place}/cache"}, 0, ""),
+        ):
+            done = subprocess.run(
+                [*unknown, *train], env=env | cache, cwd="/", capture_output=True, text=True, timeout=240, check=False
+            )
+            assert done.returncode == status, done.stdout + done.stderr
+            assert re.fullmatch(words and f"{words}.*\n", done.stderr)
+            assert (place / "run").exists() == (status == 0)
+    finally:
+        shutil.rmtree(place)
 
 
 @pytest.fixture
@@ -429,7 +493,7 @@ def test_the_demo_learns_films_whose_class_can_be_read(tmp_path, key_file, image
     data, out, length = tmp_path / "data", tmp_path / "run", f"total_images={images}"
     for command in (
         ("prepare", "--source", "phantom_cxr", "--out", data, "--resolution", 32, "--patient-key-file", key_file),
-        ("train", "--config", "jobs/demo.yaml", "--data", data, "--out", out, "--workers", 2, "--set", length),
+        ("train", "--config", "jobs/demo.yaml", "--data", data, "--out", out, "--set", length),
         ("generate", "--run", out, "--out", tmp_path / "synthetic", "--per-class", 200),
     ):
         code, output = run_job(*command, timeout=500)

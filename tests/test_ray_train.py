@@ -2,7 +2,9 @@
 
 import inspect
 import queue
+import subprocess
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +21,7 @@ from medgan.terminal import Failed, command
 
 from .test_refusals import job
 
+ROOT = Path(__file__).parent.parent
 ENDED = {"images_seen": 32, "best": {"kid": 1.0, "images_seen": 32}, "evaluate_share": 0.0, "save_share": 0.0}
 
 
@@ -122,6 +125,38 @@ def test_the_job_asks_for_what_it_is_told_and_says_what_it_waits_for(monkeypatch
     flags = [*flags[:4], "--out", str(tmp_path / "other"), "--cpus-per-worker", "2"]
     job("train")(flags)
     assert (asked["gpu"], asked["workers"], asked["cpus"]) == (False, Workers(2, 2), 2)
+
+
+ONE, TWO, FOUR = Workers(1, 1), Workers(2, 2), Workers(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("by_host", "gpus", "workers", "cpus"),
+    [([1], 0, ONE, 1), ([2], 0, ONE, 2), ([1], 1, ONE, 1), ([8], 1, ONE, 1), ([4], 2, TWO, 1), ([96], 8, FOUR, 1)],
+)
+def test_make_train_takes_what_a_host_has(monkeypatch, phantoms, tmp_path, by_host, gpus, workers, cpus):
+    """The Makefile's own command; a batch of 16 feeds four workers."""
+    asked = {}
+
+    def stand_in(config, data, out, workers, on_event, init, **options):
+        asked.update(options, workers=workers)
+        return Outcome({"done": ENDED})
+
+    resources = {"CPU": float(sum(by_host))} | ({"GPU": float(gpus)} if gpus else {})
+    monkeypatch.setattr(ray_train, "connect", lambda verbose: resources)
+    monkeypatch.setattr(ray_train, "cpus_by_host", lambda: by_host)
+    monkeypatch.setattr(ray_train, "fit", stand_in)
+    monkeypatch.chdir(ROOT)
+    made = ["make", "--dry-run", "train", f"DEMO_DATA={phantoms}", f"DEMO_RUN={tmp_path}/run"]
+    lines = subprocess.run(made, capture_output=True, text=True, check=True).stdout.splitlines()
+    (words,) = (line.split("jobs/train.py ")[1].split() for line in lines if "jobs/train.py " in line)
+    job("train")(words)
+    assert (asked["workers"], asked["gpu"], asked["cpus"]) == (workers, gpus > 0, cpus)
+
+
+def test_the_help_says_how_many_cpus_a_worker_has_by_itself():
+    told = " ".join(job("train").__globals__["parser"]().format_help().split())
+    assert f"one worker, which has all CPUs of the largest host, up to {ray_train.MOST_CPUS})" in told
 
 
 def test_ray_is_told_of_hosts_when_they_have_changed_and_not_otherwise(monkeypatch):

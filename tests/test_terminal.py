@@ -38,6 +38,13 @@ def test_what_an_error_holds_moves_no_cursor_and_breaks_no_line(capsys):
     assert r"a\nb\x1b[2J\x9b0m" in line
 
 
+def test_a_terminal_that_takes_ascii_only_ends_nothing(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "ascii"))
+    assert command(lambda argv: print("bücher", flush=True), []) == 0
+    assert shown.getvalue() == b"b\\xfccher\n"
+
+
 def test_verbose_shows_the_traceback(capsys):
     def main(argv):
         raise Refused("no")

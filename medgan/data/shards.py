@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 
 import medgan
 from medgan.config import Refused
+from medgan.host import told_home, writable
 from medgan.names import wrong_with
 
 SCHEMA_VERSION = 1
@@ -143,8 +144,13 @@ def filesystem(location: str | Path) -> tuple[pafs.FileSystem, str]:
 
 
 def cache_folder() -> Path:
-    """Node-local folder for caches: $MEDGAN_CACHE, or ~/.cache/medgan."""
-    return Path(os.environ.get("MEDGAN_CACHE") or "~/.cache/medgan").expanduser()
+    """Node-local folder for caches: $MEDGAN_CACHE, or ~/.cache/medgan. Raises DataError where it cannot be written."""
+    named = os.environ.get("MEDGAN_CACHE")
+    folder = Path(os.path.abspath(os.path.expanduser(named or "~/.cache/medgan")))
+    if not writable(folder):
+        why = f"MEDGAN_CACHE={named}: cannot be written" if named else told_home()
+        raise DataError(f"{why}; set MEDGAN_CACHE to a folder that can be, on this host's own disk")
+    return folder
 
 
 def write_file(folder: str | Path, name: str, content: bytes) -> None:
@@ -308,8 +314,10 @@ def patient_key(path: str | Path | None) -> bytes:
             with os.fdopen(handle, "w") as out:
                 out.write(secrets.token_hex(32) + "\n")
         except OSError as error:
-            why = told(error)
-            raise DataError(f"{file}: a key cannot be made there ({why}); name one with --patient-key-file") from None
+            raise DataError(
+                f"{told_home(told(error))}; {DEFAULT_KEY_FILE} cannot be made: set HOME to a folder that lasts, or "
+                "name a key with --patient-key-file"
+            ) from None
     try:
         key = bytes.fromhex(file.read_text().strip())
     except (OSError, ValueError):
