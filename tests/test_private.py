@@ -26,6 +26,7 @@ from . import ranks
 from .conftest import PRIVATE, TINY
 from .test_run import train
 
+pytestmark = pytest.mark.usefixtures("coarse_features")
 SILENT = 1e-12
 PATIENTS, BATCH = 40, 8
 HAVING = frozenset({"loss/D", "loss/G"})

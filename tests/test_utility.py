@@ -139,8 +139,8 @@ def test_a_gain_that_is_there_is_seen_and_one_that_is_not_is_not_claimed(monkeyp
     assert found["draws"] == 5
     lost = gained(-0.6, seed=0)["macro_f1"]
     assert utility.verdict(lost["low"], lost["high"]) == "harms"
-    covered = [gained(0.0, seed=seed, seeds=1)["auc"] for seed in range(20)]
-    assert sum(one["low"] < 0 < one["high"] for one in covered) >= 17
+    covered = [gained(0.0, seed=seed, seeds=1)["auc"] for seed in range(12)]
+    assert sum(one["low"] < 0 < one["high"] for one in covered) >= 10
 
 
 def test_an_interval_holds_the_test_patients_too(monkeypatch):
