@@ -69,7 +69,7 @@ def test_an_evaluation_answers_all_three_questions_as_the_contract_says(trained,
     # What is kept is not computed again, and a larger grid takes over what is there.
     computed = []
     monkeypatch.setattr(
-        Cell, "compute", lambda self, folder, real=Cell.compute: (computed.append(self.name), real(self, folder))
+        Cell, "compute", lambda self, folder, real=Cell.compute: computed.append(self.name) or real(self, folder)
     )
     asked(trained, phantoms, *small, "--scenarios", "20%")
     assert computed == []
