@@ -1,6 +1,7 @@
 """Ranks that end in order."""
 
 import atexit
+import gc
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ def threads() -> list[str]:
 
 def trained(rank: int, out: str) -> None:
     """A step on two ranks; writes which threads there are, and which at the interpreter's end."""
+    gc.disable()  # or by chance the wrappers' cycles are gone before `leave` looks for them
     config = configs.for_data(
         configs.load("cgan", overrides=TINY), resolution=32, channels=1, classes=("a", "b"), manifest_sha256="0"
     )

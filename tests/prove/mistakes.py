@@ -246,6 +246,11 @@ MISTAKES: dict[str, tuple[tuple[str, str, str], ...]] = {
             "test_distributed.py::test_no_thread_of_a_process_group_outlives_its_rank",
         ),
         (
+            "import torch.distributed.nn.functional  # before",
+            "# before",
+            "test_distributed.py::test_no_thread_of_a_process_group_outlives_its_rank",
+        ),
+        (
             "        if self.size > 1:\n            dist.all_reduce(total)",
             "        if self.size > 2:\n            dist.all_reduce(total)",
             "test_distributed.py::test_sums_rows_and_what_rank_0_says_are_those_of_all_ranks",
