@@ -10,6 +10,7 @@ longer than the time limit has noticed, too, and its row says so.
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import shlex
@@ -174,8 +175,7 @@ def main(argv: Sequence[str]) -> None:
         return
     rows = {identity(row): row for row in known(RESULTS)}
     if rows.keys() - set(KNOWN):  # of mistakes that are in the list no longer
-        RESULTS.unlink()
-        keep(RESULTS, [row for key, row in rows.items() if key in KNOWN], identity, KNOWN)
+        RESULTS.write_text(json.dumps([row for key, row in rows.items() if key in KNOWN], indent=1) + "\n")
     wanted: dict[str, list[Mutation]] = {}
     for key, mutation in zip(KNOWN, MUTATIONS, strict=True):
         if mutation.module in (args.only or MISTAKES) and (args.again or key not in rows):
