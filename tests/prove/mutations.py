@@ -1,6 +1,6 @@
 """Plausible mistakes, made one at a time in a copy of the project: each must turn its test of the fast suite red.
 
-    python -m tests.prove.mutations                              # those that results/mutations.json lacks
+    python -m tests.prove.mutations                              # those that results/mutations.json has not as red
     python -m tests.prove.mutations --only medgan/step.py --again
     python -m tests.prove.mutations --table
 
@@ -178,7 +178,7 @@ def main(argv: Sequence[str]) -> None:
         RESULTS.write_text(json.dumps([row for key, row in rows.items() if key in KNOWN], indent=1) + "\n")
     wanted: dict[str, list[Mutation]] = {}
     for key, mutation in zip(KNOWN, MUTATIONS, strict=True):
-        if mutation.module in (args.only or MISTAKES) and (args.again or key not in rows):
+        if mutation.module in (args.only or MISTAKES) and (args.again or not rows.get(key, {}).get("red")):
             wanted.setdefault(mutation.module, []).append(mutation)
     unjudged = prove(wanted, args.jobs)
     print(table())
