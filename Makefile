@@ -43,7 +43,7 @@ check: setup ## ruff and mypy
 bench: setup ## speed beside what one would otherwise use, into bench.json: all, or ONLY=loader
 	$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
 
-PROOFS := learning films ablation search utility privacy soak
+PROOFS := learning films ablation search utility privacy soak mutations
 
 prove: setup ## long proofs, into results/: all of them (a day on 2 cores), or ONLY=films and so on, AGAIN=1 what is known, too
 	for name in $(or $(ONLY),$(PROOFS)); do $(BIN)/python -m tests.prove.$$name $(if $(AGAIN),--again) || exit 1; done

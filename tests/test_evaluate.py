@@ -239,6 +239,7 @@ def test_what_shadows_found_stays_and_is_part_of_the_claim():
         (("--fidelity", "--shadows", 8), "--shadows: is of --privacy"),
         (("--privacy", "--shadows", 4), "--shadows 4: must be an even number, at least 6"),
         (("--privacy", "--shadows", 3), "--shadows 3: must be an even number"),
+        (("--privacy", "--shadows", 7, "--gan-images", 1, "--n", 16), "--shadows 7: must be an even number"),
         (("--utility", "--gan-unlabelled", -5), "--gan-unlabelled -5: must be at least 0"),
         (("--utility", "--no-strict", "--gan-unlabelled", 64), "--gan-unlabelled: is of --utility --strict"),
         (("--gan-images", 64), "--gan-set, --gan-images: nothing that is asked for trains a generator"),

@@ -18,9 +18,9 @@ from medgan.data.loader import Batch, Order, open_split
 from medgan.distributed import World
 from medgan.folder import CheckpointError, RunFolder, Stuck
 from medgan.lease import Lease, Lost
-from medgan.loop import Diverged, due
+from medgan.loop import Diverged, Meter, due
 from medgan.state import TrainState, ema_decay, open_checkpoint
-from medgan.step import train_step
+from medgan.step import SCALARS, train_step
 from medgan.tracking import read_rows
 
 from .conftest import fill_up, small_disk, write_phantoms
@@ -380,6 +380,17 @@ def test_what_is_due_happens_at_the_first_batch_at_or_past_the_interval():
     assert [n for n in range(0, 640, 64) if due(0.1, n, n + 64)] == [64, 192, 256, 384, 448, 576]
     assert due(0.1, 99, 100)
     assert not due(0.1, 100, 199)
+
+
+def test_a_rows_mean_is_over_the_steps_that_had_it():
+    meter = Meter()
+    for step in range(4):
+        penalised = step % 2 == 0
+        scalars = {"loss/D": 1.0 + step, "penalty/r1": 3.0 if penalised else 0.0}
+        having = [name for name in scalars if name == "loss/D" or penalised]
+        meter.add(torch.tensor([scalars.get(name, 0.0) for name in SCALARS], dtype=torch.float64), 16, having)
+    row = meter.read(meter.total.tolist())
+    assert {name: value for name, value in row.items() if name in SCALARS} == {"loss/D": 2.5, "penalty/r1": 3.0}
 
 
 def test_figures_of_another_identity_start_a_new_search_for_the_best(tiny, phantoms, tmp_path):

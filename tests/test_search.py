@@ -512,6 +512,17 @@ def test_a_child_gets_the_donors_weights_figures_and_generator(tmp_path):
     assert take_over(donor, 50, RunFolder(str(tmp_path / "c"))) == 200  # dropped by the donor: its newest
 
 
+def test_a_trial_has_the_figures_of_its_best_evaluation_so_far(tmp_path):
+    trial = Trial.__new__(Trial)
+    trial.setup({"job": {"name": "000", "settings": {}}}, Plan("data", str(tmp_path), "{}", "", 1, False), None)
+    for seen, kid in ((100, 0.5), (200, 0.2), (300, 0.4)):
+        others = {f"metric/{name}": seen for name in ("fid", "precision", "recall", "coverage")}
+        trial._note({"images_seen": seen, "metric/kid": kid, "floor/kid": 0.01, **others})
+    row = trial.row
+    assert (row["images_seen"], row["kid_now"], row["floor"]) == (300, 0.4, 0.01)
+    assert (row["kid"], row["kid_at"], row["fid"], row["coverage"]) == (0.2, 200, 200, 200)
+
+
 @pytest.mark.parametrize("figures", [True, False])
 def test_a_member_that_took_over_weights_goes_on_with_its_own_settings_wherever_the_search_ended(tmp_path, figures):
     """Between the takeover and its next figures too: its record still has its settings of before then."""

@@ -3,6 +3,7 @@
 import io
 import sys
 import types
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from medgan.data import ingest
 from medgan.data.sources import SOURCES, Options, Raw, Record, SourceError
-from medgan.data.sources.base import balanced
+from medgan.data.sources.base import balanced, limited
 from medgan.data.sources.nih import FINDINGS
 from medgan.pixels import encode_png
 
@@ -163,6 +164,13 @@ def test_nih_films_have_several_findings_one_or_none(tmp_path):
     assert [row[1] for row in found("nih_cxr14", raw, classes=("Mass",))] == ["Mass", "Mass"]
     assert found("nih_cxr14", raw, single_label=True) == [("images_002/images/c.png", "Mass", "2")]
     assert [row[1] for row in found("nih_cxr14", raw, classes=("Hernia", "No Finding"))] == ["Hernia", "No Finding"]
+
+
+def test_the_seven_findings_are_of_films_with_one_of_them_alone(tmp_path):
+    raw = put(tmp_path, *(f"images/{name}.png" for name in "abcd"))
+    nih(raw, "a.png,Mass,0,1", "b.png,Hernia,0,2", "c.png,Mass|Nodule,0,3", "d.png,Effusion,0,4")
+    assert found("nih_cgan_7", raw) == [("images/a.png", "Mass", "1"), ("images/d.png", "Effusion", "4")]
+    assert len(listing("nih_cgan_7", raw).classes) == 7
 
 
 @pytest.mark.parametrize(
@@ -371,6 +379,19 @@ def test_phantoms_are_as_many_as_asked_for(name, classes):
     assert len({record.patient for record in records}) < 37
     assert len({record.labels for record in records}) == classes
     assert source.read(nothing, records[0], options) == source.read(nothing, records[0], options)
+
+
+def test_only_scans_of_the_eye_are_still_of_their_kind_when_mirrored():
+    """In a film of the chest the heart is on one side, and of others nobody knows."""
+    assert {name for name, source in SOURCES.items() if source.mirror} == {"kermany_oct", "phantom_oct"}
+
+
+def test_a_limit_takes_whole_patients_but_for_the_last():
+    records = [Record(f"{patient}/{film}", (0,), f"p{patient}") for film in range(4) for patient in range(30)]
+    some = limited(records, Options(limit=42))
+    assert sorted(Counter(record.patient for record in some).values()) == [2] + [4] * 10
+    assert some == [record for record in records if record in some]  # in the given order
+    assert limited(records, Options(limit=42, seed=1)) != some
 
 
 # -- what is done with a listing -------------------------------------------------------------------------------------

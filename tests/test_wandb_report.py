@@ -157,6 +157,8 @@ def test_a_running_search_is_watched_on_loopback(phantoms, tmp_path):
         assert 'data-name="003"' in urllib.request.urlopen(url, timeout=20).read().decode()
         with pytest.raises(urllib.error.HTTPError):
             urllib.request.urlopen(url + "search.yaml", timeout=20)
+        with pytest.raises(urllib.error.URLError, match="refused"):  # of this host's other addresses none answers
+            urllib.request.urlopen(url.replace("127.0.0.1", "127.0.0.2"), timeout=20)
     finally:
         killer.cancel()
         process.kill()
