@@ -276,7 +276,7 @@ def test_an_elastic_run_outlives_a_worker_and_a_host_takes_up_one_that_joins_and
     moment, row = job.restarted(0)
     print(f"a worker was killed: training again after {moment - started:.0f} s")
     assert row["resume/workers"] == 3
-    assert moment - started < 30
+    assert moment - started < 60
 
     time.sleep(5)
     started = time.monotonic()
@@ -284,7 +284,7 @@ def test_an_elastic_run_outlives_a_worker_and_a_host_takes_up_one_that_joins_and
     moment, row = job.restarted(1)
     print(f"a host was killed: training again after {moment - started:.0f} s")
     assert row["resume/workers"] == 2
-    assert moment - started < 45
+    assert moment - started < 90
 
     started = time.monotonic()
     hosts.up(3)
@@ -323,7 +323,7 @@ def test_a_worker_that_hangs_is_named_and_replaced_and_a_stopped_job_goes_on_wit
     hosts.exec("host2", ["kill", "-STOP", job.worker("host2")])
     moment, matched = job.line(r"worker \d on (\S+) did not answer for 20 s; starting anew", started)
     assert matched.group(1) == hosts.address("host2")
-    assert moment - started < 20 + 15
+    assert moment - started < 20 + 40
     resumed, _ = job.line("going on from the checkpoint", moment)
     job.progress(resumed)
 
