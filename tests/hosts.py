@@ -20,6 +20,8 @@ from medgan.folder import RunFolder
 from medgan.state import open_checkpoint
 from medgan.tracking import read_rows
 
+from . import ranks
+
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 SETTINGS = {
@@ -204,8 +206,8 @@ class Submitted:
             print(f"{self.name} {moment:.1f} {line}")
 
 
-def undisturbed(hosts, out, job):
-    """The same run on one process without Ray, which nothing happened to."""
+def undisturbed(hosts, out, job, size):
+    """The same run on so many ranks of one host without Ray, which nothing happened to."""
     config = job.folder.config()
     tracking = config.tracking.model_copy(update={"wandb": "disabled"})
     config = config.model_copy(update={"tracking": tracking})
@@ -213,8 +215,12 @@ def undisturbed(hosts, out, job):
     folder.write("config.yaml", configs.to_yaml(config))
     data = str(hosts.shared / "data")
     folder.write("manifest.json", shards.read_manifest(data)[0].to_json())
-    run.train(config, data, folder.location, World(), lambda event: None)
+    ranks.run(size, _trained, config.dump(), data, folder.location)
     return folder
+
+
+def _trained(rank, config, data, out):
+    run.train(configs.validate(config), data, out, World.current(), lambda event: None)
 
 
 def assert_same_weights(one, other, tolerance=1e-9):

@@ -248,7 +248,7 @@ def test_three_workers_on_three_hosts_equal_one_process_and_no_secret_is_written
     assert "of the time, evaluations took " in output
     assert set(assert_every_image_once_per_epoch(job)) == {3}
     assert len(list(hosts.folder.glob("disks/*/cache/*/train.pixels.npy"))) == 3  # each host has a cache of its own
-    assert_same_weights(job.folder, undisturbed(hosts, "one", job))
+    assert_same_weights(job.folder, undisturbed(hosts, "one", job, 1))
 
     patients = {shards.keyed_id(bytes.fromhex(secrets["patient key"]), "phantom_cxr", name) for name in drawn(60)}
     assert set(shards.column(hosts.shared / "keyed", "train", "patient")) <= patients
@@ -311,7 +311,7 @@ def test_an_elastic_run_outlives_a_worker_and_a_host_takes_up_one_that_joins_and
     rows = [row for row in read_rows(job.out / "metrics.jsonl") if "resume/lost_s" in row]
     assert [row["resume/workers"] for row in rows] == [3, 2, 3, 2, 3]
     assert all(0 <= row["resume/lost_images"] <= 240 + 48 for row in rows)
-    assert_same_weights(job.folder, undisturbed(hosts, "elastic-one", job))
+    assert_same_weights(job.folder, undisturbed(hosts, "elastic-two", job, 2))  # a long one
 
 
 def test_a_worker_that_hangs_is_named_and_replaced_and_a_stopped_job_goes_on_without_its_newest_checkpoint(
@@ -343,7 +343,6 @@ def test_a_worker_that_hangs_is_named_and_replaced_and_a_stopped_job_goes_on_wit
     assert f"the checkpoint at {newest:,} images is damaged and set aside" in again.text
     assert f"going on from the checkpoint at {before:,} images" in again.text
     assert file.with_name(f"{file.name}.damaged").read_bytes() == content
-    assert_same_weights(again.folder, undisturbed(hosts, "hang-one", again))
 
 
 def test_a_notice_that_a_host_will_be_taken_away_saves_a_checkpoint_at_once(hosts, submit):
