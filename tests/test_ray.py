@@ -85,7 +85,7 @@ class Job:
         raise AssertionError(f"processes of {self.mark} do not end")
 
 
-def until(condition, timeout=120, what="it"):
+def until(condition, timeout=300, what="it"):
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, f"{what} did not happen within {timeout} s"
