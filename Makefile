@@ -5,9 +5,8 @@ DEMO_DATA := data/phantom_cxr
 DEMO_RUN := runs/demo
 HEAVY := ray or hosts or browser or real_data or heavy
 FAST := -n auto --maxprocesses 8 --dist loadfile -m "not slow and not ($(HEAVY))"
-# Tests whose figures a CPU computes in its own order.
-NUMERIC := $(patsubst %,tests/test_%.py,augment convolution distributed exactness extractors fidelity guards losses \
-	metrics models private sample step stylegan2)
+# Tests of figures that a CPU computes in its own order, but for those that wait for ranks or draw many images.
+NUMERIC := $(patsubst %,tests/test_%.py,augment convolution extractors guards losses models sample step stylegan2)
 
 .PHONY: setup train test test-heavy test-isa check bench prove shots clean
 setup: .venv/installed

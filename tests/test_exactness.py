@@ -67,7 +67,8 @@ FEW = [
         )
     )
 ]
-# In `make test-heavy`: of each long net the cell with most pieces, and all cells of the other nets on two ranks.
+# In `make test-heavy`: of each long net the cell with most pieces, and of the other nets, on two ranks, every loss with
+# both penalties or with BatchNorm in D, WGAN-GP, and each augmentation.
 NETS = [
     i
     for i, cell in enumerate(CELLS)
@@ -75,7 +76,18 @@ NETS = [
     and (cell["loss.name"] == "rpgan" and cell["loss.r1_gamma"] and cell["loss.r2_gamma"])
     and (cell["model.name"] == "resgan" or "loss.path_weight" in cell)
 ]
-SHORT = [i for i in range(len(CELLS)) if i not in FEW and CELLS[i]["model.name"] not in LONG_NETS]
+SHORT = [
+    i
+    for i, cell in enumerate(CELLS)
+    if i not in FEW
+    and cell["model.name"] not in LONG_NETS
+    and (
+        cell["loss.r1_gamma"] == cell["loss.r2_gamma"] > 0
+        or cell.get("model.norm_d") == "batch"
+        or cell["loss.name"] == "wgan-gp"
+        or "augment.name" in cell
+    )
+]
 # In `make prove`: the rest.
 LONG = [i for i in range(len(CELLS)) if i not in FEW + NETS + SHORT]
 GROUPS = tuple(map(tuple, (FEW, NETS, SHORT, LONG)))
