@@ -246,7 +246,7 @@ def placed(
     if unit == "GPU" and (cpus or 1) > 1:
         raise Refused(f"--cpus-per-worker {cpus}: these workers compute on a GPU each; leave it out, or --use cpu")
     largest = max(by_host, default=there)
-    most, notes = config.most_workers, []
+    most, notes, said = config.most_workers, [], cpus is not None
     count, each, has = there, "", f"the cluster has {there} {unit}{'s'[: there != 1]}"
     if unit == "CPU" and asked is None and cpus is None:
         count, cpus = min(1, there), min(largest, MOST_CPUS)
@@ -264,10 +264,15 @@ def placed(
             fed = f"{most} worker{'s'[: most != 1]}"
             notes.append(f"{most} of {number} {what}: global_batch={config.global_batch} feeds at most {fed}")
         asked = Workers(min(number, most), min(number, most))
-        room, share = min(most, sum(host // cpus for host in by_host)), largest // asked.high
-        if unit == "CPU" and (room > asked.high or share > cpus):
-            more = f"--workers {room} --cpus-per-worker {cpus}" if room > asked.high else f"--cpus-per-worker {share}"
-            notes.append(f"this run takes {asked.high * cpus} of {there} CPUs: {more} takes more")
+        rooms = [
+            (min(most, sum(host // each for host in by_host)), each)
+            for each in ([cpus] if said else range(cpus, 0, -1))
+        ]
+        ways = [rooms[0], (asked.high, largest // asked.high), *rooms[1:]]
+        better = next((way for way in ways if way[0] * way[1] > asked.high * cpus), None)
+        if unit == "CPU" and better:
+            flags = f"--workers {better[0]} " * (better[0] != asked.high) + f"--cpus-per-worker {better[1]}"
+            notes.append(f"this run takes {asked.high * cpus} of {there} CPUs: {flags} takes more")
     if asked.low > count:
         if not wait:
             raise Refused(f"--workers {asked}{each}: {has}")

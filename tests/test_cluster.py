@@ -483,6 +483,7 @@ def test_workers_may_take_several_cpus_each_of_one_host(tiny):
         ([ray_train.MOST_CPUS], ray_train.MOST_CPUS, []),
         ([64], 8, ["this run takes 8 of 64 CPUs: --workers 4 --cpus-per-worker 8 takes more"]),  # global_batch feeds 4
         ([9], 8, ["this run takes 8 of 9 CPUs: --cpus-per-worker 9 takes more"]),
+        ([2, 4], 4, ["this run takes 4 of 6 CPUs: --workers 3 --cpus-per-worker 2 takes more"]),
         ([2, 4, 4], 4, ["this run takes 4 of 10 CPUs: --workers 2 --cpus-per-worker 4 takes more"]),
         ([0, 2], 2, []),  # a head that computes nothing
     ],

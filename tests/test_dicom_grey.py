@@ -209,6 +209,40 @@ def test_padding_in_either_vr_and_as_a_range(kind, value, limit, cells):
     assert near(file, 255 - right if kind == "MONOCHROME1" else right)
 
 
+@pytest.mark.parametrize(
+    ("value", "limit", "signed", "padding"),
+    [
+        (("US", 3000), ("US", 4096), False, (3000, 4095)),
+        (("SS", -32768), ("SS", -1000), True, (-2048, -1000)),
+        (("US", 65535), ("US", 4096), False, None),
+        (("US", 0), ("SS", -10), False, (0, 0)),
+        (("SS", -2000), None, False, None),
+        (("US", 63536), ("SS", -1500), True, (-2000, -1500)),
+        (("US", 2096), ("US", 2596), True, (-2000, -1500)),
+    ],
+)
+def test_a_range_of_padding_ends_where_pixels_do(value, limit, signed, padding):
+    low = -2048 if signed else 0
+    pixels = (np.arange(4096) + low).reshape(64, 64).astype(np.int16 if signed else np.uint16)
+    file = dicom(pixels, BitsStored=12, HighBit=11)
+    file.add_new(0x00280120, *value)
+    if limit:
+        file.add_new(0x00280121, *limit)
+    within = np.zeros(pixels.shape, bool) if padding is None else (pixels >= padding[0]) & (pixels <= padding[1])
+    assert np.array_equal(stored(opened(io.BytesIO(encoded(file))), 0).padding, within)
+
+
+def test_bits_below_the_stored_ones_are_refused_where_no_overlay_is_declared():
+    pixels = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    assert refused(dicom(pixels, BitsStored=12, HighBit=15), "0028,0102")
+
+
+def test_a_table_without_anything_in_it_is_none():
+    assert near(
+        dicom(VOILUTSequence=Sequence([Dataset()]), WindowCenter=2000, WindowWidth=1500), linear(RAMP, 2000, 1500)
+    )
+
+
 def test_padding_of_12_bits_is_the_same_value_with_and_without_sign_extension():
     pixels = np.where(EDGE, -2000, HU).astype(np.int16)
     for value in (63536, 2096):  # 0xF830 and 0x0830
@@ -247,13 +281,17 @@ def test_stored_values_come_back_from_any_bits_of_a_cell_full_of_others(data):
     low = -(2 ** (bits - 1)) if signed else 0
     values = random.integers(low, low + 2**bits, (6, 5))
     shift, mask = high - bits + 1, 2**bits - 1
-    others = random.integers(0, 2**allocated, (6, 5)) & ~(mask << shift)
+    overlay = data.draw(st.booleans())  # without, nothing lies below the stored bits
+    others = random.integers(0, 2**allocated, (6, 5)) & ~(mask << shift) & (-1 if overlay else -(1 << shift))
     cells = (((values & mask) << shift) | others).astype(f"u{allocated // 8}")
     elements = {"BitsStored": bits, "HighBit": high, "PixelRepresentation": int(signed)}
     if syntax == "rle":
         file = coded(run_lengths(cells), RLELossless, pixels=cells, **elements)
     else:
-        file = written(dicom(cells, **elements), syntax)
+        file = dicom(cells, **elements)
+    if overlay:
+        file.add_new(0x60000102, "US", 0)
+    file = file if syntax == "rle" else written(file, syntax)
     read = opened(io.BytesIO(file if isinstance(file, bytes) else encoded(file)))
     found = stored(read, 0)
     assert np.array_equal(found.values, values)
@@ -496,7 +534,10 @@ UP = np.round(np.linspace(0, 4095, 2001)).astype(int)
 
 @pytest.mark.parametrize(
     ("entries", "bits", "full"),
-    [(CURVE, 12, 4095), (CURVE, 16, 4095), (CURVE // 4, 16, 1023), (CURVE * 16, 16, 65535), (CURVE // 16, 8, 255)],
+    [
+        *((CURVE, 12, 4095), (CURVE, 16, 4095), (CURVE // 4, 16, 1023), (CURVE * 16, 16, 65535), (CURVE // 16, 8, 255)),
+        *((CURVE // 2, 12, 4095), (CURVE // 3, 12, 4095), (CURVE * 4, 16, 65535), (CURVE, 8, 4095)),
+    ],
 )
 def test_a_table_has_the_bits_of_its_entries(entries, bits, full):
     file = dicom(VOILUTSequence=Sequence([table(entries, 0, bits)]), WindowCenter=1, WindowWidth=2)
@@ -562,7 +603,7 @@ def test_the_table_of_an_angiography_is_not_for_display():
 @pytest.mark.parametrize(
     ("one", "tag"),
     [
-        (table(CURVE * 7, 0, 16), "0028,3002"),  # 28,665 of 16 bits, or of 15
+        (table(CURVE * 7, 0, 12), "0028,3002"),  # 28,665 of 12 bits, or of 15
         (table(CURVE, 0, 12, count=9000), "0028,3006"),
         (item(LUTDescriptor=[4096, 0], LUTData=b"\0\0"), "0028,3002"),
         (item(LUTDescriptor=[4096, 0, 12]), "0028,3006"),

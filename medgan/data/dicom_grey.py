@@ -45,10 +45,8 @@ def shown(file: pydicom.FileDataset, frame: int = 0) -> np.ndarray:
     _no_colours_besides(file)
     voi = _holder(file, frame, "FrameVOILUTSequence", ("VOILUTSequence", *WINDOW))
     window = _window(voi)
-    values, lowest, highest = _modality(
-        file, frame, pixels, measured=window is not None or present(voi, "VOILUTSequence")
-    )
-    if voi.get("VOILUTSequence"):
+    values, lowest, highest = _modality(file, frame, pixels, measured=window is not None or _has_table(voi))
+    if _has_table(voi):
         table = Table.of(voi.VOILUTSequence[0], "LUT", file, lowest, highest)
         grey = windowed(table.look_up(values), 0, table.full)
     elif window is not None:
@@ -97,14 +95,16 @@ class Table:
     def full(self) -> int:
         """What is shown as white: the most that an entry's bits hold.
 
-        Many a table has fewer bits than its descriptor says (16 are said of 12). Where none of its entries reaches half
-        of what is said, the bits are those of its highest entry, if that nearly fills them.
+        Of many a table of 8, 10 or 12 bits the descriptor says 16, and of some fewer than they have. Then the bits are
+        those of the highest entry, if it nearly fills them.
         """
         top = int(self.entries.max())
         needed = top.bit_length()
-        if needed != self.bits and top < 0.98 * (2**needed - 1):
+        fills = top >= 0.98 * (2**needed - 1)
+        if needed > self.bits and not fills:
             raise Unclear("LUTDescriptor", f"says {self.bits} bits, and the highest entry is {top}")
-        return max(2**needed - 1, 1)
+        fewer = self.bits == 16 and needed in (8, 10, 12) and fills
+        return 2 ** (needed if needed > self.bits or fewer else self.bits) - 1
 
 
 def _entries(item: pydicom.Dataset, name: str, count: int, bits: int, file: pydicom.Dataset) -> np.ndarray:
@@ -171,6 +171,11 @@ def _window(voi: pydicom.Dataset) -> tuple[float, float] | None:
             raise Unclear("WindowWidth", f"is {width:g}")
         return center, width
     return None
+
+
+def _has_table(voi: pydicom.Dataset) -> bool:
+    """Some writers leave an item without anything in it."""
+    return bool(voi.get("VOILUTSequence") and len(voi.VOILUTSequence[0]))
 
 
 def _function(voi: pydicom.Dataset) -> str:

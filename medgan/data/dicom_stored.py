@@ -77,6 +77,8 @@ def stored(file: pydicom.FileDataset, frame: int) -> Stored:
     else:
         cells = _decoded(file, frame, bits_stored=bits, pixel_representation=int(signed), **AS_THEY_ARE)
         cells = cells.astype(cells.dtype.newbyteorder("="), copy=False)
+        if top >= bits and (cells & (2 ** (top + 1 - bits) - 1)).any() and not _overlaid(file):
+            raise Unclear("HighBit", f"is {top} with {bits} bits stored, and there are bits below them")
         values = (cells << (8 * cells.itemsize - 1 - top)) >> (8 * cells.itemsize - bits)
     return Stored(values, low, high, _padding(file, values, low, high))
 
@@ -154,10 +156,12 @@ def _from_stream(file: pydicom.FileDataset, frame: int, stream: Stream, bits: in
     if file.file_meta.TransferSyntaxUID in LOSSY and beyond <= (high - low) // 8:
         return np.clip(coded, low, high)
     values = (coded - low) % 2**bits + low
-    overlaid = any(file.get((group, 0x0102)) for group in range(0x6000, 0x6020, 2))  # retired: above the pixels' bits
     negative = (coded >> (bits - 1)) & 1 == 1
     above = coded >> bits
-    if not overlaid and ((above != 0) & ~(negative & np.isin(above, (-1, 2 ** max(stream.depth - bits, 0) - 1)))).any():
+    if (
+        not _overlaid(file)
+        and ((above != 0) & ~(negative & np.isin(above, (-1, 2 ** max(stream.depth - bits, 0) - 1)))).any()
+    ):
         raise Unclear("BitsStored", f"is {bits}, and its pixels are coded with {stream.depth}")
     return values
 
@@ -172,10 +176,10 @@ def _padding(file: pydicom.Dataset, values: np.ndarray, low: float, high: float)
     first, last = (_number(file, names[1:] if floats else names[:1]) for names in (PADDING, PADDING_LIMIT))
     if first is None:
         return np.zeros(values.shape, bool)
-    ends = [first if last is None else last, first]
+    ends = sorted((first, first if last is None else last))
     if not floats:
-        ends = [_within(int(end), int(low), int(high)) for end in ends]
-    return (values >= min(ends)) & (values <= max(ends))
+        ends = _band(int(ends[0]), int(ends[1]), int(low), int(high))
+    return (values >= ends[0]) & (values <= ends[1])
 
 
 def _number(file: pydicom.Dataset, keywords: tuple[str, ...]) -> float | None:
@@ -192,8 +196,26 @@ def _number(file: pydicom.Dataset, keywords: tuple[str, ...]) -> float | None:
         raise Unclear(keyword, "is no number") from None
 
 
-def _within(value: int, low: int, high: int) -> int:
-    """The first of a value's readings that a pixel can have: as it stands, as US, as SS, as so many bits of a pixel."""
-    signed = (value + 2**15) % 2**16 - 2**15
-    readings = (value, value % 2**16, signed, (value - low) % (high - low + 1) + low)
-    return next(reading for reading in readings if low <= reading <= high)
+def _band(first: int, last: int, low: int, high: int) -> list[int]:
+    """The least and the most of the pixels from `first` to `last`; the most is less where no pixel can be padding.
+
+    Both ends are read as they stand, and what no pixel can have is cut off; or, where then both can be pixels, as US,
+    as SS, or as the stored bits of a negative number. The narrowest band is meant: padding is one.
+    """
+    span = high - low + 1
+    as_stored = [end - span if high < end < span else end for end in (first, last)]
+    others = [
+        [end % 2**16 for end in (first, last)],
+        [(end + 2**15) % 2**16 - 2**15 for end in (first, last)],
+        as_stored,
+    ]
+    bands = [
+        [max(first, low), min(last, high)],
+        *(sorted(ends) for ends in others if low <= min(ends) <= max(ends) <= high),
+    ]
+    return min((band for band in bands if band[0] <= band[1]), key=lambda band: band[1] - band[0], default=[1, 0])
+
+
+def _overlaid(file: pydicom.Dataset) -> bool:
+    """Whether bits beside those of the pixels are an overlay (60xx,0102), as it was done once."""
+    return any(file.get((group, 0x0102)) for group in range(0x6000, 0x6020, 2))
