@@ -264,10 +264,8 @@ def placed(
             fed = f"{most} worker{'s'[: most != 1]}"
             notes.append(f"{most} of {number} {what}: global_batch={config.global_batch} feeds at most {fed}")
         asked = Workers(min(number, most), min(number, most))
-        rooms = [
-            (min(most, sum(host // each for host in by_host)), each)
-            for each in ([cpus] if said else range(cpus, 0, -1))
-        ]
+        widths = [cpus] if said else range(cpus, 0, -1)
+        rooms = [(min(most, sum(host // width for host in by_host)), width) for width in widths]
         ways = [rooms[0], (asked.high, largest // asked.high), *rooms[1:]]
         better = next((way for way in ways if way[0] * way[1] > asked.high * cpus), None)
         if unit == "CPU" and better:

@@ -176,10 +176,10 @@ def _padding(file: pydicom.Dataset, values: np.ndarray, low: float, high: float)
     first, last = (_number(file, names[1:] if floats else names[:1]) for names in (PADDING, PADDING_LIMIT))
     if first is None:
         return np.zeros(values.shape, bool)
-    ends = sorted((first, first if last is None else last))
+    least, most = sorted((first, first if last is None else last))
     if not floats:
-        ends = _band(int(ends[0]), int(ends[1]), int(low), int(high))
-    return (values >= ends[0]) & (values <= ends[1])
+        least, most = _band(int(least), int(most), int(low), int(high))
+    return (values >= least) & (values <= most)
 
 
 def _number(file: pydicom.Dataset, keywords: tuple[str, ...]) -> float | None:

@@ -325,8 +325,8 @@ MISTAKES: dict[str, tuple[tuple[str, str, str], ...]] = {
             "test_dicom_grey.py::test_stored_values_come_back_from_any_bits_of_a_cell_full_of_others",
         ),
         (
-            "ends = sorted((first, first if last is None else last))",
-            "ends = sorted((first, first))",
+            "least, most = sorted((first, first if last is None else last))",
+            "least, most = sorted((first, first))",
             "test_dicom_grey.py::test_padding_in_either_vr_and_as_a_range",
         ),
     ),

@@ -100,7 +100,7 @@ def _header(raw: Raw, name: str) -> Header | str:
 
     try:
         with raw.open(name) as stream:
-            file = dicom_header.header(DicomIO(stream))
+            file = dicom_header.header(DicomIO(stream))  # type: ignore[arg-type]
         patient = str(file.get("PatientID") or "").strip()
         if not patient:
             return "no patient id in its header: images are split by patient"
