@@ -167,6 +167,8 @@ ONE = {"a/1.png": os.urandom(5000), "b/2.png": os.urandom(5000)}
         (gzip.compress(b"a volume" * 500, mtime=0), "neither a folder nor an archive of files"),
         (b"7z\xbc\xaf\x27\x1c" + bytes(600), "neither a folder nor an archive of files"),
         (b"", "neither a folder nor an archive of files"),
+        (b"PK\x03\x04\x14\x00\x00", "damaged or cut short"),
+        (b"PK\x05\x06", "damaged or cut short"),
     ],
 )
 def test_an_archive_that_is_damaged_hostile_or_none_is_refused_in_one_line(tmp_path, content, words):
