@@ -10,12 +10,12 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import takewhile
 
-from medgan.data.shards import told
+from medgan.data.sources.copies import are_copies
+from medgan.data.sources.doubts import refuse_depths, refuse_masks, refuse_patients, refuse_splits
 from medgan.data.sources.masks import FILMS, Parts, masks
 from medgan.data.sources.raw import Raw, SourceError, is_packed, packed
 
@@ -25,11 +25,6 @@ SPLIT = re.compile(
     r"|(?P<test>test(?:ing)?|tst|eval(?:uation)?|hold[\W_]*out))(?:[\W_]*(?:sets?|data|images?|imgs?|split|folder))*[\W_\d]*",
     re.IGNORECASE,
 )
-TRAIN = re.compile(r"(?<![a-z])train(?:ing)?(?![a-z])", re.IGNORECASE)
-"""What no class is called."""
-MANY, FEW_EACH = 20, 10
-"""More folders than that, of fewer images each or named by numbers, are patients or series rather than classes."""
-
 Found = list[tuple[str | None, str, Parts]]
 Trees = dict[Parts, list[Parts]]
 """Images by the folder that their split folders are in."""
@@ -153,27 +148,10 @@ def _one_tree(trees: Trees, sizes: Mapping[str, int], raw: Raw, aside: Aside) ->
     (above, tree), *others = sorted(trees.items(), key=lambda item: (-len(item[1]), len(item[0]), item[0]))
     for other, copies in others:
         first = {path: (*above, *path[len(other) :]) for path in copies}
-        if not (set(first.values()) <= set(tree) and _copies(first, sizes, raw)):
+        if not (set(first.values()) <= set(tree) and are_copies(first, sizes, raw)):
             raise SourceError(f"--raw {raw.location}: split folders in {len(trees)} places; name or keep one")
         aside.copies(copies)
     return tree, len(above) + 1
-
-
-def _copies(first: Mapping[Parts, Parts], sizes: Mapping[str, int], raw: Raw) -> bool:
-    """Whether each file has the bytes of the one that it may be a copy of. Raises SourceError where one is not read."""
-
-    def same(pair: tuple[str, str]) -> bool:
-        return raw.read(pair[0]) == raw.read(pair[1])
-
-    pairs = [("/".join(path), "/".join(other)) for path, other in first.items()]
-    if any(sizes[name] != sizes[other] for name, other in pairs):
-        return False
-    try:
-        with ThreadPoolExecutor(16) as pool:
-            return all(pool.map(same, pairs))
-    except (OSError, ValueError) as error:
-        why = told(error) if isinstance(error, OSError) else error
-        raise SourceError(f"--raw {raw.location}: a file that looks like a copy cannot be read ({why})") from None
 
 
 def _classes_above(trees: Trees, wanted: Sequence[str], raw: Raw) -> Found:
@@ -181,7 +159,7 @@ def _classes_above(trees: Trees, wanted: Sequence[str], raw: Raw) -> Found:
     apart = len(trees) > 1 and all(trees) and len({above[:-1] for above in trees}) == 1
     if not apart or any(len(path) > len(above) + 2 for above, tree in trees.items() for path in tree):
         return []
-    _refuse_patients({above[-1] for above in trees}, sum(map(len, trees.values())), wanted, raw)
+    refuse_patients({above[-1] for above in trees}, sum(map(len, trees.values())), wanted, raw)
     return [(_split(path), above[-1], path) for above, tree in trees.items() for path in tree]
 
 
@@ -224,12 +202,12 @@ def _in_classes(
     inside = [path for path in paths if len(path) > depth + 1]
     names = {path[depth] for path in inside}
     if not wanted:
-        _refuse_splits(names, raw)
-        _refuse_masks({path[: depth + 1] for path in inside}, aside.masks, raw)
-    _refuse_patients(names, len(inside), wanted, raw)
+        refuse_splits(names, raw)
+        refuse_masks({path[: depth + 1] for path in inside}, aside.masks, raw)
+    refuse_patients(names, len(inside), wanted, raw)
     below = _below(inside, depth)
     if not wanted:
-        _refuse_depths(below, raw)
+        refuse_depths(below, raw)
     aside.put([path for path in paths if len(path) == depth + 1], "not in a class folder")
     deeper = sum(bool(folders - {""}) for folders in below.values())
     if deeper:
@@ -253,7 +231,7 @@ def _without_copies(paths: Sequence[Parts], depth: int, raw: Raw, aside: Aside) 
     first = {
         path: path[:depth] + path[depth + 1 :] for path in paths if len(path) > depth + 1 and path[depth] in wrapping
     }
-    if not (set(first.values()) <= set(paths) and _copies(first, raw.sizes(), raw)):
+    if not (set(first.values()) <= set(paths) and are_copies(first, raw.sizes(), raw)):
         raise SourceError(
             f"--raw {raw.location}: a folder beside class folders holds folders of their names and other files; name "
             "or keep one, or name classes with --classes"
@@ -261,47 +239,6 @@ def _without_copies(paths: Sequence[Parts], depth: int, raw: Raw, aside: Aside) 
     if first:
         aside.copies(list(first))
     return [path for path in paths if path not in first]
-
-
-def _refuse_splits(names: set[str], raw: Raw) -> None:
-    if any(TRAIN.search(name) for name in names):
-        several = ", ".join(sorted(names)[:4])
-        raise SourceError(
-            f"--raw {raw.location}: {several} look like splits, not like classes; call them train, val and test, name "
-            "one of them, or name classes with --classes"
-        )
-
-
-def _refuse_masks(folders: set[Parts], left_out: set[Parts], raw: Raw) -> None:
-    """Raises SourceError for one class and masks beside it: `mask/` and `normal/` may be two classes."""
-    above, names = {folder[:-1] for folder in folders}, {folder[-1] for folder in folders}
-    depth = len(next(iter(folders))) - 1
-    beside = {path[depth] for path in left_out if len(path) > depth + 1 and path[:depth] in above} - names
-    if len(names) == 1 and beside:
-        raise SourceError(
-            f"--raw {raw.location}: one class folder, and beside it {len(beside)} called like masks; name "
-            "the class or the classes with --classes"
-        )
-
-
-def _refuse_patients(names: set[str], images: int, wanted: Sequence[str], raw: Raw) -> None:
-    numbered = sum(bool(re.search(r"\d{3}", name)) for name in names)
-    if len(names) > MANY and not wanted and (images < FEW_EACH * len(names) or 2 * numbered > len(names)):
-        raise SourceError(
-            f"--raw {raw.location}: {len(names)} folders of {images} images look like patients or series, not "
-            "like classes; put them into a folder per class, or name classes with --classes"
-        )
-
-
-def _refuse_depths(below: Mapping[str, set[str]], raw: Raw) -> None:
-    """Raises SourceError where class folders may be wrapping ones: CLASS/PATIENT/ has other patients in each class."""
-    hollow = [folders for folders in below.values() if "" not in folders]
-    repeated = len(set().union(*hollow)) < sum(map(len, hollow))
-    if any(len(folders) > 1 for folders in hollow) and (repeated or len(hollow) < len(below) or len(below) == 1):
-        raise SourceError(
-            f"--raw {raw.location}: {len(hollow)} of {len(below)} class folders hold only folders, which may be the "
-            "classes; name one of them as --raw, or name classes with --classes"
-        )
 
 
 def _layout(found: Found, aside: Aside) -> Layout:

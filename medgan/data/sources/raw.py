@@ -184,7 +184,7 @@ def _archive(location: str) -> Archive | None:
             stream = io.BufferedReader(pafs.LocalFileSystem().open_input_file(str(cached)))
         return Archive(_checked(_tar_members(stream, where), where), threading.Lock(), cached)
     except DAMAGED:
-        raise SourceError(f"{where}: damaged or cut short; fetch or pack it again") from None
+        raise SourceError(f"{where}: damaged, cut short or empty; fetch or pack it again") from None
 
 
 def _zip_members(stream: BinaryIO, where: str) -> list[tuple[str, Member]]:
