@@ -217,7 +217,7 @@ def test_a_folder_per_patient_is_not_taken_for_classes_and_not_named(tmp_path, e
     assert listing(raw, classes=("anna001", "anna002")).classes == ("anna001", "anna002")
 
 
-@pytest.mark.parametrize("files", [["anna/x/train/1.png", "bob/y/train/2.png"], ["trainA/1.png", "anna/2.png"]])
+@pytest.mark.parametrize("files", [["anna/x/train/1.png", "bob/y/train/2.png"], ["train_A/1.png", "anna/2.png"]])
 def test_a_refusal_names_no_folder_that_may_be_a_patient(tmp_path, files):
     with pytest.raises(SourceError) as refusal:
         listing(put(tmp_path / "raw", *files))
