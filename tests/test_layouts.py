@@ -10,7 +10,7 @@ from medgan.data import ingest
 from medgan.data.sources import SOURCES, Options, Raw, SourceError
 from medgan.pixels import encode_png
 
-COPY = "the same path and size as in another wrapping folder"
+COPY = "the same path and bytes as in another wrapping folder"
 MASK = "a mask of another image, by its name or folder"
 
 
@@ -55,6 +55,11 @@ def seen(raw: Path, source: str = "image_folder", **options) -> list[str]:
         (["train/COVID/1.png", "train/COVID/2.png", "test/Covid/3.png", "val/covid /4.png"],
          ["test/COVID/3.png", "train/COVID/1.png", "train/COVID/2.png", "val/COVID/4.png"]),
         (["train/m\u00e9l/1.png", "test/me\u0301l/2.png"], ["test/m\u00e9l/2.png", "train/m\u00e9l/1.png"]),
+        (["train/images/A/1.png", "train/images/B/2.png", "train/masks/A/1.png", "train/masks/B/2.png"],
+         ["train/A/1.png", "train/B/2.png"]),
+        (["images_001/A/1.png", "images_002/A/2.png", "images_002/B/3.png"], ["-/A/1.png", "-/A/2.png", "-/B/3.png"]),
+        (["images_001/images/1.png", "images_002/images/2.png"], ["-/-/1.png", "-/-/2.png"]),
+        (["A/p1/1.png", "A/p2/2.png", "B/p3/3.png"], ["-/A/1.png", "-/A/2.png", "-/B/3.png"]),
         (["control/1.png", "control/2.png", "test/3.png"], ["-/control/1.png", "-/control/2.png", "-/test/3.png"]),
         (["development/control/1.png", "x/a/1.png", "x/b/2.png"], ["-/development/1.png", "-/x/1.png", "-/x/2.png"]),
     ],
@@ -87,6 +92,16 @@ def test_masks_are_no_films(tmp_path, files, masks):
     assert not masks or any(note.startswith(f"{len(masks)} images are masks of others") for note in found.notes)
 
 
+@pytest.mark.parametrize("names", [("mask", "nonmask"), ("Mask", "Normal"), ("Contour", "Normal")])
+@pytest.mark.parametrize("above", ["", "W/", "train/"])
+def test_a_folder_called_like_masks_beside_one_class_may_be_a_class(tmp_path, names, above):
+    raw = put(tmp_path, *(f"{above}{name}/{film}.png" for name in names for film in (1, 2)))
+    with pytest.raises(SourceError, match="one class folder, and beside it 1 called like masks; name the class or the"):
+        listing(raw)
+    assert len(listing(raw, classes=names).records) == 4
+    assert len(listing(raw, classes=names[1:]).records) == 2
+
+
 def test_masks_beside_films_of_a_split_leave_it_without_classes(tmp_path):
     raw = put(tmp_path, *(f"{split}/{kind}/1.png" for split in ("train", "test") for kind in ("images", "masks")))
     assert seen(raw) == ["test/-/1.png", "train/-/1.png"]
@@ -104,10 +119,53 @@ def test_an_archive_that_holds_itself_once_more_is_read_once(tmp_path, source):
     assert [reason for _, reason in found.rejected] == [COPY, COPY]
     assert "2 files are there twice, in two wrapping folders: taken once" in found.notes
     (tmp_path / "chest_xray/chest_xray/train/NORMAL/IM-0001-0001.jpeg").write_bytes(b"another")
-    with pytest.raises(
-        SourceError, match=r"split folders in 2 places \(chest_xray/, chest_xray/chest_xray/\); name or"
-    ):
+    (tmp_path / "chest_xray/chest_xray/train/NORMAL/IM-0001-0001.jpeg").write_bytes(b"another")
+    with pytest.raises(SourceError, match="split folders in 2 places; name or keep one"):
         listing(tmp_path, source)
+
+
+@pytest.mark.parametrize("names", [["train/a/1.bmp", "test/b/2.bmp"], ["a/1.bmp", "b/2.bmp"]])
+def test_files_of_one_size_are_copies_only_if_their_bytes_are(tmp_path, names):
+    for place, name in [(place, name) for place in ("", "W") for name in names]:
+        (tmp_path / place / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / name).write_bytes(b"one film")
+    found = listing(tmp_path)
+    assert ([record.name for record in found.records], found.classes) == (sorted(names), ("a", "b"))
+    (tmp_path / "W" / names[0]).write_bytes(b"a second")
+    with pytest.raises(SourceError, match="keep one"):
+        listing(tmp_path)
+
+
+@pytest.mark.parametrize("above", ["", "cell_images/", "train/"])
+def test_class_folders_that_lie_once_more_in_a_folder_beside_them_are_read_once(tmp_path, above):
+    names = [f"{above}no/1.png", f"{above}yes/2.png"]
+    copies = [f"{above}W/no/1.png", f"{above}W/yes/2.png"]
+    put(tmp_path, *names)
+    for name, copy in zip(names, copies, strict=True):
+        (tmp_path / copy).parent.mkdir(parents=True)
+        (tmp_path / copy).write_bytes((tmp_path / name).read_bytes())
+    found = listing(tmp_path)
+    assert (found.classes, [record.name for record in found.records]) == (("no", "yes"), names)
+    assert found.rejected == [(copy, COPY) for copy in copies]
+    (tmp_path / copies[1]).write_bytes(b"another")
+    with pytest.raises(SourceError, match="folders of their names and other files; name or keep one, or name classes"):
+        listing(tmp_path)
+    assert len(listing(tmp_path, classes=("no", "yes")).records) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("Test cases", ["W/W/Benign cases/1.png", "W/W/Normal cases/2.png", "W/Test cases/3.png"]),
+        ("Original", ["Original/A/1.png", "Original/B/2.png", "Augmented/A/3.png", "Augmented/B/4.png"]),
+        ("data", ["train/data/A/1.png", "train/data/B/2.png", "test/data/A/3.png"]),
+    ],
+)
+def test_folders_of_class_folders_are_no_classes(tmp_path, name, files):
+    raw = put(tmp_path, *files)
+    with pytest.raises(SourceError, match="class folders hold only folders, which may be the classes; name one of"):
+        listing(raw)
+    assert listing(raw, classes=(name,)).classes == (name,)
 
 
 def test_two_sets_of_split_folders_are_one_too_many_unless_the_source_knows_its_own(tmp_path):
@@ -116,7 +174,7 @@ def test_two_sets_of_split_folders_are_one_too_many_unless_the_source_knows_its_
     assert seen(tmp_path, "kermany_oct") == ["train/CNV/CNV-1-1.jpeg", "train/NORMAL/NORMAL-2-1.jpeg"]
     assert seen(tmp_path, "kermany_cxr") == ["test/PNEUMONIA/VIRUS-5-0001.jpeg", "train/NORMAL/NORMAL-4-0001.jpeg"]
     assert "2 images in other folders are of another data set: not read" in listing(tmp_path, "kermany_cxr").notes
-    with pytest.raises(SourceError, match=r"split folders in 2 places \(Cell/OCT/, Cell/chest/\)"):
+    with pytest.raises(SourceError, match="split folders in 2 places; name or keep one"):
         listing(tmp_path)
 
 
@@ -149,12 +207,21 @@ def test_no_class_is_called_train(tmp_path, files):
 
 
 @pytest.mark.parametrize("each", [2, 12])
-def test_a_folder_per_patient_is_not_taken_for_classes_and_not_named(tmp_path, each):
-    raw = put(tmp_path, *(f"anna{number:03d}/{film}.png" for number in range(25) for film in range(each)))
+@pytest.mark.parametrize("below", [("",), ("train/", "test/")])
+def test_a_folder_per_patient_is_not_taken_for_classes_and_not_named(tmp_path, each, below):
+    patients = [f"anna{number:03d}/{split}" for number in range(25) for split in below]
+    raw = put(tmp_path, *(f"{patient}{film}.png" for patient in patients for film in range(each // len(below))))
     with pytest.raises(SourceError, match=r"25 folders of \d+ images look like patients or series") as refusal:
         listing(raw)
     assert "anna" not in str(refusal.value).replace(str(tmp_path), "")
     assert listing(raw, classes=("anna001", "anna002")).classes == ("anna001", "anna002")
+
+
+@pytest.mark.parametrize("files", [["anna/x/train/1.png", "bob/y/train/2.png"], ["train_A/1.png", "anna/2.png"]])
+def test_a_refusal_names_no_folder_that_may_be_a_patient(tmp_path, files):
+    with pytest.raises(SourceError) as refusal:
+        listing(put(tmp_path / "raw", *files))
+    assert "anna" not in str(refusal.value).replace(str(tmp_path), "")
 
 
 def test_a_class_that_is_asked_for_is_no_wrapping_folder(tmp_path):
@@ -166,12 +233,24 @@ def test_a_class_that_is_asked_for_is_no_wrapping_folder(tmp_path):
 def test_a_folder_of_archives_says_so(tmp_path):
     for number in range(3):
         (tmp_path / f"images_00{number}.tar.gz").write_bytes(b"packed")
+    (tmp_path / "a.nii.gz").write_bytes(b"volume")
     (tmp_path / "Data_Entry_2017.csv").write_text("Image Index,Finding Labels,Patient ID\na.png,Mass,1\n")
-    hint = "there are 3 archives in it: unpack them, or name one as --raw"
+    hint = "there are 3 archives in it: unpack them, or name one as --raw; 1 .nii.gz in it are volumes, which are not"
     for source in ("image_folder", "kermany_cxr", "nih_cxr14"):
         request = ingest.Request(source, str(tmp_path), str(tmp_path / "out"), 32)
         with pytest.raises(SourceError, match=hint):
             ingest.find(request)
+
+
+def test_what_is_no_archive_to_name_is_not_called_one(tmp_path):
+    (tmp_path / "films.tar.bz2").write_bytes(b"packed")
+    with pytest.raises(SourceError, match="there are 1 archives in it: unpack them$"):
+        listing(tmp_path)
+    put(tmp_path, "a/1.png")
+    (tmp_path / "a/1.nii.gz").write_bytes(b"volume")
+    reasons = dict(listing(tmp_path).rejected)
+    assert reasons["films.tar.bz2"] == "an archive in the folder; unpack it"
+    assert reasons["a/1.nii.gz"].startswith("not one of .png")
 
 
 def test_classes_are_counted_in_each_split(tmp_path):

@@ -38,6 +38,9 @@ def test_separator_and_encoding_are_found(separator, encoding):
         ("patient_id,label,\n1,a,\n\n,,\n2,b\n", ["patientid", "label", ""], [(2, ["1", "a", ""]), (5, ["2", "b"])]),
         ('"Patient ID", "label"\n"1", "a, b"\n', ["patientid", "label"], [(2, ["1", "a, b"])]),
         ("label\na\n", ["label"], [(2, ["a"])]),
+        ("\r\nPatientID,label\r\n1,a\r\n", ["patientid", "label"], [(3, ["1", "a"])]),
+        ("# labels, as of 2020\n;;\n \nPatientID;label\n1;a\n", ["patientid", "label"], [(5, ["1", "a"])]),
+        ("#,Patient ID,label\n0,1,a\n", ["#", "patientid", "label"], [(2, ["0", "1", "a"])]),
         ("", [], []),
     ],
 )

@@ -1,7 +1,7 @@
 """How folders of images are laid out: which say the split and which the class, which are wrapping, copies, or masks.
 
-Only folders that hold images count. Nothing here opens a file: names and sizes decide, and what fits no layout is
-refused with what to do.
+Only folders that hold images count. Names and sizes decide, and bytes where files look like copies; what fits no layout
+is refused with what to do.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import takewhile
 
+from medgan.data.sources.copies import are_copies
+from medgan.data.sources.doubts import refuse_depths, refuse_masks, refuse_patients, refuse_splits
 from medgan.data.sources.masks import FILMS, Parts, masks
-from medgan.data.sources.raw import PACKED, Raw, SourceError, packed
+from medgan.data.sources.raw import Raw, SourceError, is_packed, packed
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2", ".j2k")
 SPLIT = re.compile(
@@ -23,11 +25,6 @@ SPLIT = re.compile(
     r"|(?P<test>test(?:ing)?|tst|eval(?:uation)?|hold[\W_]*out))(?:[\W_]*(?:sets?|data|images?|imgs?|split|folder))*[\W_\d]*",
     re.IGNORECASE,
 )
-TRAIN = re.compile(r"(?<![a-z])train(?:ing)?(?![a-z])", re.IGNORECASE)
-"""What no class is called."""
-MANY, FEW_EACH = 20, 10
-"""More folders than that, of fewer images each or named by numbers, are patients or series rather than classes."""
-
 Found = list[tuple[str | None, str, Parts]]
 Trees = dict[Parts, list[Parts]]
 """Images by the folder that their split folders are in."""
@@ -47,23 +44,29 @@ class Aside:
 
     rejected: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    masks: set[Parts] = field(default_factory=set)
 
     def put(self, paths: Iterable[Parts], reason: str) -> None:
         self.rejected += [("/".join(path), reason) for path in paths]
+
+    def copies(self, paths: Sequence[Parts]) -> None:
+        self.put(paths, "the same path and bytes as in another wrapping folder")
+        self.notes.append(f"{len(paths):,} files are there twice, in two wrapping folders: taken once")
 
 
 def any_layout(raw: Raw, expected: str, wanted: Sequence[str] = ()) -> Layout:
     """Split folders, class folders, both or neither. Raises SourceError where there is no image or more than one way.
 
-    wanted: names of classes that are asked for; no folder that is called so is taken for a wrapping one.
+    wanted: names of classes that are asked for; no folder that is called so is taken for a wrapping one or for masks.
     """
     sizes, aside = raw.sizes(), Aside()
-    paths = _films(sizes, aside)
+    paths = _films(sizes, wanted, aside)
     trees, outside = _trees(paths)
     inside = [path for tree in trees.values() for path in tree]
     if trees and (not outside or (len(inside) > len(outside) and any(_split(path) == "train" for path in inside))):
         aside.put(outside, "not in a split folder, as others are")
-        found = _classes_above(trees) or _classes_below(*_one_tree(trees, sizes, raw, aside), wanted, raw, aside)
+        found = _classes_above(trees, wanted, raw)
+        found = found or _classes_below(*_one_tree(trees, sizes, raw, aside), wanted, raw, aside)
     else:
         found = _without_splits(paths, wanted, raw, aside)
     if not found:
@@ -74,7 +77,7 @@ def any_layout(raw: Raw, expected: str, wanted: Sequence[str] = ()) -> Layout:
 def known_layout(raw: Raw, classes: Sequence[str]) -> Layout:
     """SPLIT/CLASS/ of those classes in any folders; what else lies there is another data set. Raises SourceError."""
     sizes, aside = raw.sizes(), Aside()
-    trees, outside = _trees(_films(sizes, aside))
+    trees, outside = _trees(_films(sizes, classes, aside))
     if not trees:
         expected = f"{{train,test,val}}/{{{','.join(classes)}}}/"
         raise SourceError(f"--raw {raw.location}: expected {expected} in it{packed(sizes)}")
@@ -86,21 +89,21 @@ def known_layout(raw: Raw, classes: Sequence[str]) -> Layout:
     return _layout(_classes_below(tree, depth, classes, raw, aside), aside)
 
 
-def _films(sizes: Mapping[str, int], aside: Aside) -> list[Parts]:
+def _films(sizes: Mapping[str, int], wanted: Sequence[str], aside: Aside) -> list[Parts]:
     """The images among all files, without the masks of others."""
     images = []
     for path in (tuple(name.split("/")) for name in sizes):
         if path[-1].lower().endswith(IMAGES):
             images.append(path)
-        elif path[-1].lower().endswith(PACKED):
+        elif is_packed(path[-1]):
             aside.put([path], "an archive in the folder; unpack it")
         else:
             aside.put([path], f"not one of {' '.join(IMAGES)}")
-    of_others = masks(images)
-    if of_others:
-        aside.put(sorted(of_others), "a mask of another image, by its name or folder")
-        aside.notes.append(f"{len(of_others):,} images are masks of others by their names or folders: left out")
-    return [path for path in images if path not in of_others]
+    aside.masks = masks(images, wanted)
+    if aside.masks:
+        aside.put(sorted(aside.masks), "a mask of another image, by its name or folder")
+        aside.notes.append(f"{len(aside.masks):,} images are masks of others by their names or folders: left out")
+    return [path for path in images if path not in aside.masks]
 
 
 def _split(path: Parts) -> str | None:
@@ -143,23 +146,20 @@ def _of_classes(trees: Trees, classes: Sequence[str], raw: Raw) -> Trees:
 def _one_tree(trees: Trees, sizes: Mapping[str, int], raw: Raw, aside: Aside) -> tuple[list[Parts], int]:
     """The images of the one folder with splits, and the depth of their classes; other such folders may hold copies."""
     (above, tree), *others = sorted(trees.items(), key=lambda item: (-len(item[1]), len(item[0]), item[0]))
-    mine = {path[len(above) :]: sizes["/".join(path)] for path in tree}
     for other, copies in others:
-        if any(mine.get(path[len(other) :]) != sizes["/".join(path)] for path in copies):
-            places = ", ".join(f"{'/'.join(folder)}/" if folder else "itself" for folder in sorted(trees)[:4])
-            raise SourceError(
-                f"--raw {raw.location}: split folders in {len(trees)} places ({places}); name or keep one"
-            )
-        aside.put(copies, "the same path and size as in another wrapping folder")
-        aside.notes.append(f"{len(copies):,} files are there twice, in two wrapping folders: taken once")
+        first = {path: (*above, *path[len(other) :]) for path in copies}
+        if not (set(first.values()) <= set(tree) and are_copies(first, sizes, raw)):
+            raise SourceError(f"--raw {raw.location}: split folders in {len(trees)} places; name or keep one")
+        aside.copies(copies)
     return tree, len(above) + 1
 
 
-def _classes_above(trees: Trees) -> Found:
+def _classes_above(trees: Trees, wanted: Sequence[str], raw: Raw) -> Found:
     """CLASS/SPLIT/image; nothing where it is not so."""
     apart = len(trees) > 1 and all(trees) and len({above[:-1] for above in trees}) == 1
     if not apart or any(len(path) > len(above) + 2 for above, tree in trees.items() for path in tree):
         return []
+    refuse_patients({above[-1] for above in trees}, sum(map(len, trees.values())), wanted, raw)
     return [(_split(path), above[-1], path) for above, tree in trees.items() for path in tree]
 
 
@@ -193,27 +193,52 @@ def _in_classes(
     paths: Sequence[Parts], depth: int, wanted: Sequence[str], raw: Raw, aside: Aside
 ) -> list[tuple[str, Parts]]:
     """(class, path) of images whose folder at such a depth is their class, or none has a class."""
+    while all(FILMS.fullmatch(path[depth]) for path in paths if len(path) > depth + 1):
+        if not paths or any(len(path) <= depth + 2 for path in paths):
+            return [("", path) for path in paths]
+        depth += 1
+    if not wanted:
+        paths = _without_copies(paths, depth, raw, aside)
     inside = [path for path in paths if len(path) > depth + 1]
     names = {path[depth] for path in inside}
-    if all(FILMS.fullmatch(name) for name in names):
-        return [("", path) for path in paths]
-    if not wanted and any(TRAIN.search(name) for name in names):
-        several = ", ".join(sorted(names)[:4])
-        raise SourceError(
-            f"--raw {raw.location}: {several} look like splits, not like classes; call them train, val and test, name "
-            "one of them, or name classes with --classes"
-        )
-    numbered = sum(bool(re.search(r"\d{3}", name)) for name in names)
-    if len(names) > MANY and not wanted and (len(inside) < FEW_EACH * len(names) or 2 * numbered > len(names)):
-        raise SourceError(
-            f"--raw {raw.location}: {len(names)} folders of {len(inside)} images look like patients or series, not "
-            "like classes; put them into a folder per class, or name classes with --classes"
-        )
+    if not wanted:
+        refuse_splits(names, raw)
+        refuse_masks({path[: depth + 1] for path in inside}, aside.masks, raw)
+    refuse_patients(names, len(inside), wanted, raw)
+    below = _below(inside, depth)
+    if not wanted:
+        refuse_depths(below, raw)
     aside.put([path for path in paths if len(path) == depth + 1], "not in a class folder")
-    deeper = {path[depth] for path in inside if len(path) > depth + 2 and not FILMS.fullmatch(path[depth + 1])}
+    deeper = sum(bool(folders - {""}) for folders in below.values())
     if deeper:
-        aside.notes.append(f"{len(deeper)} class folders hold folders: all images below them are of the class")
+        aside.notes.append(f"{deeper} class folders hold folders: all images below them are of the class")
     return [(path[depth], path) for path in inside]
+
+
+def _below(inside: Sequence[Parts], depth: int) -> dict[str, set[str]]:
+    """The folders in each class folder, and "" where images are in it or in a folder such as images/."""
+    below: dict[str, set[str]] = defaultdict(set)
+    for path in inside:
+        direct = len(path) == depth + 2 or FILMS.fullmatch(path[depth + 1])
+        below[path[depth]].add("" if direct else path[depth + 1])
+    return below
+
+
+def _without_copies(paths: Sequence[Parts], depth: int, raw: Raw, aside: Aside) -> Sequence[Parts]:
+    """Without a folder beside class folders that holds nothing but them once more."""
+    below = _below([path for path in paths if len(path) > depth + 1], depth)
+    wrapping = {name for name, inner in below.items() if "" not in inner and inner & (set(below) - {name})}
+    first = {
+        path: path[:depth] + path[depth + 1 :] for path in paths if len(path) > depth + 1 and path[depth] in wrapping
+    }
+    if not (set(first.values()) <= set(paths) and are_copies(first, raw.sizes(), raw)):
+        raise SourceError(
+            f"--raw {raw.location}: a folder beside class folders holds folders of their names and other files; name "
+            "or keep one, or name classes with --classes"
+        )
+    if first:
+        aside.copies(list(first))
+    return [path for path in paths if path not in first]
 
 
 def _layout(found: Found, aside: Aside) -> Layout:

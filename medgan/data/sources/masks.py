@@ -17,11 +17,11 @@ FILMS = re.compile(
 """A folder that says what its files are, and not what is seen on them."""
 
 
-def masks(images: Sequence[Parts]) -> set[Parts]:
+def masks(images: Sequence[Parts], classes: Sequence[str] = ()) -> set[Parts]:
     """Files such as film_mask.png beside film.png, and all in a folder such as masks/ beside the films they are of.
 
     A folder with such a name is taken for one where a folder beside it is called images/ or alike, or has the films of
-    half of its files: `with_mask/` and `without_mask/` are classes.
+    half of its files: `with_mask/` and `without_mask/` are classes. classes: names of folders that are not taken so.
     """
     films: dict[Parts, set[str]] = defaultdict(set)
     folders: dict[Parts, set[str]] = defaultdict(set)
@@ -31,7 +31,7 @@ def masks(images: Sequence[Parts]) -> set[Parts]:
             films[path[:depth]].add(film)
             folders[path[: depth - 1]].add(path[depth - 1])
     there = {(path[:-1], _stem(path)) for path in images}
-    of_masks = {folder for folder in films if _holds_masks(folder, films, folders)}
+    of_masks = {folder for folder in films if folder[-1] not in classes and _holds_masks(folder, films, folders)}
     return {
         path
         for path, film in film_of.items()

@@ -24,12 +24,15 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from medgan.config import Refused
 from medgan.data.shards import cache_folder, filesystem, read_file, told
 
-PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".7z", ".rar")
+OPENED = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
+VOLUME = ".nii.gz"
 UNPACKED_BY: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open}
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 LARGEST = 2**31
@@ -39,7 +42,7 @@ SWELLING, ALLOWED = 100, 2**30
 CHUNK = 1 << 20
 DAMAGED = (
     *(zipfile.BadZipFile, NotImplementedError, tarfile.TarError),
-    *(zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError),
+    *(zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError, pa.ArrowInvalid),
 )
 """What wrong bytes make the readers raise."""
 
@@ -145,10 +148,18 @@ class Raw:
         _archive.cache_clear()
 
 
+def is_packed(name: str) -> bool:
+    return name.lower().endswith(PACKED) and not name.lower().endswith(VOLUME)
+
+
 def packed(files: Iterable[str]) -> str:
-    """What to do about archives among the files, to be added to a refusal; nothing where there are none."""
-    count = sum(name.lower().endswith(PACKED) for name in files)
-    return f"; there are {count} archives in it: unpack them, or name one as --raw" if count else ""
+    """What to do about archives and volumes among the files, to be added to a refusal; nothing where there are none."""
+    names = [name.lower() for name in files]
+    archives = [name for name in names if is_packed(name)]
+    volumes = sum(name.endswith(VOLUME) for name in names)
+    or_name = ", or name one as --raw" if all(name.endswith(OPENED) for name in archives) else ""
+    told_of = f"; there are {len(archives)} archives in it: unpack them{or_name}" if archives else ""
+    return told_of + (f"; {volumes} {VOLUME} in it are volumes, which are not read" if volumes else "")
 
 
 @lru_cache(maxsize=2)
@@ -173,7 +184,7 @@ def _archive(location: str) -> Archive | None:
             stream = io.BufferedReader(pafs.LocalFileSystem().open_input_file(str(cached)))
         return Archive(_checked(_tar_members(stream, where), where), threading.Lock(), cached)
     except DAMAGED:
-        raise SourceError(f"{where}: damaged or cut short; fetch or pack it again") from None
+        raise SourceError(f"{where}: damaged, cut short or empty; fetch or pack it again") from None
 
 
 def _zip_members(stream: BinaryIO, where: str) -> list[tuple[str, Member]]:

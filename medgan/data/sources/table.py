@@ -12,6 +12,7 @@ from medgan.data.shards import told
 from medgan.data.sources.raw import Raw, SourceError
 
 SEPARATORS = ",;\t|"
+LINE = re.compile(r"([^\r\n]*)(?:\r\n|\r|\n)")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Table:
     columns: dict[str, int]
     """Place of each column by its plain name (see `plain`)."""
     rows: Sequence[tuple[int, list[str]]]
-    """(number, values) of each row that is not blank, stripped of blanks around; the header is row 1."""
+    """(number, values) of each row that is not blank, stripped of blanks around; row 1 is the file's first."""
 
 
 def plain(name: str) -> str:
@@ -41,7 +42,7 @@ def table_in(raw: Raw, name: str, wanted: Sequence[str]) -> Table:
 
 
 def read_table(content: bytes, where: str, wanted: Sequence[str]) -> Table:
-    """Its rows, separated by what separates the header.
+    """Its rows, separated by what separates the header: the first row that is neither blank nor a comment (`#`).
 
     wanted: plain names of columns that are looked for. Of , ; tab and | the separator is the one by which most of
     them stand alone in the header, then the one that makes most columns. Raises SourceError where rows do not have
@@ -50,6 +51,7 @@ def read_table(content: bytes, where: str, wanted: Sequence[str]) -> Table:
     text = text_of(content, where)
     named = re.match(r"sep=(.)\r?\n", text)  # what some spreadsheets need to be told
     text = text[named.end() :] if named else text
+    text, before = _from_header(text, wanted)
     first = re.split(r"[\r\n]", text, maxsplit=1)[0]
     headers = []
     for separator in named.group(1) if named else SEPARATORS:
@@ -59,11 +61,22 @@ def read_table(content: bytes, where: str, wanted: Sequence[str]) -> Table:
     for name in wanted:
         if names.count(name) > 1:
             raise SourceError(f"{where}: its first row names the column {name} twice")
-    rows = list(_rows(text, separator, where, 2 if named else 1))[1:]
+    rows = list(_rows(text, separator, where, before + (2 if named else 1)))[1:]
     for number, values in rows:
         if any(values[len(names) :]):
             raise SourceError(f"{where} row {number}: {len(values)} columns, and {len(names)} in the first row")
     return Table(where, {name: place for place, name in enumerate(names)}, [row for row in rows if any(row[1])])
+
+
+def _from_header(text: str, wanted: Sequence[str]) -> tuple[str, int]:
+    """The text from its header on, and how many rows are before; a header may begin with # too."""
+    start = rows = 0
+    while match := LINE.match(text, start):
+        names = {plain(name.strip(' "')) for name in re.split(f"[{SEPARATORS}]", match[1])}
+        if names != {""} and (not match[1].startswith("#") or names & set(wanted)):
+            break
+        start, rows = match.end(), rows + 1
+    return text[start:], rows
 
 
 def text_of(content: bytes, where: str) -> str:

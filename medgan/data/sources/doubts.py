@@ -1,0 +1,58 @@
+"""Class folders that may be none: splits, masks, patients or wrapping folders by their names and what is in them.
+
+Each is refused with what to do. A folder's name may be a patient's: the messages name only what is called like a split.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from medgan.data.sources.masks import Parts
+from medgan.data.sources.raw import Raw, SourceError
+
+TRAIN = re.compile(r"(?<![a-z])train(?:ing)?(?![a-z])", re.IGNORECASE)
+"""What no class is called."""
+MANY, FEW_EACH = 20, 10
+"""More folders than that, of fewer images each or named by numbers, are patients or series rather than classes."""
+
+
+def refuse_splits(names: set[str], raw: Raw) -> None:
+    splits = sorted(name for name in names if TRAIN.search(name))
+    if splits:
+        raise SourceError(
+            f"--raw {raw.location}: {', '.join(splits[:4])} look like splits, not like classes; call them "
+            "train, val and test, name one of them, or name classes with --classes"
+        )
+
+
+def refuse_masks(folders: set[Parts], left_out: set[Parts], raw: Raw) -> None:
+    """Raises SourceError for one class and masks beside it: `mask/` and `normal/` may be two classes."""
+    above, names = {folder[:-1] for folder in folders}, {folder[-1] for folder in folders}
+    depth = len(next(iter(folders))) - 1
+    beside = {path[depth] for path in left_out if len(path) > depth + 1 and path[:depth] in above} - names
+    if len(names) == 1 and beside:
+        raise SourceError(
+            f"--raw {raw.location}: one class folder, and beside it {len(beside)} called like masks; name "
+            "the class or the classes with --classes"
+        )
+
+
+def refuse_patients(names: set[str], images: int, wanted: Sequence[str], raw: Raw) -> None:
+    numbered = sum(bool(re.search(r"\d{3}", name)) for name in names)
+    if len(names) > MANY and not wanted and (images < FEW_EACH * len(names) or 2 * numbered > len(names)):
+        raise SourceError(
+            f"--raw {raw.location}: {len(names)} folders of {images} images look like patients or series, not "
+            "like classes; put them into a folder per class, or name classes with --classes"
+        )
+
+
+def refuse_depths(below: Mapping[str, set[str]], raw: Raw) -> None:
+    """Raises SourceError where class folders may be wrapping ones: CLASS/PATIENT/ has other patients in each class."""
+    hollow = [folders for folders in below.values() if "" not in folders]
+    repeated = len(set().union(*hollow)) < sum(map(len, hollow))
+    if any(len(folders) > 1 for folders in hollow) and (repeated or len(hollow) < len(below) or len(below) == 1):
+        raise SourceError(
+            f"--raw {raw.location}: {len(hollow)} of {len(below)} class folders hold only folders, which may be the "
+            "classes; name one of them as --raw, or name classes with --classes"
+        )
