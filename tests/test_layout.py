@@ -42,13 +42,15 @@ RANKS = {
     "medgan.data.sources.raw": 3,
     "medgan.data.sources.base": 4,
     "medgan.data.sources.frames": 1,
-    "medgan.data.sources.layout": 4,
+    "medgan.data.sources.copies": 4,
+    "medgan.data.sources.doubts": 4,
+    "medgan.data.sources.layout": 5,
     "medgan.data.sources.table": 4,
     **{
-        f"medgan.data.sources.{name}": 5
+        f"medgan.data.sources.{name}": 6
         for name in ("dicom_folder", "drawn", "image_folder", "kermany", "medmnist", "nih")
     },
-    "medgan.data.sources": 6,
+    "medgan.data.sources": 7,
     "medgan.data.loader": 3,
     "medgan.distributed": 3,
     "medgan.folder": 4,
@@ -58,7 +60,7 @@ RANKS = {
     "medgan.metrics.features": 5,
     "medgan.metrics.fidelity": 5,
     "medgan.metrics.classifiers": 3,
-    "medgan.data.ingest": 7,
+    "medgan.data.ingest": 8,
     "medgan.cells": 3,
     "medgan.augment": 2,
     "medgan.private": 4,
