@@ -344,6 +344,8 @@ def test_with_multi_frame_every_page_and_frame_is_an_image_of_its_patient(tmp_pa
     assert [(r.name, r.patient) for r in result.records] == sorted(
         [*each, ("a/p3.png", "3"), ("b/p4_damaged.tif", "4")]
     )
+    unnamed = listing("image_folder", tmp_path, allow=("multi-frame",))
+    assert len({r.patient for r in unnamed.records}) == 4  # a file is a patient, whatever it holds
     source, raw, options = SOURCES["image_folder"], Raw(str(tmp_path)), Options(allow=("multi-frame",))
     contents = [source.read(raw, record, options) for record in result.records if "#" in record.name]
     assert len(set(contents)) == 4

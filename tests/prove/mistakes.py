@@ -467,8 +467,8 @@ MISTAKES: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "medgan/values.py": (
         (
-            "if bool in wanted:",
-            "if bool in wanted and len(text) > 3:",
+            "if found.is_finite() and found.adjusted() < DIGITS",
+            "if found.is_finite() and found.adjusted() < 0",
             "test_config.py::test_what_is_written_is_read_by_the_type_of_its_setting_on_a_command_line_and_in_a_file",
         ),
     ),
