@@ -143,12 +143,13 @@ def test_every_patient_is_drawn_as_often_with_one_of_their_images_whoever_else_i
     split, patients = films()
     lots, steps = private.lots(split, patients, config, World()), 4000
     seen = np.zeros((steps, PATIENTS), int)
-    images, places = np.zeros(60, int), np.zeros(BATCH, int)
+    images, places, choices = np.zeros(60, int), np.zeros(BATCH, int), np.zeros((steps, 2), int)
     for number in range(steps):
         batch = next(lots)
         np.add.at(seen[number], patients[batch.rows], 1)
         np.add.at(images, batch.rows, 1)
         np.add.at(places, batch.places, 1)
+        choices[number] = (batch.rows >= 40).sum(), (batch.rows >= 20).sum()  # second images, of patients with two
         assert np.array_equal(batch.pixels.numpy(), split.pixels[batch.rows])
     rate = BATCH / PATIENTS
     assert seen.max() == 1
@@ -157,6 +158,8 @@ def test_every_patient_is_drawn_as_often_with_one_of_their_images_whoever_else_i
     assert abs(sizes.var() / (PATIENTS * rate * (1 - rate)) - 1) < 0.15  # binomial: drawn independently
     two = images[20:40] / (images[20:40] + images[40:])
     assert np.abs(two - 0.5).max() < 5 * 0.5 / (rate * steps) ** 0.5
+    second, of = choices.T
+    assert abs(((second - of / 2) ** 2).sum() / (of / 4).sum() - 1) < 0.15  # which image, too: each for itself
     assert np.abs(places / places.sum() - 1 / BATCH).max() < 0.01
 
 
