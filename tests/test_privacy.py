@@ -82,7 +82,7 @@ def test_five_films_pasted_among_the_samples_are_found(data, train, strangers):
     copies = train[[0, 111, 222, 333, 444]]
     darker = np.clip(copies[3:] * 0.9 + RANDOM.normal(0, 1, copies[3:].shape), 0, 255).astype(np.uint8)
     pasted[[3, 50, 80]], pasted[[118, 119]] = copies[:3], darker
-    found = audit(data, pasted, ("pixels",))
+    found = audit(data, pasted)
     assert found["copies"]["value"] == 5
     assert found["copies"]["patients"] == 5
     assert found["copies"]["held_out"] == 0
