@@ -197,7 +197,13 @@ def test_nih_tables_are_read_however_they_were_saved_and_what_is_there_twice_is_
             for place in ("sample", "sample/sample"):
                 (raw / place / "sample_labels.csv").write_bytes(saved.encode(encoding))
             assert found("nih_cxr14", raw) == right
-    assert "1 films are there twice, under one name and size, and were taken once" in listing("nih_cxr14", raw).notes
+    assert "1 films are there twice, with the same bytes, and were taken once" in listing("nih_cxr14", raw).notes
+    film = raw / "sample/sample/images/a.png"
+    kept = film.read_bytes()
+    film.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))  # as many bytes, and others
+    with pytest.raises(SourceError, match="one film is in two folders, with other bytes"):
+        listing("nih_cxr14", raw)
+    film.write_bytes(kept)
     put(raw, "other/a.png", content=PNG + b"more")
     with pytest.raises(SourceError, match="one film is in two folders, with other bytes; leave one"):
         listing("nih_cxr14", raw)

@@ -301,7 +301,7 @@ MISTAKES: dict[str, tuple[tuple[str, str, str], ...]] = {
             "test_layouts.py::test_split_and_class_folders_are_told_from_wrapping_ones",
         ),
         (
-            "if not (set(first.values()) <= set(tree) and are_copies(first, sizes, raw)):",
+            "if not (set(first.values()) <= set(tree) and are_copies(_names(first), sizes, raw)):",
             "if not set(first.values()) <= set(tree):",
             "test_layouts.py::test_files_of_one_size_are_copies_only_if_their_bytes_are",
         ),

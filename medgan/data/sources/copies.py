@@ -6,22 +6,20 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from medgan.data.shards import told
-from medgan.data.sources.masks import Parts
 from medgan.data.sources.raw import Raw, SourceError
 
 
-def are_copies(first: Mapping[Parts, Parts], sizes: Mapping[str, int], raw: Raw) -> bool:
+def are_copies(first: Mapping[str, str], sizes: Mapping[str, int], raw: Raw) -> bool:
     """Whether each file has the bytes of the one that it may be a copy of. Raises SourceError where one is not read."""
 
     def same(pair: tuple[str, str]) -> bool:
         return raw.read(pair[0]) == raw.read(pair[1])
 
-    pairs = [("/".join(path), "/".join(other)) for path, other in first.items()]
-    if any(sizes[name] != sizes[other] for name, other in pairs):
+    if any(sizes[name] != sizes[other] for name, other in first.items()):
         return False
     try:
         with ThreadPoolExecutor(16) as pool:
-            return all(pool.map(same, pairs))
+            return all(pool.map(same, first.items()))
     except (OSError, ValueError) as error:
         why = told(error) if isinstance(error, OSError) else error
         raise SourceError(f"--raw {raw.location}: a file that looks like a copy cannot be read ({why})") from None

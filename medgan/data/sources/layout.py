@@ -148,10 +148,14 @@ def _one_tree(trees: Trees, sizes: Mapping[str, int], raw: Raw, aside: Aside) ->
     (above, tree), *others = sorted(trees.items(), key=lambda item: (-len(item[1]), len(item[0]), item[0]))
     for other, copies in others:
         first = {path: (*above, *path[len(other) :]) for path in copies}
-        if not (set(first.values()) <= set(tree) and are_copies(first, sizes, raw)):
+        if not (set(first.values()) <= set(tree) and are_copies(_names(first), sizes, raw)):
             raise SourceError(f"--raw {raw.location}: split folders in {len(trees)} places; name or keep one")
         aside.copies(copies)
     return tree, len(above) + 1
+
+
+def _names(first: Mapping[Parts, Parts]) -> dict[str, str]:
+    return {"/".join(path): "/".join(other) for path, other in first.items()}
 
 
 def _classes_above(trees: Trees, wanted: Sequence[str], raw: Raw) -> Found:
@@ -231,13 +235,14 @@ def _without_copies(paths: Sequence[Parts], depth: int, raw: Raw, aside: Aside) 
     first = {
         path: path[:depth] + path[depth + 1 :] for path in paths if len(path) > depth + 1 and path[depth] in wrapping
     }
-    if not (set(first.values()) <= set(paths) and are_copies(first, raw.sizes(), raw)):
+    if not first:
+        return paths
+    if not (set(first.values()) <= set(paths) and are_copies(_names(first), raw.sizes(), raw)):
         raise SourceError(
             f"--raw {raw.location}: a folder beside class folders holds folders of their names and other files; name "
             "or keep one, or name classes with --classes"
         )
-    if first:
-        aside.copies(list(first))
+    aside.copies(list(first))
     return [path for path in paths if path not in first]
 
 

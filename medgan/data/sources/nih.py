@@ -15,6 +15,7 @@ from medgan.data.sources.base import (
     chosen_classes,
     relabel,
 )
+from medgan.data.sources.copies import are_copies
 from medgan.data.sources.raw import packed
 from medgan.data.sources.table import plain, table_in
 
@@ -39,20 +40,19 @@ class NihCxr14(Source):
 
     def listing(self, raw: Raw, options: Options) -> Listing:
         sizes = raw.sizes()
-        tables = {name: size for name, size in sizes.items() if TABLE.fullmatch(name.rpartition("/")[2])}
-        if len({(name.rpartition("/")[2], size) for name, size in tables.items()}) != 1:
+        tables = sorted(name for name in sizes if TABLE.fullmatch(name.rpartition("/")[2]))
+        if not tables or not are_copies(dict.fromkeys(tables[1:], tables[0]), sizes, raw):
             seen = f"{len(tables)} of them" if tables else f"none{packed(sizes)}"
             raise SourceError(f"--raw {raw.location}: expected one Data_Entry_2017*.csv in it, found {seen}")
         images: dict[str, str] = {}
-        twice = 0
-        for name, size in sizes.items():
+        again: dict[str, str] = {}
+        for name in sizes:
             file = name.rpartition("/")[2]
-            if not file.lower().endswith(".png"):
-                continue
-            if sizes[images.setdefault(file, name)] != size:
-                raise SourceError(f"--raw {raw.location}: one film is in two folders, with other bytes; leave one")
-            twice += images[file] != name
-        records, missing = self._rows(raw, min(tables), images)
+            if file.lower().endswith(".png") and images.setdefault(file, name) != name:
+                again[name] = images[file]
+        if not are_copies(again, sizes, raw):
+            raise SourceError(f"--raw {raw.location}: one film is in two folders, with other bytes; leave one")
+        records, missing = self._rows(raw, tables[0], images)
         extra = len(images) - len(records)
         classes = chosen_classes(LABELS, options.classes or FINDINGS, "ChestX-ray14")
         if options.single_label:
@@ -61,7 +61,7 @@ class NihCxr14(Source):
         kept = relabel(records, LABELS, classes, lambda record: bool(record.labels) or not labelled_only)
         notes = [f"{missing:,} films of the table have no image here"] if missing else []
         notes += [f"{extra:,} images are not in the table, and were left out"] if extra else []
-        notes += [f"{twice:,} films are there twice, under one name and size, and were taken once"] if twice else []
+        notes += [f"{len(again):,} films are there twice, with the same bytes, and were taken once"] if again else []
         return Listing(classes, balanced(kept, options), (), notes)
 
     def _rows(self, raw: Raw, table: str, images: dict[str, str]) -> tuple[list[Record], int]:
