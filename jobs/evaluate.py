@@ -290,16 +290,10 @@ def compute(wanted: Sequence[Any], folder: str, args: Namespace) -> None:
 
     if args.workers is not None and args.workers < 0:
         raise Refused(f"--workers {args.workers}: must be at least 0")
-    line, shown = Progress(every_s=5), -1
-
-    def progress(pace: cells.Pace) -> None:
-        nonlocal shown
-        if line.live or pace.done > shown:
-            shown = pace.done
-            line.update(f"evaluate {pace.done}/{pace.of} cells", pace.told(), pace.name, force=not pace.left)
-
     if not cells.missing(wanted, folder):
         return
+    line = Progress(every_s=5)
+    progress = cells.shown(line, "evaluate")
     try:
         if args.workers == 0:
             cells.run(wanted, folder, progress)

@@ -118,7 +118,7 @@ def main(argv: Sequence[str]) -> None:
     cells = release.plan(
         labels, {**common, "request": digest, "png": args.png, "dicom": args.dicom}, data, args.confidence
     )
-    drawn = draw(cells, f"{out}/{shards.PARTS}", len(labels), args)
+    drawn = draw(cells, f"{out}/{shards.PARTS}", args)
     found = [cell.load(f"{out}/{shards.PARTS}") for cell in cells]
     written = [shards.Shard(**part["shard"]) for part in found if part["shard"]]
     dropped = {name: sum(part[name] for part in found) for name in ("copies", "unsure", "empty")}
@@ -202,20 +202,14 @@ def amounts_of(args: Any, classes: Sequence[str]) -> list[int] | None:
     return missing
 
 
-def draw(wanted: Sequence[Any], parts: str, images: int, args: Any) -> str:
+def draw(wanted: Sequence[Any], parts: str, args: Any) -> str:
     """Compute the cells; says how fast, or nothing where all was there."""
     from medgan import cells
 
     todo = cells.missing(wanted, parts)
-    line, began, shown = Progress(every_s=5), time.monotonic(), -1
+    line, began = Progress(every_s=5), time.monotonic()
+    progress = cells.shown(line, "generate")
     left = sum(len(cell.arguments["labels"]) for cell in todo if "labels" in cell.arguments)
-    line.skip(images - left)
-
-    def progress(pace: cells.Pace) -> None:
-        nonlocal shown
-        if pace.done > shown:
-            shown = pace.done
-            line.update(f"generate {pace.done}/{pace.of} cells", pace.name, force=not pace.left)
 
     try:
         if args.workers == 0:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from medgan.data.shards import names, read_file, write_file
-from medgan.terminal import duration
+from medgan.terminal import Progress, duration
 
 Result = dict[str, Any]
 """What a cell yields: JSON types and numpy arrays by name."""
@@ -138,6 +138,19 @@ class Pace:
         """The time left for people; nothing as long as nothing is known."""
         seconds, sure = self.expected()
         return f"{'about' if sure else 'at least'} {duration(seconds)} left" if seconds >= 1 else ""
+
+
+def shown(line: Progress, verb: str) -> Callable[[Pace], None]:
+    """What shows a computation: on a terminal as time goes on, elsewhere where a cell was done."""
+    before = -1
+
+    def show(pace: Pace) -> None:
+        nonlocal before
+        if line.live or pace.done > before:
+            before = pace.done
+            line.update(f"{verb} {pace.done}/{pace.of} cells", pace.told(), pace.name, force=not pace.left)
+
+    return show
 
 
 def run(wanted: Sequence[Cell], folder: str, show: Callable[[Pace], None]) -> None:
