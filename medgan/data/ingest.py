@@ -557,8 +557,6 @@ def _fault(request: Request, record: Record) -> str | None:
     source = SOURCES[request.source]
     try:
         source.image(source.read(request.folder, record, request.options))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return told(error)
-    except ValueError as error:
-        return str(error)
     return None

@@ -212,8 +212,11 @@ def remove(folder: str | Path, name: str) -> None:
         fs.delete_dir(f"{path}/{name}")
 
 
-def told(error: OSError, otherwise: str = "no answer") -> str:
-    """What the system says of an error, without the path, which may hold a patient's id (pyarrow's messages do)."""
+def told(error: OSError | ValueError, otherwise: str = "no answer") -> str:
+    """What the system says of an error, without the path, which may hold a patient's id (pyarrow's messages do); of a
+    ValueError, which is one of ours, its own words."""
+    if not isinstance(error, OSError):
+        return str(error)
     return os.strerror(error.errno) if error.errno else otherwise
 
 

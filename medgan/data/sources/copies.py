@@ -21,5 +21,6 @@ def are_copies(first: Mapping[str, str], sizes: Mapping[str, int], raw: Raw) -> 
         with ThreadPoolExecutor(16) as pool:
             return all(pool.map(same, first.items()))
     except (OSError, ValueError) as error:
-        why = told(error) if isinstance(error, OSError) else error
-        raise SourceError(f"--raw {raw.location}: a file that looks like a copy cannot be read ({why})") from None
+        raise SourceError(
+            f"--raw {raw.location}: a file that looks like a copy cannot be read ({told(error)})"
+        ) from None

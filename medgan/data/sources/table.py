@@ -34,10 +34,8 @@ def table_in(raw: Raw, name: str, wanted: Sequence[str]) -> Table:
     """A table of the raw folder. Raises SourceError."""
     try:
         content = raw.read(name)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise SourceError(f"--raw {raw.location}: {name} cannot be read ({told(error)})") from None
-    except ValueError as error:
-        raise SourceError(f"--raw {raw.location}: {name} cannot be read ({error})") from None
     return read_table(content, name, wanted)
 
 
