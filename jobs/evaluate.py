@@ -299,7 +299,7 @@ def compute(wanted: Sequence[Any], folder: str, args: Namespace) -> None:
             cells.run(wanted, folder, progress)
         else:
             from medgan import ray_tasks
-            from medgan.ray_train import connect
+            from medgan.ray_connect import connect
 
             connect(args.verbose)
             ray_tasks.run(wanted, folder, progress, args.workers, args.use)

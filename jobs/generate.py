@@ -216,7 +216,7 @@ def draw(wanted: Sequence[Any], parts: str, args: Any) -> str:
             cells.run(wanted, parts, progress)
         elif todo:
             from medgan import ray_tasks
-            from medgan.ray_train import connect
+            from medgan.ray_connect import connect
 
             connect(args.verbose)
             began = time.monotonic()

@@ -19,8 +19,9 @@ from dataclasses import fields
 from typing import Any
 
 from medgan.config import RESOLUTIONS, Refused
-from medgan.data.shards import patient_key, prepared, problems, read_manifest, told
+from medgan.data.shards import prepared, problems, read_manifest, told
 from medgan.data.sources import SOURCES, Options
+from medgan.keys import patient_key
 from medgan.terminal import Failed, Parser, Progress, absolute, again, command, submitted
 
 SHOWN = 20
@@ -95,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
         raise Refused(f"--download {args.download}: leave --raw out")
 
     from medgan.data import ingest
-    from medgan.ray_train import cluster_address, connect, hosts
+    from medgan.ray_connect import cluster_address, connect, hosts
 
     if args.download:
         raw = SOURCES[args.source].fetch(args.download)

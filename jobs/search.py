@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
 
     from medgan.folder import SearchFolder
     from medgan.lease import Heartbeat
-    from medgan.ray_train import cluster_address, connect
+    from medgan.ray_connect import cluster_address, connect
     from tune import search
 
     search.quiet()

@@ -92,7 +92,8 @@ def main(argv: Sequence[str]) -> None:
     from medgan.data.loader import rank_rows
     from medgan.folder import RunFolder
     from medgan.lease import Heartbeat
-    from medgan.ray_train import Workers, cluster_address, connect, cpus_by_host, fit, placed
+    from medgan.ray_connect import cluster_address, connect, cpus_by_host
+    from medgan.ray_train import Workers, fit, placed
     from medgan.run import settled
 
     folder = RunFolder(out)

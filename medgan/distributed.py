@@ -3,17 +3,57 @@
 from __future__ import annotations
 
 import gc
+import socket
+import tempfile
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional  # before any group is made: see `leave`
 from torch import Tensor, nn
+from torch._C._distributed_c10d import FileStore, Store, TCPStore
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
+
+
+_opened: Store | None = None
+"""What rank 0 opened, from then until `join`."""
+
+
+def open_store(address: str | None, folder: str) -> str:
+    """On rank 0: open the store by which ranks find each other, and return where it is, for `join`.
+
+    torch's store asks nobody who they are. address: of this host, at whose interface alone it listens; None where all
+    ranks are on this host: then it is a file that no other user can read, in a new folder below `folder`.
+    """
+    global _opened
+    if address is None:
+        return f"file://{tempfile.mkdtemp(prefix='ranks-', dir=folder)}/store"
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as listening:
+        port = listening.getsockname()[1]
+        _opened = TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+    return f"tcp://{f'[{address}]' if family == socket.AF_INET6 else address}:{port}"
+
+
+def join(backend: str, rank: int, size: int, where: str, timeout_s: float) -> None:
+    """Make the process group of so many ranks with the store that rank 0 opened in this or another process."""
+    global _opened
+    wait = timedelta(seconds=timeout_s)
+    kind, _, place = where.partition("://")
+    store: Store
+    if kind == "file":
+        store = FileStore(place, size)
+    elif _opened is not None:
+        store, _opened = _opened, None
+    else:
+        host, _, port = place.rpartition(":")
+        store = TCPStore(host.strip("[]"), int(port), is_master=False, timeout=wait)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
 
 
 def leave() -> None:

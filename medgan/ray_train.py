@@ -1,4 +1,4 @@
-"""The seam to Ray: connect to a cluster, and one training run as a TorchTrainer job.
+"""The seam to Ray: one training run as a TorchTrainer job.
 
 Ray owns placement, process groups and restarts. What a run is lies in its own folder: after a restart every rank
 reads the newest checkpoint there, so nothing of Ray's is needed to go on.
@@ -6,34 +6,25 @@ reads the newest checkpoint there, so nothing of Ray's is needed to go on.
 
 from __future__ import annotations
 
-import fcntl
-import logging
 import os
 import re
-import secrets
 import signal
-import socket
-import struct
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
-from ray._common.utils import get_default_ray_temp_dir, get_default_system_temp_dir, get_ray_address_file
-from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from medgan.config import Config, Refused
 from medgan.folder import RunFolder
-from medgan.host import ROOT, writable
-from medgan.terminal import Failed
+from medgan.ray_connect import interface_of
 
 Event = dict[str, Any]
 TIMEOUT_S = 900
@@ -44,138 +35,8 @@ MOST_CPUS = 8
 """Of a worker for which nobody said how many. Two threads were measured to be faster than one, more were not."""
 RESIZE_S = 30.0
 """How often a run with a range of workers looks for hosts that joined."""
-SIOCGIFADDR = 0x8915  # linux/sockios.h
-SOCKET_PATH = 107
-"""The most bytes of a socket's path: sun_path in unix(7), with the zero that ends it."""
-STARTS = 3
-"""How often Ray is started on this host before it is given up."""
-TOO_SLOW = "timed out during startup"
-"""What Ray says where its own 30 s for a start are over."""
 GROUP = "MEDGAN_GROUP"
 """In the environment of workers: which of the groups that Ray starts one after the other they are of."""
-
-
-def connect(verbose: bool = False) -> dict[str, float]:
-    """Join the cluster that `cluster_address` finds, or start one here; says which, and returns its resources.
-
-    Ray's own messages stay quiet unless verbose. Raises Refused.
-    """
-    if not ray.is_initialized():
-        level = logging.INFO if verbose else logging.ERROR
-        common: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        for name in ("ray.data", "ray.train"):
-            logging.getLogger(name).setLevel(level)
-        address = cluster_address()
-        if address == "local":
-            common |= {"include_dashboard": False, "object_store_memory": 256 * 2**20}
-            _start_here(common)
-        else:
-            print(f"joining the Ray cluster at {address} ...", flush=True)
-            with _at_root():
-                ray.init(address=address, **common)
-    return dict(ray.cluster_resources())
-
-
-@contextmanager
-def _at_root() -> Iterator[None]:
-    """Be where medgan lies: Ray puts the driver's current directory before all that its workers import, where a folder
-    `dl` of a user's would be taken for a module. The directory may have been deleted meanwhile."""
-    here = os.open(".", os.O_PATH)
-    os.chdir(ROOT)
-    try:
-        yield
-    finally:
-        os.fchdir(here)
-        os.close(here)
-
-
-def _start_here(common: Mapping[str, Any]) -> None:
-    """Start Ray on this host. It gives itself 30 s, which can be too few where others keep all cores busy or where its
-    files have to be read first; what was read stays in memory, so that trying again helps."""
-    print("starting Ray on this host ...", flush=True)
-    tokens = AuthenticationTokenLoader.instance()
-    if not tokens.has_token(ignore_auth_mode=True):  # Ray would make one at home, where perhaps nothing can be kept
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        tokens.reset_cache()
-    for left in range(STARTS - 1, -1, -1):
-        try:
-            with _at_root():
-                ray.init(address="local", **common)
-            return
-        except Exception as error:
-            if TOO_SLOW not in str(error):
-                raise
-        if left:
-            print("Ray has not started in 30 s, perhaps since this host is busy: trying again ...", flush=True)
-    raise Failed(
-        f"Ray did not start in {STARTS} times 30 s: this host is too busy or short of memory; try again when it is less"
-    )
-
-
-def cpus_by_host() -> list[int]:
-    """The CPUs of each host of the cluster that this process joined."""
-    return [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-
-
-def hosts() -> int:
-    """How many hosts the cluster has that this process joined."""
-    return sum(node["Alive"] for node in ray.nodes())
-
-
-def cluster_address() -> str:
-    """RAY_ADDRESS, or the head that `ray start` noted on this host if it still answers, or `local`.
-
-    The note is where Ray puts it, below RAY_TMPDIR, TMPDIR or /tmp, whichever is set first. Ray's own `auto` also joins
-    another user's private instance, and waits for minutes where a head died and left its note behind. Raises Refused
-    where nobody answers at RAY_ADDRESS, and where Ray cannot start on this host.
-    """
-    named = os.environ.get("RAY_ADDRESS", "")
-    if named and named not in ("auto", "local"):
-        if "://" not in named and not _answers(named):
-            raise Refused(f"RAY_ADDRESS={named}: nobody answers there; start the head, or unset it to run here")
-        return named
-    noted = _noted() if named != "local" else ""
-    if noted and _answers(noted):
-        return noted
-    _check_folder()
-    return "local"
-
-
-def _noted() -> str:
-    """The address in the note of `ray start`; nothing where there is none that this user may read."""
-    try:
-        return Path(get_ray_address_file(None)).read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
-def _check_folder() -> None:
-    """Raises Refused where Ray has no folder for its sessions here, or one whose path is too long for its sockets."""
-    session = f"ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
-    most = SOCKET_PATH - len(f"/{session}")
-    folder = get_default_system_temp_dir()
-    named = next((f"{name}={folder}" for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), folder)
-    if not os.path.isabs(folder):
-        why = "no absolute path"
-    elif folder.encode(errors="ignore") != os.fsencode(folder):
-        why = "no name in UTF-8"
-    elif (length := len(os.fsencode(folder))) > most:
-        why = f"{length} bytes are too many for the paths of Ray's sockets, which leave it {most}"
-    elif not writable(get_default_ray_temp_dir()):
-        why = f"{get_default_ray_temp_dir()} cannot be written"
-    else:
-        return
-    raise Refused(f"{named}: {why}; set RAY_TMPDIR to a short path of a folder of yours on this host, such as /tmp/me")
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
-            return True
-    except (OSError, ValueError):
-        return False
 
 
 @dataclass(frozen=True)
@@ -505,9 +366,11 @@ class Training(threading.Thread):
 
 
 def torch_config(gpu: bool, timeout_s: int) -> Any:
-    """How the workers' process group is made: over the interface that owns the address by which Ray knows the host.
+    """How the workers' process group is made: over the interface that owns the address by which Ray knows the host, and
+    with a store that answers there alone.
 
-    By default gloo takes the address that the host's name stands for, which is often a loopback one.
+    By default gloo takes the address that the host's name stands for, which is often a loopback one, and torch's store
+    answers whoever reaches any interface.
     """
     from ray.train.torch import TorchConfig
 
@@ -515,8 +378,12 @@ def torch_config(gpu: bool, timeout_s: int) -> Any:
 
     class OwnInterface(parent):
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            worker_group.execute(prepared, uuid.uuid4().hex)
-            super().on_start(worker_group, backend_config)
+            addresses = worker_group.execute(prepared, uuid.uuid4().hex)
+            if len(addresses) == 1:
+                return  # nobody to talk to
+            store = worker_group.execute_single(0, opened_store, len(set(addresses)) == 1)
+            asked = (backend_config.backend, len(addresses), store, timeout_s)
+            ray.get([worker_group.execute_single_async(i, joined, i, *asked) for i in range(len(addresses))])
 
         def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
             """Nothing: the processes are ended next, and to leave the group in good order one would have to wait for
@@ -529,33 +396,33 @@ def torch_config(gpu: bool, timeout_s: int) -> Any:
     return Config(backend="nccl" if gpu else "gloo", timeout_s=timeout_s)
 
 
-def prepared(group: str) -> None:
+def prepared(group: str) -> str:
     """On a worker before its process group is made: note which one, and tell gloo and NCCL the interface; what the
-    user has set stays."""
+    user has set stays. Returns the address by which Ray knows this host."""
     import medgan.distributed  # noqa: F401 - its own imports have to come first, see `leave`
 
     os.environ[GROUP] = group
-    name = interface_of(ray.util.get_node_ip_address())
+    address = str(ray.util.get_node_ip_address())
+    name = interface_of(address)
     if name is not None:
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(variable, name)
+    return address
 
 
-def interface_of(address: str) -> str | None:
-    """The network interface of this host that has an address, IPv4 or IPv6; None where there is none."""
-    if ":" in address:
-        packed = socket.inet_pton(socket.AF_INET6, address).hex()
-        lines = (line.split() for line in Path("/proc/net/if_inet6").read_text().splitlines())
-        return next((fields[5] for fields in lines if fields[0] == packed), None)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        for _, name in socket.if_nameindex():
-            try:
-                found = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("256s", name.encode()))
-            except OSError:  # it has no IPv4 address
-                continue
-            if socket.inet_ntoa(found[20:24]) == address:
-                return name
-    return None
+def opened_store(one_host: bool) -> str:
+    """On rank 0: open what the ranks find each other by."""
+    from medgan.distributed import open_store
+
+    session = ray._private.worker._global_node.get_session_dir_path()
+    return open_store(None if one_host else ray.util.get_node_ip_address(), session)
+
+
+def joined(rank: int, backend: str, size: int, store: str, timeout_s: int) -> None:
+    """On every worker: make the process group."""
+    from medgan.distributed import join
+
+    join(backend, rank, size, store, timeout_s)
 
 
 def train_worker(payload: dict[str, Any]) -> None:

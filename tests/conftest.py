@@ -126,6 +126,13 @@ def fill_up(folder: Path) -> None:
             file.write(bytes(4096))
 
 
+def write_key(file: Path) -> Path:
+    """A file with the key of patients' ids, closed to others."""
+    file.write_text(KEY.hex())
+    file.chmod(0o600)
+    return file
+
+
 def write_phantoms(out: Path, resolution: int = 32, count: int = 240, rows_per_shard: int = 64) -> Path:
     """A data folder of drawn films, written without Ray."""
     source = SOURCES["phantom_cxr"]

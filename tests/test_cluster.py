@@ -19,7 +19,8 @@ import yaml
 from cluster import hosts
 from medgan import ray_train
 from medgan.config import Refused
-from medgan.ray_train import Roll, Workers, interface_of, placed
+from medgan.ray_connect import interface_of
+from medgan.ray_train import Roll, Workers, placed
 
 from .hosts import until
 

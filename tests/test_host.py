@@ -14,10 +14,11 @@ import pytest
 import ray
 from ray._private.utils import validate_socket_filepath
 
-from medgan import host, ray_train
+from medgan import host, ray_connect
 from medgan.config import Refused
 from medgan.data import shards
-from medgan.ray_train import cluster_address
+from medgan.keys import patient_key
+from medgan.ray_connect import cluster_address
 from medgan.terminal import absolute
 from medgan.tracking import has_wandb_key
 
@@ -92,7 +93,7 @@ def test_a_folder_too_long_for_sockets_is_refused_in_one_line_that_says_what_to_
         monkeypatch.setenv(variable, folder)
         session = f"session_2026-12-31_23-59-59_999999_{os.getpid()}"
         try:
-            validate_socket_filepath(f"{folder}/ray/{session}/sockets/plasma_store")
+            validate_socket_filepath(f"{folder}/mg-abcd1234/ray/{session}/sockets/plasma_store")
         except OSError:
             with pytest.raises(Refused, match=rf"^{variable}={folder}: {length} bytes are too many .*; set RAY_TMPDIR"):
                 cluster_address()
@@ -110,8 +111,8 @@ def test_a_folder_too_long_for_sockets_is_refused_in_one_line_that_says_what_to_
     [
         ("", "RAY_TMPDIR=: no absolute path; set RAY_TMPDIR"),
         ("r", "RAY_TMPDIR=r: no absolute path; set RAY_TMPDIR"),
-        ("/dev/null/r", "RAY_TMPDIR=/dev/null/r: /dev/null/r/ray cannot be written; set RAY_TMPDIR"),
-        ("/dev/null", "RAY_TMPDIR=/dev/null: /dev/null/ray cannot be written"),
+        ("/dev/null/r", "RAY_TMPDIR=/dev/null/r: cannot be written; set RAY_TMPDIR"),
+        ("/dev/null", "RAY_TMPDIR=/dev/null: cannot be written"),
         ("/tmp/\udcff", "no name in UTF-8; set RAY_TMPDIR"),
     ],
 )
@@ -153,7 +154,7 @@ def test_a_user_whom_nobody_knows_has_a_name_and_a_home_in_which_nothing_can_be_
         (home / ".ray").mkdir(parents=True)
     assert not has_wandb_key()
     with pytest.raises(Refused, match="^HOME is not set; ~/.config/medgan/patient.key .* --patient-key-file$"):
-        shards.patient_key(None)
+        patient_key(None)
     with pytest.raises(Refused, match="^HOME is not set; set MEDGAN_CACHE"):
         shards.cache_folder()
     with pytest.raises(Refused, match="^--out ~/x: HOME is not set; give an absolute path$"):
@@ -184,25 +185,23 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch, cache):
         shards.cache_folder()
 
 
-@pytest.mark.parametrize("known", [False, True])
-def test_ray_on_this_host_needs_no_token_that_lasts(monkeypatch, known):
-    """Ray would make one at home, and not start where it cannot be kept."""
-    found = {"known": known, "read anew": 0}
-
-    class Tokens:
-        def has_token(self, ignore_auth_mode):
-            return found["known"]
-
-        def reset_cache(self):
-            found["read anew"] += 1
-
-    monkeypatch.setattr(ray_train, "AuthenticationTokenLoader", type("Loader", (), {"instance": lambda: Tokens()}))
-    monkeypatch.setattr(ray, "init", lambda **options: None)
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
-    monkeypatch.delenv("RAY_AUTH_TOKEN")
-    ray_train._start_here({})
-    assert len(os.environ.get("RAY_AUTH_TOKEN", "")) == (0 if known else 64)
-    assert found["read anew"] == (not known)
+@pytest.mark.parametrize("before", ["", "of a cluster"])
+def test_ray_on_this_host_has_a_token_of_its_own_that_is_never_in_a_file(monkeypatch, tmp_path, before):
+    """Ray would make one at home, for all to read, and not start where it cannot be kept."""
+    started = []
+    monkeypatch.setattr(ray, "init", lambda **options: started.append((os.environ["RAY_AUTH_TOKEN"], options)))
+    monkeypatch.setattr(ray_connect, "own_folder", lambda: str(tmp_path / "ray"))
+    monkeypatch.setattr(ray_connect.ray_constants, "ENABLE_RAY_CLUSTER", True)
+    for name in ("RAY_AUTH_MODE", ray_connect.ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR):
+        monkeypatch.setenv(name, "disabled")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", before)
+    for _ in range(2):
+        ray_connect._start_here({})
+    (one, options), (other, _) = started
+    assert len({one, other, before}) == 3
+    assert len(one) == 64
+    assert options["_temp_dir"] == str(tmp_path / "ray")
+    assert "RAY_AUTH_MODE" not in os.environ
 
 
 # -- what is imported --------------------------------------------------------------------------------------------
@@ -267,8 +266,12 @@ def test_rays_workers_do_not_import_from_the_drivers_current_directory(shadows, 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **options: seen.append(os.path.abspath(os.path.curdir)))
     monkeypatch.setattr(ray, "cluster_resources", dict)
-    monkeypatch.setattr(ray_train, "cluster_address", lambda: address)
-    ray_train.connect()
+    monkeypatch.setattr(ray_connect, "cluster_address", lambda: address)
+    monkeypatch.setattr(ray_connect, "own_folder", lambda: "/tmp/mg/ray")
+    monkeypatch.setattr(ray_connect.ray_constants, "ENABLE_RAY_CLUSTER", True)
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", ray_connect.ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR):
+        monkeypatch.setenv(name, "1")
+    ray_connect.connect()
     assert seen == [str(ROOT)]
     assert Path.cwd() == shadows
 
@@ -287,7 +290,7 @@ def test_a_current_directory_that_was_deleted_is_named_where_it_is_needed(tmp_pa
     assert absolute("--out", "/x") == "/x"
     with pytest.raises(Refused, match="^--out x: the current directory was deleted; change to another one$"):
         absolute("--out", "x")
-    with ray_train._at_root():
+    with ray_connect._at_root():
         assert Path.cwd() == ROOT
 
 

@@ -218,6 +218,7 @@ def test_three_workers_on_three_hosts_equal_one_process_and_no_secret_is_written
     secrets = {name: bytes.hex(os.urandom(20)) for name in ("W&B key", "patient key")}
     secrets["token"] = hosts.token.read_text()
     (hosts.shared / "patient.key").write_text(secrets["patient key"])
+    (hosts.shared / "patient.key").chmod(0o600)
     seen, printed = set(), ""
 
     def watched(process, timeout):

@@ -20,7 +20,7 @@ from medgan.data.sources import Options, SourceError
 from medgan.pixels import encode_png
 from medgan.terminal import Failed
 
-from .conftest import small_disk
+from .conftest import small_disk, write_key
 
 KEY = bytes(range(32))
 
@@ -332,9 +332,9 @@ def test_messages_name_a_file_by_its_keyed_id_unless_a_person_looks_on(films, tm
     for number in range(30):
         put(raw, f"{'ab'[number % 2]}/anna_{number}.png", film(number))
     put(raw, "a/anna_broken.png", b"anna")
-    (tmp_path / "key").write_text(KEY.hex())
+    write_key(tmp_path / "key")
     job = runpy.run_path(str(Path(__file__).parent.parent / "jobs/prepare.py"))
-    monkeypatch.setattr("medgan.ray_train.connect", lambda verbose: {})
+    monkeypatch.setattr("medgan.ray_connect.connect", lambda verbose: {})
     command = ["--source", "image_folder", "--raw", str(raw), "--resolution", "32"]
     command += ["--patient-key-file", str(tmp_path / "key"), "--out"]
     job["main"]([*command, str(tmp_path / "log")])
@@ -364,9 +364,9 @@ def test_a_patient_in_two_published_splits_is_named_only_to_a_person(films, tmp_
 
 def test_a_cluster_of_several_hosts_needs_a_key_that_they_share(films, tmp_path, monkeypatch):
     job = runpy.run_path(str(Path(__file__).parent.parent / "jobs/prepare.py"))
-    monkeypatch.setattr("medgan.ray_train.connect", lambda verbose: {})
-    monkeypatch.setattr("medgan.ray_train.cluster_address", lambda: "10.0.0.1:6379")
-    monkeypatch.setattr("medgan.ray_train.hosts", lambda: 3)
+    monkeypatch.setattr("medgan.ray_connect.connect", lambda verbose: {})
+    monkeypatch.setattr("medgan.ray_connect.cluster_address", lambda: "10.0.0.1:6379")
+    monkeypatch.setattr("medgan.ray_connect.hosts", lambda: 3)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(shards.Refused, match="--patient-key-file: needed on a cluster of 3 hosts"):
         job["main"](["--source", "phantom_cxr", "--resolution", "32", "--out", str(tmp_path / "out")])
@@ -418,9 +418,9 @@ def test_a_folder_full_of_trouble_is_prepared_and_every_trouble_listed(tmp_path,
     ("options", "words"), [("size=64k", "No space left on device"), ("ro", "Read-only file system")]
 )
 def test_a_disk_that_is_full_or_read_only_is_one_line(films, tmp_path, monkeypatch, options, words):
-    (tmp_path / "key").write_text(KEY.hex())
+    write_key(tmp_path / "key")
     job = runpy.run_path(str(Path(__file__).parent.parent / "jobs/prepare.py"))
-    monkeypatch.setattr("medgan.ray_train.connect", lambda verbose: {})
+    monkeypatch.setattr("medgan.ray_connect.connect", lambda verbose: {})
     command = ["--source", "image_folder", "--raw", str(films), "--resolution", "64"]
     with small_disk(tmp_path / "disk", options) as disk:
         command += ["--patient-key-file", str(tmp_path / "key"), "--out", str(disk / "out")]

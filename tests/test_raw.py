@@ -23,6 +23,8 @@ from medgan.data.sources import SOURCES, Options, Raw, SourceError
 from medgan.data.sources import raw as raws
 from medgan.pixels import encode_png
 
+from .conftest import write_key
+
 FILMS = {
     f"{split}/{name}/{number}.png": encode_png(
         np.random.default_rng([number, ord(name), count]).integers(0, 256, (1, 9, 9)).astype(np.uint8)
@@ -37,7 +39,7 @@ FILMS = {
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDGAN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(ingest, "_on_ray", lambda task, things: map(task, things))
-    monkeypatch.setattr("medgan.ray_train.connect", lambda verbose: {})
+    monkeypatch.setattr("medgan.ray_connect.connect", lambda verbose: {})
 
 
 def zipped(files: dict[str | zipfile.ZipInfo, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -77,7 +79,7 @@ def kept(folder: Path) -> list[Path]:
 
 
 def prepared(location: str, out: Path) -> dict[str, bytes]:
-    out.parent.joinpath("key").write_text("ab" * 32)
+    write_key(out.parent / "key")
     job = runpy.run_path(str(Path(__file__).parent.parent / "jobs/prepare.py"))
     command = ["--source", "image_folder", "--raw", location, "--out", str(out), "--resolution", "32"]
     job["main"]([*command, "--split", "published", "--patient-key-file", str(out.parent / "key")])

@@ -18,11 +18,12 @@ import pytest
 
 from medgan.data import shards
 from medgan.folder import RunFolder
+from medgan.keys import patient_key
 from medgan.private import epsilon
 from medgan.state import packed
 from medgan.tracking import read_rows
 
-from .conftest import TINY, free_port
+from .conftest import TINY, free_port, write_key
 from .test_run import assert_same_bits, last_checkpoint, untimed_rows
 
 pytestmark = pytest.mark.ray
@@ -107,9 +108,7 @@ def bytes_of(folder):
 
 @pytest.fixture(scope="module")
 def key_file(tmp_path_factory):
-    file = tmp_path_factory.mktemp("key") / "key"
-    file.write_text("ab" * 32)
-    return file
+    return write_key(tmp_path_factory.mktemp("key") / "key")
 
 
 def test_a_private_run_goes_on_with_another_number_of_workers_and_tells_what_it_spent(phantoms, tmp_path):
@@ -143,7 +142,7 @@ def test_prepare_gives_the_same_bytes_with_one_and_two_workers_and_counts_bad_fi
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(source.read(nothing, record, options))
     (raw / "train/NORMAL/IM-9999-0001.jpeg").write_text("not an image")
-    key = shards.patient_key(key_file)
+    key = patient_key(key_file)
     written = []
     for cpus in (1, 2):
         ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
@@ -301,7 +300,7 @@ def test_more_workers_than_the_cluster_has_are_refused(phantoms, tmp_path):
 
 def test_a_worker_has_a_thread_for_each_of_its_cpus(tmp_path):
     script = f"""
-from medgan import ray_train
+from medgan import ray_connect, ray_train
 
 class Roll(ray_train.Roll):
     def call(self, event):
@@ -310,7 +309,7 @@ class Roll(ray_train.Roll):
         return super().call(event)
 
 ray_train.Roll = Roll
-ray_train.connect(verbose=False)
+ray_connect.connect(verbose=False)
 for cpus in (1, 2):
     ray_train.fit({{}}, "data", {str(tmp_path)!r}, ray_train.Workers(1, 1), lambda event: None, cpus=cpus)
 """

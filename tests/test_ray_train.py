@@ -12,7 +12,7 @@ import ray._private.node
 import ray.train.torch
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import _AutoscalingCoordinatorActor
 
-from medgan import ray_train
+from medgan import ray_connect, ray_train
 from medgan.config import Refused
 from medgan.folder import RunFolder
 from medgan.lease import Lease
@@ -67,29 +67,31 @@ def test_workers_are_asked_for_on_gpus_that_are_not_there_yet(monkeypatch, tmp_p
     assert (asked.use_gpu, asked.resources_per_worker) == (gpu, None if gpu else {"CPU": 3})
 
 
-@pytest.mark.parametrize("slow", range(ray_train.STARTS + 1))
+@pytest.mark.parametrize("slow", range(ray_connect.STARTS + 1))
 def test_a_start_of_ray_that_takes_too_long_is_tried_again_and_given_up_in_one_line(monkeypatch, capsys, slow):
-    assert ray_train.TOO_SLOW in inspect.getsource(ray._private.node)  # its words, held for an upgrade
+    assert ray_connect.TOO_SLOW in inspect.getsource(ray._private.node)  # its words, held for an upgrade
     tries = []
 
     def init(**options):
         tries.append(options)
         if len(tries) <= slow:
-            raise Exception(f"The current node {ray_train.TOO_SLOW}. This could happen because ...")
+            raise Exception(f"The current node {ray_connect.TOO_SLOW}. This could happen because ...")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
-    monkeypatch.setattr(ray_train, "cluster_address", lambda: "local")
-    if slow < ray_train.STARTS:
-        assert ray_train.connect() == {"CPU": 2.0}
+    monkeypatch.setattr(ray_connect, "cluster_address", lambda: "local")
+    monkeypatch.setattr(ray_connect, "own_folder", lambda: "/tmp/mg/ray")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    if slow < ray_connect.STARTS:
+        assert ray_connect.connect() == {"CPU": 2.0}
         assert len(tries) == slow + 1
     else:
         with pytest.raises(Failed, match="did not start in 3 times 30 s: this host is too busy or short of memory"):
-            ray_train.connect()
+            ray_connect.connect()
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "starting Ray on this host ..."
-    assert len(out) == 1 + min(slow, ray_train.STARTS - 1)
+    assert len(out) == 1 + min(slow, ray_connect.STARTS - 1)
 
 
 def test_another_error_of_a_start_is_not_tried_again(monkeypatch):
@@ -98,9 +100,11 @@ def test_another_error_of_a_start_is_not_tried_again(monkeypatch):
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(ray_train, "cluster_address", lambda: "local")
+    monkeypatch.setattr(ray_connect, "cluster_address", lambda: "local")
+    monkeypatch.setattr(ray_connect, "own_folder", lambda: "/tmp/mg/ray")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
     with pytest.raises(ConnectionError, match="no route"):
-        ray_train.connect()
+        ray_connect.connect()
 
 
 def test_the_job_asks_for_what_it_is_told_and_says_what_it_waits_for(monkeypatch, phantoms, tmp_path, capsys):
@@ -111,8 +115,8 @@ def test_the_job_asks_for_what_it_is_told_and_says_what_it_waits_for(monkeypatch
         return Outcome({"done": ENDED})
 
     cluster, by_host = {}, []
-    monkeypatch.setattr(ray_train, "connect", lambda verbose: cluster)
-    monkeypatch.setattr(ray_train, "cpus_by_host", lambda: by_host)
+    monkeypatch.setattr(ray_connect, "connect", lambda verbose: cluster)
+    monkeypatch.setattr(ray_connect, "cpus_by_host", lambda: by_host)
     monkeypatch.setattr(ray_train, "fit", stand_in)
     flags = ["--preset", "cgan", "--data", phantoms, "--out", str(tmp_path / "run"), "--use", "gpu"]
     with pytest.raises(Refused, match="global_batch=16 has 4 groups of 4: too few for 8 workers; raise global_batch"):
@@ -143,8 +147,8 @@ def test_make_train_takes_what_a_host_has(monkeypatch, phantoms, tmp_path, by_ho
         return Outcome({"done": ENDED})
 
     resources = {"CPU": float(sum(by_host))} | ({"GPU": float(gpus)} if gpus else {})
-    monkeypatch.setattr(ray_train, "connect", lambda verbose: resources)
-    monkeypatch.setattr(ray_train, "cpus_by_host", lambda: by_host)
+    monkeypatch.setattr(ray_connect, "connect", lambda verbose: resources)
+    monkeypatch.setattr(ray_connect, "cpus_by_host", lambda: by_host)
     monkeypatch.setattr(ray_train, "fit", stand_in)
     monkeypatch.chdir(ROOT)
     made = ["make", "--dry-run", "train", f"DEMO_DATA={phantoms}", f"DEMO_RUN={tmp_path}/run"]
@@ -254,8 +258,8 @@ def ends(monkeypatch, phantoms, out, events):
         monkeypatch.setattr(Lease, "end", broken)
         return Outcome(events)
 
-    monkeypatch.setattr(ray_train, "connect", lambda verbose: {"CPU": 2.0})
-    monkeypatch.setattr(ray_train, "cpus_by_host", lambda: [2])
+    monkeypatch.setattr(ray_connect, "connect", lambda verbose: {"CPU": 2.0})
+    monkeypatch.setattr(ray_connect, "cpus_by_host", lambda: [2])
     monkeypatch.setattr(ray_train, "fit", stand_in)
     return command(job("train"), ["--preset", "cgan", "--data", phantoms, "--out", str(out)])
 

@@ -16,6 +16,7 @@ from medgan.metrics import privacy
 from medgan.pixels import fit_image
 from medgan.tracking import read_rows
 
+from .conftest import write_key
 from .test_ray import run_job, settings
 
 pytestmark = [
@@ -105,7 +106,7 @@ def test_planted_crops_are_found_and_other_patients_films_are_not_taken_for_them
 
 @pytest.mark.ray
 def test_films_prepare_and_train_on_two_workers(raw, tmp_path):
-    (tmp_path / "key").write_text("ab" * 32)
+    write_key(tmp_path / "key")
     data = tmp_path / "data"
     prepare = ("prepare", "--source", "kermany_cxr", "--raw", raw, "--out", data, "--resolution", 64)
     code, output = run_job(*prepare, "--patient-key-file", tmp_path / "key", timeout=300)

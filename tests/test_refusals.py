@@ -10,7 +10,7 @@ import pytest
 from medgan.pixels import encode_png
 from medgan.terminal import command
 
-from .conftest import write_phantoms
+from .conftest import write_key, write_phantoms
 
 ROOT = Path(__file__).parent.parent
 
@@ -205,7 +205,7 @@ def test_a_target_that_holds_other_things(refused, phantoms, tmp_path):
     (tmp_path / "work/thesis.tex").write_text("dear")
     assert "holds files that are not medgan data" in refused("prepare", *rest, "--out", tmp_path / "work")
     data = write_phantoms(tmp_path / "other", count=40)
-    (tmp_path / "key").write_text("ab" * 32)
+    write_key(tmp_path / "key")
     assert "holds other data" in refused("prepare", *rest, "--out", data, "--patient-key-file", tmp_path / "key")
     # A raw folder has the very split names of a data folder: it must not be taken for one and emptied.
     picture(tmp_path / "raw/train/NORMAL/IM-0001-0001.png")

@@ -2,7 +2,6 @@ import dataclasses
 import json
 import re
 import runpy
-import stat
 from collections import Counter
 from pathlib import Path
 
@@ -83,24 +82,6 @@ def test_ids_depend_on_the_key_and_tell_nothing_without_it():
     assert shards.keyed_id(first, "kermany_cxr", "person1") != shards.keyed_id(second, "kermany_cxr", "person1")
     assert shards.keyed_id(first, "ab", "c") != shards.keyed_id(first, "a", "bc")
     assert len(shards.keyed_id(first, "x")) == 32
-
-
-def test_a_key_is_made_once_with_mode_600(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    key = shards.patient_key(None)
-    file = tmp_path / ".config/medgan/patient.key"
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert shards.patient_key(None) == key
-    assert shards.patient_key(file) == key
-
-
-@pytest.mark.parametrize("content", [None, "not hexadecimal", "abcd"])
-def test_a_key_file_that_is_none_is_refused(tmp_path, content):
-    file = tmp_path / "key"
-    if content is not None:
-        file.write_text(content)
-    with pytest.raises(DataError, match=str(file)):
-        shards.patient_key(file)
 
 
 @pytest.fixture

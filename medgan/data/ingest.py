@@ -8,6 +8,8 @@ two splits share leave one of them (see copies.py).
 from __future__ import annotations
 
 import errno
+import hashlib
+import hmac
 import io
 import json
 import pickle
@@ -116,14 +118,33 @@ class Plan:
     def count(self) -> int:
         return sum(map(len, self.records.values()))
 
+    @property
+    def work(self) -> Work:
+        image_key = hmac.new(self.key, b"images", hashlib.sha256).digest()
+        return Work(self.request, image_key, self.classes)
+
+    def keyed(self, record: Record) -> Record:
+        """The record as it may travel and be written."""
+        return replace(record, patient=keyed_id(self.key, self.request.source, record.patient))
+
     def called(self, name: str) -> str:
         """What a file is called in messages: its keyed id, for paths hold patient ids, or its path if wanted."""
         return name if self.request.show_paths else keyed_id(self.key, "name", name)
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a worker knows of a plan. The key of the patients' ids is not among it: a cluster has other eyes."""
+
+    request: Request
+    image_key: bytes
+    """Of the images' ids, which need their bytes. It is drawn from the patients' key, which cannot be found by it."""
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Item:
-    """The records of one shard, and its path below DATA."""
+    """The records of one shard, their patients as keyed ids, and its path below DATA."""
 
     name: str
     records: tuple[Record, ...]
@@ -277,7 +298,7 @@ def write(plan: Plan, progress: Report = lambda *_: None) -> Written:
     """
     request = plan.request
     items = [
-        Item(f"{split}/{number:05d}.parquet", tuple(records[start : start + request.rows_per_shard]))
+        Item(f"{split}/{number:05d}.parquet", tuple(map(plan.keyed, records[start : start + request.rows_per_shard])))
         for split, records in plan.records.items()
         for number, start in enumerate(range(0, len(records), request.rows_per_shard))
     ]
@@ -287,13 +308,13 @@ def write(plan: Plan, progress: Report = lambda *_: None) -> Written:
     rejected = len(plan.rejected) + sum(len(part.rejected) for part in parts.values())
     progress("kept", done, plan.count, rejected)
     seen: dict[str, Images] = {}
-    for part, images in _on_ray(partial(_write_shard, plan), missing):
+    for part, images in _on_ray(partial(_write_shard, plan.work), missing):
         parts[part.shard.path], seen[part.shard.path] = part, images
         done += part.shard.rows + len(part.rejected)
         rejected += len(part.rejected)
         progress("prepare", done, plan.count, rejected)
     kept = sorted(parts.keys() - seen.keys())
-    for number, (path, images) in enumerate(zip(kept, _on_ray(partial(_survey, plan), kept), strict=True), 1):
+    for number, (path, images) in enumerate(zip(kept, _on_ray(partial(_survey, plan.work), kept), strict=True), 1):
         seen[path] = images
         progress("compare", number, len(kept), 0)
     plan, edits = _without_contradictions(plan, items, parts, seen)
@@ -345,38 +366,38 @@ def _finished(plan: Plan) -> dict[str, Part]:
     return found
 
 
-def _write_shard(plan: Plan, item: Item) -> tuple[Part, Images]:
+def _write_shard(work: Work, item: Item) -> tuple[Part, Images]:
     """Read, decode and write one shard, then what is known of it; with what its images are compared by."""
-    request, source = plan.request, SOURCES[plan.request.source]
+    request, source = work.request, SOURCES[work.request.source]
     pixels, labels, patients, image_ids, rejected, sizes = [], [], [], [], [], []
     for position, record in enumerate(item.records):
         try:
-            content = _read(plan, record)
+            content = _read(work, record)
             image = source.image(content)
             pixels.append(fit_image(image, request.resolution, request.channels, request.fit))
         except ValueError as error:
             rejected.append((position, str(error)))
             continue
-        labels.append([int(index in record.labels) for index in range(len(plan.classes))])
-        patients.append(keyed_id(plan.key, source.name, record.patient))
-        image_ids.append(keyed_id(plan.key, content))
+        labels.append([int(index in record.labels) for index in range(len(work.classes))])
+        patients.append(record.patient)
+        image_ids.append(keyed_id(work.image_key, content))
         sizes.append(image.size)
     shape = (request.channels, request.resolution, request.resolution)
     rows = np.array(pixels, np.uint8).reshape(-1, *shape)
-    hot = np.array(labels, np.uint8).reshape(len(labels), len(plan.classes))
+    hot = np.array(labels, np.uint8).reshape(len(labels), len(work.classes))
     ids = {"patient": patients, "image_id": image_ids}
-    shard = write_shard(request.out, item.name, rows, hot, plan.classes, ids)
-    part = Part(shard, label_counts(hot, plan.classes), sorted(set(patients)), rejected, sizes)
+    shard = write_shard(request.out, item.name, rows, hot, work.classes, ids)
+    part = Part(shard, label_counts(hot, work.classes), sorted(set(patients)), rejected, sizes)
     write_file(request.out, f"{PARTS}/{item.name.replace('/', '-')}.json", part.to_json().encode())
     return part, Images.of(rows, image_ids)
 
 
-def _read(plan: Plan, record: Record) -> bytes:
+def _read(work: Work, record: Record) -> bytes:
     """The bytes of one image. Raises ValueError where this file is to blame, OSError where the storage is.
 
     Messages of the operating system hold the path, and so the patient's id; these do not.
     """
-    request = plan.request
+    request = work.request
     for pause in (0.5, 2.0, None):
         try:
             return SOURCES[request.source].read(request.folder, record, request.options)
@@ -433,7 +454,7 @@ def _without_copies(plan: Plan, edits: dict[str, Edit], images: dict[str, Images
                 edits[path].dropped.setdefault(row, f"{reason} an image in {other}")
     changed = [edit for _, edit in sorted(edits.items()) if edit.dropped or edit.labels]
     parts = {path: edit.part for path, edit in edits.items()}
-    return parts | {part.shard.path: part for part in _on_ray(partial(_rewrite, plan, plan.classes), changed)}
+    return parts | {part.shard.path: part for part in _on_ray(partial(_rewrite, plan.work, plan.classes), changed)}
 
 
 def _nearest(images: Images, others: Images) -> tuple[np.ndarray, np.ndarray]:
@@ -464,30 +485,30 @@ def _without_empty_classes(plan: Plan, items: list[Item], parts: dict[str, Part]
     if not empty:
         return plan, parts
     tasks = [Edit(item, parts[item.name]) for item in items]
-    rewritten = {part.shard.path: part for part in _on_ray(partial(_rewrite, plan, classes), tasks)}
+    rewritten = {part.shard.path: part for part in _on_ray(partial(_rewrite, plan.work, classes), tasks)}
     note = f"no usable image in train of {', '.join(empty)}: left out of the classes"
     return replace(plan, classes=classes, notes=(*plan.notes, note)), rewritten
 
 
-def _survey(plan: Plan, path: str) -> Images:
+def _survey(work: Work, path: str) -> Images:
     """What the images of a shard are compared by that an earlier call finished."""
-    table = pq.read_table(pa.BufferReader(read_file(plan.request.out, path)))
-    shape = (plan.request.channels, plan.request.resolution, plan.request.resolution)
+    table = pq.read_table(pa.BufferReader(read_file(work.request.out, path)))
+    shape = (work.request.channels, work.request.resolution, work.request.resolution)
     return Images.of(shard_pixels(table, shape), table.column("image_id").to_pylist())
 
 
-def _rewrite(plan: Plan, classes: Sequence[str], edit: Edit) -> Part:
+def _rewrite(work: Work, classes: Sequence[str], edit: Edit) -> Part:
     """The shard as edited, and with those classes alone."""
     item, part = edit.item, edit.part
-    shape = (plan.request.channels, plan.request.resolution, plan.request.resolution)
-    table = pq.read_table(pa.BufferReader(read_shard(plan.request.out, part.shard)))
+    shape = (work.request.channels, work.request.resolution, work.request.resolution)
+    table = pq.read_table(pa.BufferReader(read_shard(work.request.out, part.shard)))
     keep = [row for row in range(len(table)) if row not in edit.dropped]
     ids = {name: [table.column(name)[row].as_py() for row in keep] for name in ("patient", "image_id")}
-    hot = shard_labels(table, plan.classes).copy()
+    hot = shard_labels(table, work.classes).copy()
     for row, several in edit.labels.items():
         hot[row, list(several)] = 1
-    labels = hot[keep][:, [plan.classes.index(name) for name in classes]]
-    shard = write_shard(plan.request.out, item.name, shard_pixels(table, shape)[keep], labels, classes, ids)
+    labels = hot[keep][:, [work.classes.index(name) for name in classes]]
+    shard = write_shard(work.request.out, item.name, shard_pixels(table, shape)[keep], labels, classes, ids)
     unread = {position for position, _ in part.rejected}
     position_of = [position for position in range(len(item.records)) if position not in unread]
     rejected = [*part.rejected, *((position_of[row], reason) for row, reason in edit.dropped.items())]

@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import re
-import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +45,6 @@ OURS = re.compile(
     r"|\.parts/(request|(train|val|test)-\d{5}\.parquet\.json|[0-9a-f]{32}\.(json|npz))"
     r"|manifest\.json|rejected\.parquet|summary\.html|evaluation\.json|report\.html|README\.md)(\.tmp)?"
 )
-DEFAULT_KEY_FILE = Path("~/.config/medgan/patient.key")
 
 
 class DataError(Refused):
@@ -300,34 +298,6 @@ def write_shard(
 
 
 # -- keyed ids ---------------------------------------------------------------------------------------------------
-
-
-def patient_key(path: str | Path | None) -> bytes:
-    """The key of the ids, made with mode 600 where the default file does not exist yet.
-
-    Raises DataError where a file that was named is missing or is not a key.
-    """
-    file = Path(path or DEFAULT_KEY_FILE).expanduser()
-    if not file.exists():
-        if path is not None:
-            raise DataError(f"--patient-key-file {file}: no such file; leave the option out to have a key made")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "w") as out:
-                out.write(secrets.token_hex(32) + "\n")
-        except OSError as error:
-            raise DataError(
-                f"{told_home(told(error))}; {DEFAULT_KEY_FILE} cannot be made: set HOME to a folder that lasts, or "
-                "name a key with --patient-key-file"
-            ) from None
-    try:
-        key = bytes.fromhex(file.read_text().strip())
-    except (OSError, ValueError):
-        key = b""
-    if len(key) < 16:
-        raise DataError(f"--patient-key-file {file}: not a key (at least 32 hexadecimal digits)")
-    return key
 
 
 def keyed_id(key: bytes, *parts: str | bytes) -> str:

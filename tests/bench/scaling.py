@@ -32,7 +32,7 @@ from medgan.config import Config
 from medgan.data.loader import Batch, rank_slice
 from medgan.distributed import World, leave
 from medgan.plan import gradient_bytes, random_batch
-from medgan.ray_train import interface_of
+from medgan.ray_connect import interface_of
 from medgan.state import TrainState
 from medgan.step import train_step
 

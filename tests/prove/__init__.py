@@ -72,6 +72,7 @@ def prepare(source: str, data: Path, *options: object) -> None:
     which they are the same everywhere."""
     key = data.with_name("patient.key")
     key.write_text(hashlib.sha256(b"medgan/tests/prove").hexdigest())
+    key.chmod(0o600)
     call("jobs/prepare.py", "--source", source, "--out", data, "--patient-key-file", key, *options)
 
 
