@@ -24,6 +24,7 @@ import yaml
 from medgan import config as configs
 from medgan.config import Refused
 from medgan.data import shards
+from medgan.data.cache import cache_folder
 from medgan.terminal import Failed, Parser, Stopped, absolute, again, command, duration
 
 ALGORITHMS = ("random", "tpe", "pbt")
@@ -128,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
             raise Refused(f"--data {data}: {split} has {manifest.rows(split)} images, at least 16 are needed")
     shards.verify(data, manifest)
     if cluster_address() == "local":
-        shards.cache_folder()  # the trials of this host have one
+        cache_folder()  # the trials of this host have one
     slots, unit = search.slots(connect(args.verbose), request.workers, request.use, request.at_once)
     names = ("medgan", "torch", "ray", "optuna")
     wanted["versions"] = {name: importlib.metadata.version(name) for name in names}

@@ -17,6 +17,7 @@ from typing import Any
 from medgan import config as configs
 from medgan.config import Refused
 from medgan.data import shards
+from medgan.data.cache import cache_folder
 from medgan.terminal import Failed, Parser, Progress, Stopped, absolute, again, command, duration
 
 
@@ -113,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
     shards.verify(data, manifest)
 
     if cluster_address() == "local":
-        shards.cache_folder()  # the workers of this host have one
+        cache_folder()  # the workers of this host have one
     resources = connect(args.verbose)
     placing = placed(resources, asked, args.use, args.wait, config, args.cpus_per_worker, cpus_by_host())
     workers, gpu = placing.workers, placing.unit == "GPU"

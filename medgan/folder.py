@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from medgan.config import Config, Refused, parse_yaml, validate
-from medgan.data.shards import cache_folder, filesystem, names, read_file, remove, write_file
+from medgan.data import cache
+from medgan.data.shards import filesystem, names, read_file, remove, write_file
 
 CHECKPOINT = re.compile(r"(\d{12})\.pt")
 
@@ -76,7 +77,7 @@ class RunFolder(Folder):
         super().__init__(location)
         self.remote = "://" in location
         self.digest = hashlib.sha256(location.encode()).hexdigest()[:16]
-        self.work = cache_folder() / "runs" / self.digest if self.remote else Path(location)
+        self.work = cache.place("runs", self.digest) if self.remote else Path(location)
 
     def config(self) -> Config | None:
         """The run's settled config; None where the folder is empty or not there yet.

@@ -432,8 +432,8 @@ def train_worker(payload: dict[str, Any]) -> None:
     import torch
 
     from medgan import run
-    from medgan.config import ConfigError, validate
-    from medgan.data.shards import DataError
+    from medgan.config import validate
+    from medgan.data.cache import closing_cache
     from medgan.distributed import World, leave
     from medgan.folder import CheckpointError, Stuck
     from medgan.lease import Lost
@@ -470,8 +470,9 @@ def train_worker(payload: dict[str, Any]) -> None:
         config = validate(payload["config"])
         stopping = lambda: not payload["orders"].empty()
         given = [payload[name] for name in ("init", "owner", "began", "until")]
-        run.train(config, payload["data"], payload["out"], world, say, stopping, noticed, *given)
-    except (Diverged, Lost, Stuck, DataError, ConfigError, CheckpointError) as error:
+        with closing_cache():
+            run.train(config, payload["data"], payload["out"], world, say, stopping, noticed, *given)
+    except (Diverged, Lost, Stuck, Refused, CheckpointError) as error:
         if not world.first and not isinstance(error, Diverged | Lost | Stuck):
             raise  # it is this rank's alone: ended quietly, the others would wait for it
         say({"event": "failed", "kind": type(error).__name__, "reason": str(error)})

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from medgan.config import Refused
+from medgan.data.cache import closing_cache
 from medgan.host import NOWHERE, told_home
 from medgan.names import one_line
 
@@ -53,7 +54,8 @@ def command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = 
     if isinstance(sys.stdout, io.TextIOWrapper):  # which may take ASCII only; stderr is like this by itself
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        main(arguments)
+        with closing_cache():
+            main(arguments)
     except Refused as error:
         return _say(error, 2, arguments)
     except Failed as error:

@@ -16,7 +16,7 @@ from ray._private.utils import validate_socket_filepath
 
 from medgan import host, ray_connect
 from medgan.config import Refused
-from medgan.data import shards
+from medgan.data.cache import cache_folder
 from medgan.keys import patient_key
 from medgan.ray_connect import cluster_address
 from medgan.terminal import absolute
@@ -156,11 +156,11 @@ def test_a_user_whom_nobody_knows_has_a_name_and_a_home_in_which_nothing_can_be_
     with pytest.raises(Refused, match="^HOME is not set; ~/.config/medgan/patient.key .* --patient-key-file$"):
         patient_key(None)
     with pytest.raises(Refused, match="^HOME is not set; set MEDGAN_CACHE"):
-        shards.cache_folder()
+        cache_folder()
     with pytest.raises(Refused, match="^--out ~/x: HOME is not set; give an absolute path$"):
         absolute("--out", "~/x")
     monkeypatch.setenv("MEDGAN_CACHE", str(tmp_path / "cache"))
-    assert shards.cache_folder() == tmp_path / "cache"
+    assert cache_folder() == tmp_path / "cache"
 
 
 @pytest.mark.parametrize("home", [None, ""])
@@ -182,7 +182,7 @@ def test_a_home_that_is_set_stays(monkeypatch, tmp_path):
 def test_a_cache_that_cannot_be_written_is_named(monkeypatch, cache):
     monkeypatch.setenv("MEDGAN_CACHE", cache)
     with pytest.raises(Refused, match=f"^MEDGAN_CACHE={cache}: cannot be written; set MEDGAN_CACHE"):
-        shards.cache_folder()
+        cache_folder()
 
 
 @pytest.mark.parametrize("before", ["", "of a cluster"])

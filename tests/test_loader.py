@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from medgan.data import loader
+from medgan.data.cache import cache_folder
 from medgan.data.loader import Order, batches, open_split, rank_slice, row_weights
-from medgan.data.shards import DataError, cache_folder, read_manifest
+from medgan.data.shards import DataError, read_manifest
 
 from .conftest import small_disk, write_phantoms
 
@@ -102,7 +103,7 @@ loader.open_split(DATA, "train")
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
     folder = cache_folder() / read_manifest(data)[1][:32]
-    assert [path.name for path in folder.iterdir() if path.suffix == ".tmp"] == ["train.pixels.tmp"]
+    assert [path.name[:17] for path in folder.iterdir() if path.suffix == ".tmp"] == ["train.pixels.npy."]
     split = open_split(data, "train")
     columns = [pq.read_table(file).column("pixels") for file in sorted((data / "train").glob("*.parquet"))]
     assert [image.tobytes() for image in split.pixels] == [row for column in columns for row in column.to_pylist()]

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,16 +24,15 @@ import torch
 from torch import Tensor
 
 from medgan.config import Config
+from medgan.data import cache
 from medgan.data.shards import (
     DataError,
     Manifest,
-    cache_folder,
     read_manifest,
     read_shard,
     shard_labels,
     shard_pixels,
     told,
-    write_file,
 )
 from medgan.streams import stream_seed
 
@@ -70,20 +70,22 @@ def open_split(data: str | Path, split: str, start: str = "") -> Split:
     all processes that give the same `start`, such as the ranks of a run. Raises DataError.
     """
     manifest, sha256 = read_manifest(data)
-    folder = cache_folder() / sha256[:32]
+    folder = cache.place(sha256[:32])
     pixels, labels = folder / f"{split}.pixels.npy", folder / f"{split}.labels.npy"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{split}.lock", "a+") as lock:
+        with open(folder / f"{split}.lock", "a+", opener=cache.closed) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the first process of a node fills or checks, the others wait
             lock.seek(0)
-            if not (labels.exists() and pixels.exists()):
+            known = bool(start) and lock.read() == start
+            there = labels.exists() and pixels.exists() if known else cache.whole(labels) and cache.whole(pixels)
+            if not there:
                 _fill(data, manifest, split, pixels, labels)
-            elif not start or lock.read() != start:
+            elif not known:
                 with ThreadPoolExecutor(8) as pool:
                     list(pool.map(partial(read_shard, data), manifest.splits[split]))
             lock.truncate(0)
             lock.write(start)
+        cache.sweep()
     except OSError as error:
         why = told(error, str(error))
         size = math.prod((manifest.rows(split), *manifest.shape)) / 1e6
@@ -95,28 +97,22 @@ def open_split(data: str | Path, split: str, start: str = "") -> Split:
 
 
 def _fill(data: str | Path, manifest: Manifest, split: str, pixels: Path, labels: Path) -> None:
-    """Written as a plain file, where a full disk is an error; through a memory map it would end the process."""
-    unfinished = pixels.with_suffix(".tmp")
     found = [np.zeros((0, len(manifest.classes)), np.uint8)]
-    try:
-        with open(unfinished, "wb") as target:
-            shape = (manifest.rows(split), *manifest.shape)
-            np.lib.format.write_array_header_1_0(target, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for shard in manifest.splits[split]:
-                table = pq.read_table(pa.BufferReader(read_shard(data, shard)))
-                target.write(shard_pixels(table, manifest.shape).data)
-                found.append(shard_labels(table, manifest.classes))
-        unfinished.replace(pixels)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    keep_array(labels, np.concatenate(found))
 
+    def content() -> Iterator[Any]:
+        header = io.BytesIO()
+        shape = (manifest.rows(split), *manifest.shape)
+        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        yield header.getbuffer()
+        for shard in manifest.splits[split]:
+            table = pq.read_table(pa.BufferReader(read_shard(data, shard)))
+            yield shard_pixels(table, manifest.shape).data
+            found.append(shard_labels(table, manifest.classes))
 
-def keep_array(file: Path, array: np.ndarray) -> None:
-    """An array as a file of the cache: complete or not there."""
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    write_file(file.parent, file.name, buffer.getvalue())
+    for unfinished in pixels.parent.glob(f"{pixels.name}.*.tmp"):  # of a process that was killed
+        unfinished.unlink()
+    cache.keep(pixels, content())
+    cache.keep_array(labels, np.concatenate(found))
 
 
 def rank_slice(global_batch: int, group: int, rank: int, world: int) -> slice:

@@ -32,7 +32,6 @@ import pyarrow.parquet as pq
 
 import medgan
 from medgan.config import Refused
-from medgan.host import told_home, writable
 from medgan.names import wrong_with
 
 SCHEMA_VERSION = 1
@@ -139,16 +138,6 @@ def filesystem(location: str | Path) -> tuple[pafs.FileSystem, str]:
         except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(f"{location}: not a location that can be opened ({error})") from None
     return pafs.LocalFileSystem(), os.path.abspath(location)
-
-
-def cache_folder() -> Path:
-    """Node-local folder for caches: $MEDGAN_CACHE, or ~/.cache/medgan. Raises DataError where it cannot be written."""
-    named = os.environ.get("MEDGAN_CACHE")
-    folder = Path(os.path.abspath(os.path.expanduser(named or "~/.cache/medgan")))
-    if not writable(folder):
-        why = f"MEDGAN_CACHE={named}: cannot be written" if named else told_home()
-        raise DataError(f"{why}; set MEDGAN_CACHE to a folder that can be, on this host's own disk")
-    return folder
 
 
 def write_file(folder: str | Path, name: str, content: bytes) -> None:

@@ -25,7 +25,8 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from medgan.config import Refused
-from medgan.data.loader import Split, keep_array
+from medgan.data.cache import keep_array, load_array
+from medgan.data.loader import Split
 from medgan.data.shards import read_file
 from medgan.distributed import World
 
@@ -241,8 +242,9 @@ def real_features(split: Split, n: int, extractor: Extractor, world: World) -> T
     """
     which = hashlib.sha256(json.dumps(extractor.identity, sort_keys=True).encode()).hexdigest()[:12]
     file = split.cache / f"features-{which}-{split.name}-{n}.npy"
-    if world.broadcast(file.exists() if world.first else None):
-        return torch.from_numpy(np.load(file)) if world.first else None
+    kept = load_array(file) if world.first else None
+    if world.broadcast(kept is not None):
+        return None if kept is None else torch.from_numpy(kept)
     rows = choose_rows(len(split), n)
     features = world.gather_rows(extractor(torch.from_numpy(split.pixels[rows[my_part(n, world)]])))
     if features is not None:

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from medgan.data.shards import cache_folder
+from medgan.data import cache
 from medgan.data.sources.base import Listing, Options, Raw, Record, Source, SourceError, limited
 
 SPLITS = ("train", "val", "test")
@@ -43,8 +43,7 @@ class Medmnist(Source):
             raise SourceError(
                 f"--download {name}: no MedMNIST set; give one such as pneumoniamnist or pneumoniamnist_64"
             )
-        folder = cache_folder() / "medmnist" / name
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = cache.place("medmnist", name)
         dataset = getattr(importlib.import_module("medmnist"), info[kind]["python_class"])
         try:
             dataset(split="test", root=str(folder), size=int(size or 28), download=True)

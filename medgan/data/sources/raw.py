@@ -28,7 +28,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from medgan.config import Refused
-from medgan.data.shards import cache_folder, filesystem, read_file, told
+from medgan.data import cache
+from medgan.data.shards import filesystem, read_file, told
 
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".7z", ".rar")
 OPENED = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
@@ -244,13 +245,12 @@ def _check_tar(block: bytes, where: str) -> None:
 
 def _unpacked(stream: BinaryIO, info: pafs.FileInfo, where: str) -> Path:
     """The tar as a plain file in the node's cache, made by the first process of the node that needs it."""
-    folder = cache_folder() / "raw"
+    folder = cache.place("raw")
     name = hashlib.sha256(f"{where}/{info.size}/{info.mtime_ns}".encode()).hexdigest()[:32]
     file, part = folder / f"{name}.tar", folder / f"{name}.part"
     most = max(ALLOWED, SWELLING * (info.size or 0))
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(folder / "lock", "a") as lock:
+        with open(folder / "lock", "a", opener=cache.closed) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if file.exists():
                 return file
