@@ -9,6 +9,7 @@ python jobs/report.py --run runs/a --against runs/b --wandb ENTITY/PROJECT
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -103,20 +104,29 @@ def save(where: str, subject: RunFolder | SearchFolder, against: RunFolder | Non
 
 
 def watch(folder: SearchFolder, port: int) -> None:
-    """Serve the search's page, made anew for every request, until Ctrl-C. On loopback only: it shows images."""
+    """Serve the search's page, made anew for every request, until Ctrl-C.
+
+    It shows images: it is on loopback alone, at a path that the other users of this host cannot guess, and under the
+    names of this host alone, so that no page of elsewhere reads it by a name of its own that leads here.
+    """
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
     from medgan.search_page import search_page
 
+    path = f"/{secrets.token_urlsafe(16)}/"
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if self.path != "/":
+            host = self.headers.get("Host", "").rpartition(":")[0]  # a tunnel's port is another one
+            if host not in ("127.0.0.1", "localhost", "[::1]") or self.path != path:
                 self.send_error(404)
                 return
             content = search_page(folder, refresh_s=15).encode()
             self.send_response(200)
             self.send_header("Content-Type", "text/html; charset=utf-8")
             self.send_header("Content-Length", str(len(content)))
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("Referrer-Policy", "no-referrer")
             self.end_headers()
             self.wfile.write(content)
 
@@ -127,7 +137,7 @@ def watch(folder: SearchFolder, port: int) -> None:
     except OSError as error:
         raise Refused(f"--port {port}: {error.strerror}; --port 0 takes one that is free") from None
     with server:
-        print(f"page: http://127.0.0.1:{server.server_port}/ until Ctrl-C", flush=True)
+        print(f"page: http://127.0.0.1:{server.server_port}{path} until Ctrl-C", flush=True)
         server.serve_forever()
 
 

@@ -236,6 +236,8 @@ class View:
             self.line.say(event["reason"])
         elif kind == "eager":
             self.line.say("compile: torch.compile finds no compiler here (a C++ one, Triton on GPUs); running eager")
+        elif kind == "pageless":
+            self.line.say(f"report.html could not be made ({event['reason']}); jobs/report.py --run makes it again")
         elif kind == "alarm":
             self.line.say(f"at {seen:,} images: {event['text']}")
         elif kind == "wandb":

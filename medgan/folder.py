@@ -12,7 +12,7 @@ import pyarrow.fs as pafs
 
 from medgan.config import Config, Refused, parse_yaml, validate
 from medgan.data import cache
-from medgan.data.shards import filesystem, names, read_file, remove, write_file
+from medgan.data.shards import UNFINISHED, filesystem, names, read_file, remove, write_file
 
 CHECKPOINT = re.compile(r"(\d{12})\.pt")
 
@@ -56,6 +56,13 @@ class Folder:
     def exists(self, name: str) -> bool:
         fs, path = filesystem(self.location)
         return bool(fs.get_file_info(f"{path}/{name}").type == pafs.FileType.File)
+
+    def remove_unfinished(self, *below: str) -> None:
+        """Remove what writers that were killed left in such folders; for whoever alone writes there."""
+        for folder in below:
+            for name in self.names(folder):
+                if UNFINISHED.search(name):
+                    self.delete(f"{folder}/{name}")
 
     def modified(self, name: str) -> float | None:
         """When a file was last written, as time.time() would say; None where there is none."""

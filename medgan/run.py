@@ -80,6 +80,8 @@ def train(
         patients = np.unique(column(data, "train", "patient"), return_inverse=True)[1]
         state.ledger = private.opened(config, int(patients.max()) + 1)
         lots = private.lots(split, patients, config, world)
+    if world.first:
+        folder.remove_unfinished("checkpoints", "samples", "generator")
     newest = world.broadcast(newest_sound(folder, on_event) if world.first else None)
     if isinstance(newest, Stuck):
         raise newest
@@ -453,9 +455,13 @@ class Recorder:
             self.folder.write(f"generator/{name}", content)
 
     def _page(self) -> None:
+        """The page as things stand. One that cannot be made is told of, and ends no run: it can be made again."""
         self._hold()
         self.folder.publish("metrics.jsonl")
-        self.folder.write("report.html", report.run_page(self.folder))
+        try:
+            self.folder.write("report.html", report.run_page(self.folder))
+        except Exception as error:
+            self.on_event({"event": "pageless", "reason": " ".join(f"{type(error).__name__}: {error}".split())})
 
 
 def compiles(device: torch.device) -> bool:

@@ -222,6 +222,7 @@ def test_the_slurm_script_ends_the_driver_of_its_own_job_and_no_other(tmp_path):
     (tmp_path / "cluster").mkdir()
     shutil.copy(CLUSTER / "ray.env", tmp_path / "cluster")
     (tmp_path / "token").write_text("token")
+    (tmp_path / "token").chmod(0o600)
     for name, text in {"srun": SRUN, "python": PYTHON, "scontrol": SCONTROL}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -237,12 +238,15 @@ def test_the_slurm_script_ends_the_driver_of_its_own_job_and_no_other(tmp_path):
     try:
         until(lambda: lines() or batch.poll() is not None, 20, "the driver to start")
         assert lines() == ["driver jobs/train.py --preset cgan"]
+        (cache,) = tmp_path.glob("mg-*")
+        assert cache.stat().st_mode & 0o777 == 0o700
         batch.terminate()
         assert batch.wait(20) == 0
         assert lines()[1:] == ["saved", "queued 42"]
         assert other.poll() is None
         assert "8 ray symmetric-run --address 192.0.2.7:20042" in (tmp_path / "srun.log").read_text()
         assert "--num-cpus 8" in (tmp_path / "srun.log").read_text()
+        assert not list(tmp_path.glob("mg-*"))
     finally:
         other.kill()
         other.wait()
@@ -250,14 +254,16 @@ def test_the_slurm_script_ends_the_driver_of_its_own_job_and_no_other(tmp_path):
         batch.wait()
 
 
-@pytest.mark.parametrize("length", [20, 32, 33, 59, 120])
+@pytest.mark.parametrize("length", [20, 27, 28, 59, 120])
 def test_rays_folder_in_a_slurm_job_has_room_for_the_paths_of_its_sockets(tmp_path, length):
     from ray._private.utils import validate_socket_filepath
 
     (tmp_path / "cluster").mkdir()
     shutil.copy(CLUSTER / "ray.env", tmp_path / "cluster")
     (tmp_path / "token").write_text("token")
-    scripts = {"srun": '[ "$4" = hostname ] && echo 192.0.2.7 || echo "$RAY_TMPDIR"', "scontrol": "echo node1"}
+    (tmp_path / "token").chmod(0o600)
+    srun = 'case "$4 $1" in hostname*) echo 192.0.2.7 ;; *ray) echo "$RAY_TMPDIR" ;; esac'
+    scripts = {"srun": srun, "scontrol": "echo node1"}
     for name, text in scripts.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
@@ -271,7 +277,7 @@ def test_rays_folder_in_a_slurm_job_has_room_for_the_paths_of_its_sockets(tmp_pa
     done = subprocess.run([CLUSTER / "slurm.sh"], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     taken = done.stdout.strip()
-    assert taken == (f"{folder}/ray-42" if length <= 32 else "/tmp/ray-42")
+    assert re.fullmatch(rf"{folder if length <= 27 else '/tmp'}/mg-[a-z0-9]{{8}}", taken)
     validate_socket_filepath(f"{taken}/ray/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store")
 
 

@@ -148,15 +148,25 @@ def test_a_running_search_is_watched_on_loopback(phantoms, tmp_path):
     killer = threading.Timer(60, process.kill)
     killer.start()
     try:
-        url = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline()).group(0)
+        url = re.search(r"http://127\.0\.0\.1:\d+/[\w-]{22}/", process.stdout.readline()).group(0)
         first = urllib.request.urlopen(url, timeout=20).read().decode()
         assert 'http-equiv="refresh"' in first
         assert 'data-name="003"' not in first
         record = next(r for r in folder.trials() if r["name"] == "002") | {"name": "003", "run": "002"}
         folder.write_trial(record)
         assert 'data-name="003"' in urllib.request.urlopen(url, timeout=20).read().decode()
-        with pytest.raises(urllib.error.HTTPError):
-            urllib.request.urlopen(url + "search.yaml", timeout=20)
+        port = url.split(":")[2].split("/")[0]
+        for place, host in (
+            (url + "search.yaml", "localhost:80"),
+            (f"http://127.0.0.1:{port}/", "localhost:80"),  # another user of this host
+            (url, "evil.example"),
+            (url, f"evil.example:{port}"),  # a page of elsewhere, whose name leads here meanwhile
+            (url, f"localhost.evil.example:{port}"),
+        ):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(urllib.request.Request(place, headers={"Host": host}), timeout=20)
+        for host in (f"localhost:{port}", "localhost:9000", f"[::1]:{port}"):
+            urllib.request.urlopen(urllib.request.Request(url, headers={"Host": host}), timeout=20)
         with pytest.raises(urllib.error.URLError, match="refused"):  # of this host's other addresses none answers
             urllib.request.urlopen(url.replace("127.0.0.1", "127.0.0.2"), timeout=20)
     finally:

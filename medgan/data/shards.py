@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import re
+import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,8 +43,12 @@ SMALL_STRATUM = 100
 OURS = re.compile(
     r"((train|val|test)/\d{5}\.parquet|png/[^/]+/\d{6,}\.png|dicom/[^/]+/\d{6,}\.dcm"
     r"|\.parts/(request|(train|val|test)-\d{5}\.parquet\.json|[0-9a-f]{32}\.(json|npz))"
-    r"|manifest\.json|rejected\.parquet|summary\.html|evaluation\.json|report\.html|README\.md)(\.tmp)?"
+    r"|manifest\.json|rejected\.parquet|summary\.html|evaluation\.json|report\.html|README\.md)(\.[0-9a-f]{8}\.tmp)?"
 )
+
+
+UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.tmp$")
+"""How a file's name ends that is being written, or whose writer was killed."""
 
 
 class DataError(Refused):
@@ -145,7 +150,8 @@ def write_file(folder: str | Path, name: str, content: bytes) -> None:
     fs, path = filesystem(folder)
     fs.create_dir(f"{path}/{name}".rpartition("/")[0], recursive=True)
     if isinstance(fs, pafs.LocalFileSystem):
-        unfinished = Path(f"{path}/{name}.tmp")
+        # A name of this write's own: two may be at the same file, a page that is made by hand beside a run's.
+        unfinished = Path(f"{path}/{name}.{secrets.token_hex(4)}.tmp")  # see UNFINISHED
         try:
             with open(unfinished, "wb") as file:
                 file.write(content)
