@@ -90,13 +90,13 @@ def test_a_writer_killed_half_way_leaves_nothing_that_is_taken_for_whole(tmp_pat
     monkeypatch.setenv("MEDGAN_CACHE", str(tmp_path / "cache"))
     data = write_phantoms(tmp_path / "data", count=120, rows_per_shard=16)
     code = """
-read_shard, read = loader.read_shard, []
+read_table, read = loader.read_table, []
 def mortal(*arguments):
     read.append(1)
     if len(read) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    return read_shard(*arguments)
-loader.read_shard = mortal
+    return read_table(*arguments)
+loader.read_table = mortal
 loader.open_split(DATA, "train")
 """
     process = other_process(data, code)
@@ -141,8 +141,8 @@ def test_a_shard_that_changed_is_found_also_when_the_cache_is_warm(tmp_path):
 def test_the_ranks_of_one_start_check_the_shards_once_per_node(tmp_path, monkeypatch):
     data = write_phantoms(tmp_path / "data", count=60, rows_per_shard=16)
     monkeypatch.setenv("MEDGAN_CACHE", str(tmp_path / "cache"))
-    read, real = [], loader.read_shard
-    monkeypatch.setattr(loader, "read_shard", lambda *arguments: read.append(1) or real(*arguments))
+    read, real = [], loader.read_table
+    monkeypatch.setattr(loader, "read_table", lambda *arguments: read.append(1) or real(*arguments))
     shards = len(list((data / "train").glob("*.parquet")))
     for start, reads in (("monday", shards), ("monday", 0), ("tuesday", shards), ("", shards), ("", shards)):
         read.clear()

@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -29,7 +27,7 @@ from medgan.data.shards import (
     DataError,
     Manifest,
     read_manifest,
-    read_shard,
+    read_table,
     shard_labels,
     shard_pixels,
     told,
@@ -82,7 +80,7 @@ def open_split(data: str | Path, split: str, start: str = "") -> Split:
                 _fill(data, manifest, split, pixels, labels)
             elif not known:
                 with ThreadPoolExecutor(8) as pool:
-                    list(pool.map(partial(read_shard, data), manifest.splits[split]))
+                    list(pool.map(partial(read_table, data, manifest), manifest.splits[split]))
             lock.truncate(0)
             lock.write(start)
         cache.sweep()
@@ -105,7 +103,7 @@ def _fill(data: str | Path, manifest: Manifest, split: str, pixels: Path, labels
         np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
         yield header.getbuffer()
         for shard in manifest.splits[split]:
-            table = pq.read_table(pa.BufferReader(read_shard(data, shard)))
+            table = read_table(data, manifest, shard)
             yield shard_pixels(table, manifest.shape).data
             found.append(shard_labels(table, manifest.classes))
 

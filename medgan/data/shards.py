@@ -8,6 +8,7 @@ pandas, DuckDB, Ray Data and `datasets` open them as they are.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import importlib.metadata
@@ -17,23 +18,26 @@ import os
 import platform
 import re
 import secrets
+import stat
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import PIL
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 import medgan
-from medgan.config import Refused
-from medgan.names import wrong_with
+from medgan.config import RESOLUTIONS, Refused
+from medgan.names import one_line, wrong_with
 
 SCHEMA_VERSION = 1
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -59,44 +63,56 @@ class SchemaError(ValueError):
     """A manifest of another schema; its one argument is which."""
 
 
+# A manifest may come from anybody: what is read is checked against these.
+Count = Annotated[int, Field(ge=0, le=2**40)]
+SplitName = Annotated[str, Field(pattern="^(train|val|test)$")]
+Word = Annotated[str, Field(max_length=1000)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+STRICT = ConfigDict(extra="forbid", strict=True)
+
+
 @dataclass(frozen=True)
 class Shard:
     """One Parquet file: path below DATA, rows, bytes, SHA-256 of the file in hex."""
 
-    path: str
-    rows: int
-    bytes: int
-    sha256: str
+    __pydantic_config__ = STRICT
+
+    path: Annotated[str, Field(pattern=r"^(train|val|test)/\d{5}\.parquet$")]
+    rows: Count
+    bytes: Count
+    sha256: Sha256
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What a data folder holds; manifest.json is this, as JSON with sorted keys."""
 
-    source: str
-    classes: tuple[str, ...]
+    __pydantic_config__ = STRICT
+
+    source: Word
+    classes: Annotated[tuple[Word, ...], Field(max_length=1000)]
     resolution: int
     channels: int
-    splits: dict[str, list[Shard]]
+    splits: dict[SplitName, list[Shard]]
     schema_version: int = SCHEMA_VERSION
     synthetic: bool = False
     seed: int = 0
-    fit: str = "crop"
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    fit: Word = "crop"
+    counts: dict[SplitName, dict[Word, Count]] = field(default_factory=dict)
     """Per split: images of each class."""
-    patients: dict[str, int] = field(default_factory=dict)
+    patients: dict[SplitName, Count] = field(default_factory=dict)
     """Per split: how many patients."""
-    rejected: int = 0
-    key_fingerprint: str | None = None
-    request: str = ""
+    rejected: Count = 0
+    key_fingerprint: Word | None = None
+    request: Word = ""
     """Digest of what was asked for and what lay in the raw folder; equal requests make equal folders."""
-    versions: dict[str, str] = field(default_factory=dict)
+    versions: dict[Word, Word] = field(default_factory=dict)
     mirror: bool = False
     """Whether a mirrored image is still one of its kind; what a source does not know is no."""
     drawn: bool = False
     """Whether a program drew the images, or those that their generator learnt from, so that none is of a patient; what
     does not say so may be of patients."""
-    trained_on: str | None = None
+    trained_on: Sha256 | None = None
     """Of a release: SHA-256 of the manifest that its generator was trained on."""
 
     @property
@@ -120,16 +136,28 @@ class Manifest:
 
     @staticmethod
     def from_json(text: str) -> Manifest:
-        tree = json.loads(text)
-        if tree["schema_version"] != SCHEMA_VERSION:
-            raise SchemaError(tree["schema_version"])
-        if not all(isinstance(tree[name], int) for name in ("resolution", "channels")):
-            raise ValueError("resolution and channels are numbers")
-        tree["classes"] = tuple(tree["classes"])
-        tree["splits"] = {
-            split: [Shard(**shard) for shard in tree["splits"][split]] for split in SPLITS if split in tree["splits"]
-        }
-        return Manifest(**tree)
+        """Raises SchemaError where it is of another version, and ValueError saying what else is wrong."""
+        tree = from_json(text)  # which knows how deep is too deep
+        version = tree.get("schema_version") if isinstance(tree, dict) else None
+        if isinstance(version, int) and version != SCHEMA_VERSION:
+            raise SchemaError(version)
+        try:
+            manifest = TypeAdapter(Manifest).validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        if manifest.resolution not in RESOLUTIONS:
+            raise ValueError(f"resolution: {manifest.resolution} is none of {', '.join(map(str, RESOLUTIONS))}")
+        if manifest.channels not in (1, 3):
+            raise ValueError(f"channels: {manifest.channels} is neither 1 nor 3")
+        for split, shards in manifest.splits.items():
+            for shard in shards:
+                if not shard.path.startswith(f"{split}/"):
+                    raise ValueError(f"splits: {shard.path} is listed in {split}")
+        paths = [shard.path for shards in manifest.splits.values() for shard in shards]
+        if len(set(paths)) < len(paths):
+            raise ValueError("splits: a shard is listed twice")
+        return replace(manifest, splits={name: manifest.splits[name] for name in SPLITS if name in manifest.splits})
 
 
 # -- where a folder is -------------------------------------------------------------------------------------------
@@ -184,6 +212,8 @@ def begin(folder: str | Path, mark: str) -> bool:
 def read_file(folder: str | Path, name: str) -> bytes:
     """A file below a folder or URI. Raises FileNotFoundError or another OSError."""
     fs, path = filesystem(folder)
+    if isinstance(fs, pafs.LocalFileSystem) and not stat.S_ISREG(Path(f"{path}/{name}").stat().st_mode):
+        raise OSError(errno.EINVAL, "not a plain file")  # a pipe would be waited for
     with fs.open_input_file(f"{path}/{name}") as file:
         return bytes(file.read())
 
@@ -410,8 +440,9 @@ def read_manifest(data: str | Path, flag: str = "--data") -> tuple[Manifest, str
             f"{flag} {data}: schema version {error}, but {SCHEMA_VERSION} is needed; "
             "prepare it again, or use the medgan that made it"
         ) from None
-    except (ValueError, TypeError, KeyError):
-        raise DataError(f"{flag} {data}: manifest.json is damaged; prepare the folder again") from None
+    except ValueError as error:
+        told_so = f"manifest.json is damaged ({one_line(str(error))})"
+        raise DataError(f"{flag} {data}: {told_so}; prepare the folder again") from None
     if why := wrong_with(manifest.classes):
         raise DataError(f"{flag} {data}: manifest.json: {why}")
     return manifest, hashlib.sha256(text).hexdigest()
@@ -419,48 +450,64 @@ def read_manifest(data: str | Path, flag: str = "--data") -> tuple[Manifest, str
 
 def read_shard(data: str | Path, shard: Shard) -> bytes:
     """A shard's bytes, checked against the manifest. Raises DataError naming the file."""
+    fs, path = filesystem(data)
+    found = fs.get_file_info(f"{path}/{shard.path}")
+    if found.type == pafs.FileType.NotFound:
+        raise DataError(f"--data {data}: {shard.path} is missing; prepare the folder again")
+    if found.type == pafs.FileType.File and found.size != shard.bytes:  # known before anything is read
+        raise DataError(
+            f"--data {data}: {shard.path} has {found.size} bytes, the manifest says {shard.bytes}; prepare it again"
+        )
     try:
         content = read_file(data, shard.path)
-    except OSError:
-        raise DataError(f"--data {data}: {shard.path} is missing; prepare the folder again") from None
-    if len(content) != shard.bytes:
-        raise DataError(
-            f"--data {data}: {shard.path} has {len(content)} bytes, the manifest says {shard.bytes}; prepare it again"
-        )
+    except OSError as error:
+        raise DataError(f"--data {data}: {shard.path} cannot be read ({told(error)}); prepare it again") from None
     if hashlib.sha256(content).hexdigest() != shard.sha256:
         raise DataError(f"--data {data}: {shard.path} is not what was written (SHA-256 differs); prepare it again")
     return content
 
 
+def read_table(data: str | Path, manifest: Manifest, shard: Shard) -> pa.Table:
+    """A shard's rows, which are as the manifest says: columns, number, nothing missing, labels of 0 and 1.
+
+    Raises DataError naming the file.
+    """
+    content = read_shard(data, shard)
+    try:
+        table = pq.read_table(pa.BufferReader(content))
+    except pa.ArrowException as error:
+        raise DataError(f"--data {data}: {shard.path}: {one_line(str(error))}; prepare it again") from None
+    if why := _wrong_rows(table, manifest, shard):
+        raise DataError(f"--data {data}: {shard.path}: {why}; prepare it again")
+    return table
+
+
+def _wrong_rows(table: pa.Table, manifest: Manifest, shard: Shard) -> str | None:
+    expected = schema(manifest.shape, manifest.classes, manifest.synthetic)
+    if not table.schema.equals(expected, check_metadata=True):
+        return "its columns or metadata are not those of this data set"
+    if len(table) != shard.rows:
+        return f"{len(table)} rows, the manifest says {shard.rows}"
+    for name in table.column_names:
+        if table.column(name).null_count:
+            return f"a row without {name}"
+    if (shard_labels(table, manifest.classes) > 1).any():
+        return "labels that are neither 0 nor 1"
+    return None
+
+
 def column(data: str | Path, split: str, name: str) -> list[Any]:
     """One column of a split, such as `patient`, in the order of its rows. Raises DataError."""
     manifest, _ = read_manifest(data)
-    tables = [
-        pq.read_table(pa.BufferReader(read_shard(data, shard)), columns=[name]) for shard in manifest.splits[split]
-    ]
+    tables = [read_table(data, manifest, shard) for shard in manifest.splits[split]]
     return [value for table in tables for value in table.column(name).to_pylist()]
 
 
 def verify(data: str | Path, manifest: Manifest) -> None:
-    """Every shard's bytes against its checksum, and no patient in two splits. Raises DataError."""
-    shards = [(split, shard) for split, shards in manifest.splits.items() for shard in shards]
-
-    def patients(item: tuple[str, Shard]) -> tuple[str, set[str]]:
-        content = read_shard(data, item[1])
-        file = pq.ParquetFile(pa.BufferReader(content))
-        if "patient" not in file.schema_arrow.names:
-            return item[0], set()
-        return item[0], set(file.read(["patient"]).column("patient").to_pylist())
-
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(patients, shards))
-    split_of: dict[str, str] = {}
-    for split, ids in found:
-        for patient in ids:
-            if split_of.setdefault(patient, split) != split:
-                raise DataError(
-                    f"--data {data}: a patient has images in {split_of[patient]} and in {split}; prepare it again"
-                )
+    """Every shard as `read_table` has it, and no patient or image in two splits. Raises DataError."""
+    _, _, whose = _survey(data, manifest, None)
+    for line in _shared(whose):
+        raise DataError(f"--data {data}: {line}; prepare it again")
 
 
 def problems(data: str | Path) -> list[str]:
@@ -470,27 +517,7 @@ def problems(data: str | Path) -> list[str]:
     """
     manifest, _ = read_manifest(data)
     wrong: list[str] = []
-    expected = schema(manifest.shape, manifest.classes, manifest.synthetic)
-    counts = {split: dict.fromkeys(manifest.classes, 0) for split in manifest.splits}
-    patients: dict[str, set[str]] = {split: set() for split in manifest.splits}
-    images: dict[str, set[str]] = {split: set() for split in manifest.splits}
-    for split, listed in manifest.splits.items():
-        for shard in listed:
-            try:
-                table = pq.read_table(pa.BufferReader(read_shard(data, shard)))
-            except (DataError, pa.ArrowException) as error:
-                wrong.append(str(error).removeprefix(f"--data {data}: "))
-                continue
-            if not table.schema.equals(expected, check_metadata=True):
-                wrong.append(f"{shard.path}: its columns or metadata are not those of this data set")
-                continue
-            if len(table) != shard.rows:
-                wrong.append(f"{shard.path}: {len(table)} rows, the manifest says {shard.rows}")
-            for name, count in label_counts(shard_labels(table, manifest.classes), manifest.classes).items():
-                counts[split][name] += count
-            if not manifest.synthetic:
-                patients[split].update(table.column("patient").to_pylist())
-                images[split].update(table.column("image_id").to_pylist())
+    counts, patients, whose = _survey(data, manifest, wrong)
     if wrong:
         return wrong  # counts of a part would only repeat it
     for split in manifest.splits:
@@ -498,13 +525,9 @@ def problems(data: str | Path) -> list[str]:
             wrong.append(
                 f"{split}: images per class are {counts[split]}, the manifest says {manifest.counts.get(split)}"
             )
-        if not manifest.synthetic and len(patients[split]) != manifest.patients.get(split):
-            wrong.append(f"{split}: {len(patients[split])} patients, the manifest says {manifest.patients.get(split)}")
-    for one, other in combinations(manifest.splits, 2):
-        if shared := len(patients[one] & patients[other]):
-            wrong.append(f"{shared} patients are in {one} and in {other}")
-        if shared := len(images[one] & images[other]):
-            wrong.append(f"{shared} images are in {one} and in {other}")
+        if not manifest.synthetic and patients[split] != manifest.patients.get(split):
+            wrong.append(f"{split}: {patients[split]} patients, the manifest says {manifest.patients.get(split)}")
+    wrong += _shared(whose)
     if not manifest.synthetic:
         wrong += _beside(data, manifest)
     fs, root = filesystem(data)
@@ -514,6 +537,55 @@ def problems(data: str | Path) -> list[str]:
             if f"{split}/{entry.base_name}" not in listed_paths:
                 wrong.append(f"{split}/{entry.base_name}: not in the manifest")
     return wrong
+
+
+Ids = dict[str, dict[str, set[str]]]
+"""Per kind, patient or image, and split: which there are."""
+
+
+def _survey(
+    data: str | Path, manifest: Manifest, wrong: list[str] | None
+) -> tuple[dict[str, dict[str, int]], dict[str, int], Ids]:
+    """Of all shards: images of each class and patients by split, and who is where.
+
+    Raises the DataError of a shard that is not as it should be or, where a list is given, notes what is wrong with it.
+    """
+    counts = {split: dict.fromkeys(manifest.classes, 0) for split in manifest.splits}
+    kinds = () if manifest.synthetic else ("patient", "image_id")
+    whose: Ids = {kind: {split: set() for split in manifest.splits} for kind in kinds}
+    listed = [(split, shard) for split, shards in manifest.splits.items() for shard in shards]
+
+    def look(item: tuple[str, Shard]) -> tuple[dict[str, int], dict[str, set[str]]]:
+        table = read_table(data, manifest, item[1])
+        found = label_counts(shard_labels(table, manifest.classes), manifest.classes)
+        return found, {kind: set(table.column(kind).to_pylist()) for kind in kinds}
+
+    with ThreadPoolExecutor(8) as pool:
+        for (split, _), future in [(item, pool.submit(look, item)) for item in listed]:
+            try:
+                found, ids = future.result()
+            except DataError as error:
+                if wrong is None:
+                    raise
+                wrong.append(str(error).removeprefix(f"--data {data}: "))
+                continue
+            for name, count in found.items():
+                counts[split][name] += count
+            for kind in kinds:
+                whose[kind][split] |= ids[kind]
+    patients = {split: len(ids) for split, ids in whose.get("patient", {}).items()}
+    return counts, patients, whose
+
+
+def _shared(whose: Ids) -> list[str]:
+    """Which patients and images are in two splits, a line for each pair."""
+    called = {"patient": "patients", "image_id": "images"}
+    return [
+        f"{shared} {called[kind]} are in {one} and in {other}"
+        for kind, ids in whose.items()
+        for one, other in combinations(ids, 2)
+        if (shared := len(ids[one] & ids[other]))
+    ]
 
 
 def _beside(data: str | Path, manifest: Manifest) -> list[str]:
