@@ -19,6 +19,7 @@ from typing import Any
 
 from medgan.config import Refused
 from medgan.data import shards
+from medgan.keys import patient_key
 from medgan.terminal import Failed, Parser, Progress, absolute, command
 
 
@@ -50,6 +51,7 @@ def parser() -> Parser:
         metavar="P",
         help="drop images to whose class a classifier of the real ones gives a probability below P; needs --data",
     )
+    parser.add_patient_key("the seeds of images that were filtered by --data: the same key gives the same images")
     parser.add_argument("--overwrite", action="store_true", help="replace another data set that --out holds")
     parser.add_argument("--png", action="store_true", help="also write png/<class>/<row>.png")
     parser.add_argument("--dicom", action="store_true", help="also write dicom/<class>/<row>.dcm: secondary captures")
@@ -63,6 +65,7 @@ def parser() -> Parser:
 def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     run, out = absolute("--run", args.run), absolute("--out", args.out)
+    key_file = absolute("--patient-key-file", args.patient_key_file) if args.patient_key_file else None
     if args.seed < 0:
         raise Refused(f"--seed {args.seed}: must be at least 0")
     for flag, wanted in (("--per-class", args.per_class), ("--count", args.count)):
@@ -94,7 +97,8 @@ def main(argv: Sequence[str]) -> None:
     amounts = amounts_of(args, classes)
     labels = sampler.labels(args.seed, amounts=amounts, count=args.count or 0)
     # Byte for byte what this was asked for; how many workers draw it is no part of that.
-    filters = [data["sha256"] if data else None, args.confidence]
+    key = patient_key(key_file) if data else None
+    filters = [data["sha256"] if data else None, args.confidence, shards.fingerprint(key) if key else None]
     asked = [
         sampler.sha256,
         args.seed,
@@ -116,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
 
     common = {"run": run, "sha256": sampler.sha256, "out": out, "seed": args.seed, "truncation": args.truncation}
     cells = release.plan(
-        labels, {**common, "request": digest, "png": args.png, "dicom": args.dicom}, data, args.confidence
+        labels, {**common, "request": digest, "png": args.png, "dicom": args.dicom}, data, args.confidence, key
     )
     drawn = draw(cells, f"{out}/{shards.PARTS}", args)
     found = [cell.load(f"{out}/{shards.PARTS}") for cell in cells]

@@ -51,10 +51,7 @@ def parser() -> Parser:
         parser.add_argument(_flag(name), help=option.metadata["help"], **kind)
     parser.add_argument("--keep-paths", action="store_true", help="name files by their paths, also in rejected.parquet")
     parser.add_argument("--overwrite", action="store_true", help="replace another data set that --out holds")
-    parser.add_argument(
-        "--patient-key-file",
-        help="key of the patient and image ids (default ~/.config/medgan/patient.key, made if need be)",
-    )
+    parser.add_patient_key("the patient and image ids")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages and tracebacks")
     return parser
 

@@ -2,11 +2,16 @@
 
 A slot of a release has a label; its image is the first of its attempts that passes the filters, each attempt with a
 seed of its own. So a shard is a function of the generator, the seed and the filters alone, on any number of workers.
+
+Filters look at patients' images, and what they dropped must not be found by what they let pass. Whoever has the release
+and the generator can draw any image whose seed is known: so the seeds of a filtered release are keyed with a secret of
+its maker, and neither they nor names nor numbers tell which slot took several attempts.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import re
 from collections.abc import Sequence
 from io import BytesIO
@@ -40,9 +45,14 @@ MARK = "Synthetic image, not of a patient, not for diagnosis."
 
 
 def plan(
-    labels: np.ndarray, common: dict[str, Any], data: dict[str, str] | None, confidence: float | None
+    labels: np.ndarray,
+    common: dict[str, Any],
+    data: dict[str, str] | None,
+    confidence: float | None,
+    key: bytes | None = None,
 ) -> list[Cell]:
-    """A cell for each shard. labels: uint8 (N, K), of every slot; common: see `shard`; data: for the filters."""
+    """A cell for each shard. labels: uint8 (N, K), of every slot; common: see `shard`; data: for the filters; key: the
+    secret of the seeds, which stays here: a shard gets one of its own."""
     needs: tuple[Cell, ...] = ()
     if data is not None:
         needs = (Cell("how alike films are", f"{HERE}:limit", {"data": data}),)
@@ -51,9 +61,22 @@ def plan(
     cells = []
     for number, first in enumerate(range(0, len(labels), ROWS_PER_SHARD)):
         some = labels[first : first + ROWS_PER_SHARD].tolist()
+        secret = None if key is None else _keyed(key, f"release/{common['request']}/{number}").hex()
         own = {"number": number, "first": first, "labels": some, "data": data, "confidence": confidence}
+        own["secret"] = secret
         cells.append(Cell(f"shard {number}", f"{HERE}:shard", {**common, **own}, needs))
     return cells
+
+
+def seed_of(secret: str | None, seed: int, attempt: int, slot: int) -> int:
+    """63 bits for one attempt at a slot: from the release's own seed, or from a secret, in hex, where there is one."""
+    if secret is None:
+        return stream_seed(seed, "generate", slot)
+    return int.from_bytes(_keyed(bytes.fromhex(secret), f"{seed}/{attempt}/{slot}")[:8], "little") >> 1
+
+
+def _keyed(key: bytes, message: str) -> bytes:
+    return hmac.new(key, message.encode(), hashlib.sha256).digest()
 
 
 def limit(*, data: dict[str, str]) -> Result:
@@ -73,6 +96,7 @@ def shard(
     labels: list[list[int]],
     data: dict[str, str] | None,
     confidence: float | None,
+    secret: str | None,
     png: bool,
     dicom: bool,
 ) -> Result:
@@ -91,8 +115,7 @@ def shard(
     seeds = np.zeros(len(hot), np.int64)
     empty, copies, unsure = np.arange(len(hot)), 0, 0
     for attempt in range(TRIES if data else 1):
-        name = f"generate/{attempt}" if attempt else "generate"
-        own = [stream_seed(seed, name, first + int(slot)) for slot in empty]
+        own = [seed_of(secret, seed, attempt, first + int(slot)) for slot in empty]
         drawn = sampler.at(hot[empty], own)
         good = np.ones(len(empty), bool)
         if films is not None:
@@ -114,16 +137,16 @@ def shard(
         return {**found, "shard": None, "counts": [0] * hot.shape[1]}
     file = f"train/{number:05d}.parquet"
     written = shards.write_shard(out, file, pixels[kept], hot[kept], sampler.classes, {"seed": seeds[kept].tolist()})
-    for slot in kept:
+    for image, slot in enumerate(kept, first):  # a slot that stayed empty leaves no gap
         having = [name for name, has in zip(sampler.classes, hot[slot], strict=True) if has]
         folder = names.folder(having, sampler.classes) if sampler.classes else "all"
         label = "+".join(having) or folder
         if png:
-            shards.write_file(out, f"png/{folder}/{first + slot:06d}.png", encode_png(pixels[slot], MARK))
+            shards.write_file(out, f"png/{folder}/{image:06d}.png", encode_png(pixels[slot], MARK))
         if dicom:
-            which = int(seeds[slot]), first + int(slot)
+            which = int(seeds[slot]), image
             content = secondary_capture(pixels[slot], label, sha256, *which, request, drawn=sampler.drawn)
-            shards.write_file(out, f"dicom/{folder}/{first + slot:06d}.dcm", content)
+            shards.write_file(out, f"dicom/{folder}/{image:06d}.dcm", content)
     return {**found, "shard": vars(written), "counts": hot[kept].sum(0).tolist()}
 
 

@@ -44,6 +44,11 @@ class Parser(argparse.ArgumentParser):
         help = f"what {what} takes (auto, the default: GPUs if the cluster has any now)"
         self.add_argument("--use", choices=("auto", "gpu", "cpu"), default="auto", help=help)
 
+    def add_patient_key(self, what: str) -> None:
+        """--patient-key-file, as every command has it that needs a secret."""
+        help = f"key of {what} (default ~/.config/medgan/patient.key, made if need be)"
+        self.add_argument("--patient-key-file", metavar="FILE", help=help)
+
 
 def command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run a script's main; returns its exit code: 0 done, 1 failed while running, 2 refused, 130 interrupted.

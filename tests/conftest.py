@@ -70,6 +70,7 @@ def own_cache(tmp_path_factory):
     patch.setenv("TMPDIR", temporary.name)
     patch.setattr(tempfile, "tempdir", temporary.name)
     patch.setenv("WANDB_MODE", "offline")
+    patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # keys and tokens
     yield
     patch.undo()
     shutil.rmtree(ray_folder)

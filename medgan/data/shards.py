@@ -331,6 +331,11 @@ def keyed_id(key: bytes, *parts: str | bytes) -> str:
     return hmac.new(key, message, hashlib.sha256).hexdigest()[:32]
 
 
+def fingerprint(key: bytes) -> str:
+    """By which a key is told from others, 16 hexadecimal digits."""
+    return keyed_id(key, "fingerprint")[:16]
+
+
 # -- the split ---------------------------------------------------------------------------------------------------
 
 
