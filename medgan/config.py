@@ -56,7 +56,7 @@ class Data(Section):
     """1 for grey, 3 for colour. None: as in DATA."""
     classes: Annotated[tuple[str, ...] | None, AfterValidator(_classes)] = None
     """Class names in label order. None: as in DATA."""
-    manifest_sha256: str | None = None
+    manifest_sha256: str | None = Field(None, pattern="^[0-9a-f]{1,64}$")
     """SHA-256 of DATA/manifest.json, hex. None: any DATA; filled in when the run starts."""
     mirror: bool | None = None
     """Whether a mirrored image is still one of its kind: OCT scans yes, chest films no (the heart is on one side).

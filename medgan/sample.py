@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from medgan import names
 from medgan.config import Config, parse_yaml, validate
-from medgan.data.shards import DataError, read_file
+from medgan.data.shards import Count, DataError, Sha256, Word, read_file
 from medgan.folder import holds_generator
 from medgan.metrics.fidelity import FIGURES
 from medgan.models import build_gan, stylegan2, z_size
@@ -158,6 +159,36 @@ def export(
     }
 
 
+class Figures(BaseModel):
+    """What a generator's folder tells of it. These are used, the others are shown."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[Word, float | int | Word | None]
+
+    images_seen: Count = 0
+    epsilon: float | None = Field(None, ge=0, allow_inf_nan=False, alias="privacy/epsilon")
+    begun_with: list[Sha256] = []
+
+
+class LabelSet(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    classes: list[Word]
+    images: Count
+
+
+class Description(BaseModel):
+    """config.yaml of a generator's folder, which may come from anybody."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    config: dict[str, Any]
+    label_counts: dict[Word, Count] = {}
+    label_sets: list[LabelSet] = []
+    drawn: bool = False
+    figures: Figures = Figures()
+
+
 @dataclass(frozen=True)
 class Sampler:
     """An exported generator, ready to draw."""
@@ -194,27 +225,25 @@ class Sampler:
         found = hashlib.sha256(weights).hexdigest()
         if sha256 is not None and sha256 != found:
             raise DataError(f"--run {run}: its generator is another one since this began; give the command again")
-        tree = parse_yaml(description, f"--run {run}: {below}config.yaml")
-        config = validate(tree.get("config", {}))
-        generator, _ = build_gan(config)
-        if config.precision == "float64":
-            generator.double()
+        damaged = f"--run {run}: {below}config.yaml is damaged"
         try:
-            generator.load_state_dict(load_safetensors(weights))
-        except (SafetensorError, RuntimeError):
-            raise DataError(f"--run {run}: {below}model.safetensors is damaged or of another config") from None
-        generator.eval().requires_grad_(False).to(device)
-        counts = tree["label_counts"] if config.conditional else {}
+            told = Description.model_validate(parse_yaml(description, f"--run {run}: {below}config.yaml"))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise DataError(names.one_line(f"{damaged}: {where}: {first['msg']}")) from None
+        config, counts, figures = validate(told.config), told.label_counts, told.figures
+        if not {config.data.resolution, config.data.channels, config.data.classes}.isdisjoint({None}):
+            raise DataError(f"{damaged}: it does not say which images it draws")
         if config.conditional and tuple(counts) != config.data.classes:
-            raise DataError(
-                f"--run {run}: {below}config.yaml is damaged: it counts images of other classes than it has"
-            )
-        figures = tree.get("figures", {})
-        seen, epsilon = int(figures.get("images_seen", 0)), figures.get("privacy/epsilon")
-        before = tuple(figures.get("begun_with", ()))
-        sets = tuple(tree.get("label_sets", ())) if config.conditional else ()
-        drawn = tree.get("drawn") is True
-        return Sampler(generator, config, counts, found, seen, epsilon, before, sets, drawn)
+            raise DataError(f"{damaged}: it counts images of other classes than it has")
+        if any(set(one.classes) - set(counts) for one in told.label_sets):
+            raise DataError(f"{damaged}: label_sets has other classes than it counts")
+        generator = _generator(config, weights, f"--run {run}: {below}model.safetensors")
+        sets = tuple(one.model_dump() for one in told.label_sets) if config.conditional else ()
+        counts, before = counts if config.conditional else {}, tuple(figures.begun_with)
+        generator.to(device)
+        return Sampler(generator, config, counts, found, figures.images_seen, figures.epsilon, before, sets, told.drawn)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -256,6 +285,24 @@ class Sampler:
         latents = [np.random.Generator(np.random.Philox(own)).standard_normal(size, np.float32) for own in seeds]
         hot = torch.from_numpy(labels.astype(np.float32))
         return generate(self.generator, torch.from_numpy(np.stack(latents)), hot).numpy()
+
+
+def _generator(config: Config, content: bytes, where: str) -> nn.Module:
+    """The network of a config with such weights. What the config makes is compared with what the weights are before
+    anything is allocated: a few lines can ask for more memory than there is. Raises DataError."""
+    with torch.device("meta"):
+        generator, _ = build_gan(config)
+    if config.precision == "float64":
+        generator.double()
+    try:
+        weights = load_safetensors(content)
+    except SafetensorError:
+        weights = {}
+    kind = lambda tensors: {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    if kind(weights) != kind(generator.state_dict()):
+        raise DataError(f"{where} is damaged or of another config")
+    generator.load_state_dict(weights, assign=True)
+    return generator.eval().requires_grad_(False)
 
 
 UNCOUNTED = (
