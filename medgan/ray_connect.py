@@ -16,15 +16,17 @@ import shutil
 import socket
 import stat
 import struct
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray._common.utils import get_default_system_temp_dir, get_ray_address_file
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
 
 from medgan.config import Refused
@@ -97,6 +99,9 @@ def _start_here(common: Mapping[str, Any]) -> None:
     # Loopback alone, by the switch that Ray has for the sake of firewalls on other systems.
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
+    # In groups of their own: what ends this command's group (`timeout`, a terminal that closes) must not end Ray first.
+    # They end with this process by themselves.
+    services.ConsolePopen = partial(subprocess.Popen, process_group=0)
     options = {**common, "include_dashboard": False, "object_store_memory": 256 * 2**20, "_temp_dir": own_folder()}
     for left in range(STARTS - 1, -1, -1):
         try:

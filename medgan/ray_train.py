@@ -327,7 +327,8 @@ class Lookout(threading.Thread):
 
 
 class Interrupt:
-    """Within it, the first Ctrl-C or SIGTERM is only noted, and a second one ends the process at once.
+    """Within it, the first Ctrl-C, SIGTERM or SIGHUP is only noted, and a second one ends the process at once. A SIGHUP
+    that nohup has ignored stays so.
 
     An exception raised in the midst of one of Ray's calls can end the process without a word.
     """
@@ -337,7 +338,9 @@ class Interrupt:
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self.before[number] = signal.signal(number, self._note)
 
     def __exit__(self, *_: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import shlex
@@ -12,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from medgan.config import Refused
 from medgan.data.cache import closing_cache
@@ -58,6 +59,7 @@ def command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = 
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # which may take ASCII only; stderr is like this by itself
         sys.stdout.reconfigure(errors="backslashreplace")
+    _keep_talking()
     try:
         with closing_cache():
             main(arguments)
@@ -71,6 +73,29 @@ def command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = 
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return _say(text if len(text) < 500 else text[:500] + "...", 1, arguments, hint="; --verbose shows more")
     return 0
+
+
+class Listener(io.FileIO):
+    """A file that somebody reads or not: where they have gone (`| head`, a terminal that was closed) the work goes on,
+    and what is said is lost."""
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content) or 0
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            return len(content)
+
+
+def _keep_talking() -> None:
+    """Make this process's stdout and stderr outlive whoever reads them."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and stream is getattr(sys, f"__{name}__"):
+            kept = Listener(stream.fileno(), "w", closefd=False)
+            how = {"encoding": stream.encoding, "errors": stream.errors, "line_buffering": stream.line_buffering}
+            setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(kept), **how))
 
 
 def _say(error: object, code: int, arguments: list[str], hint: str = "") -> int:

@@ -221,6 +221,11 @@ def read_file(folder: str | Path, name: str) -> bytes:
 def names(folder: str | Path, below: str = "") -> list[str]:
     """File and folder names directly below a folder, sorted; none where it does not exist."""
     fs, path = filesystem(folder)
+    if isinstance(fs, pafs.LocalFileSystem):  # pyarrow fails where a file gets its name meanwhile
+        try:
+            return sorted(entry.name for entry in Path(f"{path}/{below}").iterdir())
+        except FileNotFoundError:
+            return []
     selector = pafs.FileSelector(f"{path}/{below}".rstrip("/"), allow_not_found=True)
     return sorted(entry.base_name for entry in fs.get_file_info(selector))
 

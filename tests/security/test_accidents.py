@@ -1,13 +1,19 @@
 """What happens to people: two commands at one folder, a page that cannot be made, writers that are killed."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from medgan import report
 from medgan.data import shards
-from medgan.folder import Folder
+from medgan.folder import Folder, RunFolder
 
+from ..test_ray import ROOT, Job, until
+from ..test_ray import train as arguments
 from ..test_run import train
 
 
@@ -31,6 +37,25 @@ def test_two_who_write_one_file_at_once_both_succeed(tmp_path):
     assert failed == []
     assert (tmp_path / "report.html").read_bytes() in contents
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_folder_can_be_listed_at_the_moment_in_which_it_is_made(tmp_path):
+    """pyarrow.fs looks for it a second time, and then complains that it could not be listed."""
+    folder, over = Folder(str(tmp_path)), threading.Event()
+
+    def make() -> None:
+        while not over.is_set():
+            (tmp_path / "checkpoints").mkdir()
+            (tmp_path / "checkpoints").rmdir()
+
+    maker = threading.Thread(target=make)
+    maker.start()
+    try:
+        for _ in range(20000):
+            assert folder.names("checkpoints") == []
+    finally:
+        over.set()
+        maker.join()
 
 
 @pytest.mark.usefixtures("coarse_features")
@@ -69,3 +94,61 @@ def test_data_and_releases_know_their_own_unfinished_files(tmp_path):
     Folder(str(tmp_path)).write("train/thesis.tmp", b"dear")
     with pytest.raises(shards.DataError, match="not medgan data"):
         shards.check_target(tmp_path)
+
+
+# -- ends ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_work_goes_on_where_nobody_reads_any_more(tmp_path, stream):
+    """As in `train.py | head`."""
+    script = f"""
+import sys
+from medgan.terminal import command
+def main(arguments):
+    for number in range(20000):
+        print("a line of a log", number, file=sys.{stream}, flush=True)
+    open({str(tmp_path / "done")!r}, "w").close()
+sys.exit(command(main, []))
+"""
+    (tmp_path / "script.py").write_text(script)
+    words = f"{sys.executable} {tmp_path}/script.py {'2>&1 >/dev/null ' if stream == 'stderr' else ''}| head -1"
+    piped = ["bash", "-c", f"set -o pipefail; {words}"]
+    done = subprocess.run(piped, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "a line of a log 0\n"), done.stderr
+    assert "BrokenPipe" not in done.stderr
+    assert (tmp_path / "done").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("end", ["SIGTERM to all of the group", "SIGHUP"])
+def test_whatever_ends_a_training_leaves_a_checkpoint_and_says_how_to_go_on(phantoms, tmp_path, end):
+    """`timeout` and systemd tell the whole group, a terminal that closes says SIGHUP."""
+    folder = RunFolder(str(tmp_path / "run"))
+    job = Job("train", *arguments(phantoms, tmp_path / "run", images=100_000))
+    try:
+        until(lambda: folder.checkpoints() or job.process.poll() is not None, what="a checkpoint")
+        if end == "SIGHUP":
+            os.kill(job.process.pid, signal.SIGHUP)
+        else:
+            os.killpg(job.process.pid, signal.SIGTERM)
+    finally:
+        code, output = job.wait(60)
+    assert code == 130, output
+    saved = folder.checkpoints()[-1]
+    assert f"train.py: stopped at {saved:,} images; to go on: python" in output.strip().splitlines()[-1]
+    assert not [name for name in folder.names() if name.startswith(".") and folder.names(name)]
+
+
+@pytest.mark.ray
+def test_a_training_whose_reader_has_gone_trains_to_its_end(phantoms, tmp_path):
+    folder = RunFolder(str(tmp_path / "run"))
+    job = Job("train", *arguments(phantoms, tmp_path / "run", images=1280))
+    try:
+        job.process.stdout.readline()
+        job.process.stdout.close()
+        assert job.process.wait(240) == 0
+    finally:
+        job.end()
+    assert folder.checkpoints()[-1] == 1280
+    assert folder.exists("report.html")
