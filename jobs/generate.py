@@ -82,6 +82,8 @@ def main(argv: Sequence[str]) -> None:
 
     from medgan import release
     from medgan.data import summary
+    from medgan.folder import Folder
+    from medgan.lease import Heartbeat
     from medgan.sample import Sampler
 
     sampler = Sampler.open(run)
@@ -115,61 +117,62 @@ def main(argv: Sequence[str]) -> None:
     if shards.prepared(out, digest, args.overwrite):
         print(f"complete: {out} holds these images")
         return
-    if not shards.begin(out, digest):
-        shards.remove(out, "README.md")  # a card of other images, which may say of them that no leak was found
+    with Heartbeat(Folder(out), lambda line: print(line, flush=True)):
+        if not shards.begin(out, digest):
+            shards.remove(out, "README.md")  # a card of other images, which may say of them that no leak was found
 
-    common = {"run": run, "sha256": sampler.sha256, "out": out, "seed": args.seed, "truncation": args.truncation}
-    cells = release.plan(
-        labels, {**common, "request": digest, "png": args.png, "dicom": args.dicom}, data, args.confidence, key
-    )
-    drawn = draw(cells, f"{out}/{shards.PARTS}", args)
-    found = [cell.load(f"{out}/{shards.PARTS}") for cell in cells]
-    written = [shards.Shard(**part["shard"]) for part in found if part["shard"]]
-    dropped = {name: sum(part[name] for part in found) for name in ("copies", "unsure", "empty")}
-    if not written:
-        raise Failed(f"nothing is left: {dropped['copies']} near-copies, {dropped['unsure']} of uncertain class")
-    assert config.data.resolution is not None
-    assert config.data.channels is not None
-    manifest = shards.Manifest(
-        source=f"medgan {config.model.name}" + (f", truncation {args.truncation}" if args.truncation != 1 else ""),
-        classes=classes,
-        resolution=config.data.resolution,
-        channels=config.data.channels,
-        splits={"train": written},
-        synthetic=True,
-        seed=args.seed,
-        counts={"train": {name: sum(part["counts"][k] for part in found) for k, name in enumerate(classes)}},
-        request=digest,
-        versions=shards.versions(),
-        mirror=bool(config.data.mirror),
-        drawn=sampler.drawn,
-        trained_on=config.data.manifest_sha256,
-    )
-    notes = told_of(dropped, data is not None, args.confidence)
-    if amounts is not None and sampler.label_sets:
-        notes.append("each image was asked for with one class alone; training images may have several, or none")
-    lineage = [
-        ("generator (SHA-256 of its weights)", f"`{sampler.sha256}`"),
-        ("model, loss", f"{config.model.name}, {config.loss.name}"),
-        ("trained on the data set of manifest SHA-256", f"`{config.data.manifest_sha256}`"),
-        (f"{'drawn' if sampler.drawn else 'real'} images shown while training", f"{sampler.images_seen:,}"),
-        ("seed, truncation", f"{args.seed}, {args.truncation:g}"),
-        ("filters", "; ".join(notes)),
-        ("request", f"`{digest}`"),
-        ("made with", f"medgan {manifest.versions['medgan']}"),
-    ]
-    for before in sampler.begun_with:
-        lineage.insert(
-            3, ("begun with weights trained on manifest SHA-256", f"`{before}`; its images were not looked for")
+        common = {"run": run, "sha256": sampler.sha256, "out": out, "seed": args.seed, "truncation": args.truncation}
+        cells = release.plan(
+            labels, {**common, "request": digest, "png": args.png, "dicom": args.dicom}, data, args.confidence, key
         )
-    if sampler.epsilon is not None:
-        bound = f"epsilon {sampler.epsilon:.4g} at delta {config.privacy.dp.delta:.4g}, by patient"
-        without = "; filtering by the training images is not covered" if data else ""
-        without += "; nor is what the weights that it began with tell" if sampler.begun_with else ""
-        lineage.insert(4, ("differential privacy of the generator", bound + without))
-    card = release.card(manifest, lineage, source_of(run), args.licence, looked=data is not None)
-    shards.remove(out, shards.PARTS)  # what was derived from real images on the way
-    summary.publish(out, manifest, {"README.md": card.encode()}, notes=notes)
+        drawn = draw(cells, f"{out}/{shards.PARTS}", args)
+        found = [cell.load(f"{out}/{shards.PARTS}") for cell in cells]
+        written = [shards.Shard(**part["shard"]) for part in found if part["shard"]]
+        dropped = {name: sum(part[name] for part in found) for name in ("copies", "unsure", "empty")}
+        if not written:
+            raise Failed(f"nothing is left: {dropped['copies']} near-copies, {dropped['unsure']} of uncertain class")
+        assert config.data.resolution is not None
+        assert config.data.channels is not None
+        manifest = shards.Manifest(
+            source=f"medgan {config.model.name}" + (f", truncation {args.truncation}" if args.truncation != 1 else ""),
+            classes=classes,
+            resolution=config.data.resolution,
+            channels=config.data.channels,
+            splits={"train": written},
+            synthetic=True,
+            seed=args.seed,
+            counts={"train": {name: sum(part["counts"][k] for part in found) for k, name in enumerate(classes)}},
+            request=digest,
+            versions=shards.versions(),
+            mirror=bool(config.data.mirror),
+            drawn=sampler.drawn,
+            trained_on=config.data.manifest_sha256,
+        )
+        notes = told_of(dropped, data is not None, args.confidence)
+        if amounts is not None and sampler.label_sets:
+            notes.append("each image was asked for with one class alone; training images may have several, or none")
+        lineage = [
+            ("generator (SHA-256 of its weights)", f"`{sampler.sha256}`"),
+            ("model, loss", f"{config.model.name}, {config.loss.name}"),
+            ("trained on the data set of manifest SHA-256", f"`{config.data.manifest_sha256}`"),
+            (f"{'drawn' if sampler.drawn else 'real'} images shown while training", f"{sampler.images_seen:,}"),
+            ("seed, truncation", f"{args.seed}, {args.truncation:g}"),
+            ("filters", "; ".join(notes)),
+            ("request", f"`{digest}`"),
+            ("made with", f"medgan {manifest.versions['medgan']}"),
+        ]
+        for before in sampler.begun_with:
+            lineage.insert(
+                3, ("begun with weights trained on manifest SHA-256", f"`{before}`; its images were not looked for")
+            )
+        if sampler.epsilon is not None:
+            bound = f"epsilon {sampler.epsilon:.4g} at delta {config.privacy.dp.delta:.4g}, by patient"
+            without = "; filtering by the training images is not covered" if data else ""
+            without += "; nor is what the weights that it began with tell" if sampler.begun_with else ""
+            lineage.insert(4, ("differential privacy of the generator", bound + without))
+        card = release.card(manifest, lineage, source_of(run), args.licence, looked=data is not None)
+        shards.remove(out, shards.PARTS)  # what was derived from real images on the way
+        summary.publish(out, manifest, {"README.md": card.encode()}, notes=notes)
     for note in notes:
         print(f"note: {note}")
     rows = manifest.rows("train")

@@ -93,6 +93,8 @@ def main(argv: Sequence[str]) -> None:
         raise Refused(f"--download {args.download}: leave --raw out")
 
     from medgan.data import ingest
+    from medgan.folder import Folder
+    from medgan.lease import Heartbeat
     from medgan.ray_connect import cluster_address, connect, hosts
 
     if args.download:
@@ -118,7 +120,6 @@ def main(argv: Sequence[str]) -> None:
         print(f"note: {note}", flush=True)
     manifest = prepared(out, plan.digest, args.overwrite)
     if manifest is None:
-        connect(verbose=args.verbose)
         shown = Progress(every_s=5)
 
         def progress(verb: str, done: int, of: int, rejected: int) -> None:
@@ -131,7 +132,9 @@ def main(argv: Sequence[str]) -> None:
 
         print(f"preparing {plan.count} images of {args.source} at {args.resolution}x{args.resolution}", flush=True)
         try:
-            written = ingest.write(plan, progress)
+            with Heartbeat(Folder(out), shown.say):
+                connect(verbose=args.verbose)
+                written = ingest.write(plan, progress)
         except OSError as error:
             why = told(error, " ".join(str(error).split()))
             raise Failed(f"--out {out}: {why}; finished shards are kept: {again()}") from error

@@ -46,7 +46,7 @@ PARTS = ".parts"
 SMALL_STRATUM = 100
 OURS = re.compile(
     r"((train|val|test)/\d{5}\.parquet|png/[^/]+/\d{6,}\.png|dicom/[^/]+/\d{6,}\.dcm"
-    r"|\.parts/(request|(train|val|test)-\d{5}\.parquet\.json|[0-9a-f]{32}\.(json|npz))"
+    r"|\.lease/[^/]+|\.parts/(request|(train|val|test)-\d{5}\.parquet\.json|[0-9a-f]{32}\.(json|npz))"
     r"|manifest\.json|rejected\.parquet|summary\.html|evaluation\.json|report\.html|README\.md)(\.[0-9a-f]{8}\.tmp)?"
 )
 

@@ -9,9 +9,13 @@ import threading
 import pytest
 
 from medgan import report
+from medgan.config import Refused
 from medgan.data import shards
 from medgan.folder import Folder, RunFolder
+from medgan.lease import Heartbeat
 
+from ..conftest import write_key
+from ..test_generate import made
 from ..test_ray import ROOT, Job, until
 from ..test_ray import train as arguments
 from ..test_run import train
@@ -152,3 +156,27 @@ def test_a_training_whose_reader_has_gone_trains_to_its_end(phantoms, tmp_path):
         job.end()
     assert folder.checkpoints()[-1] == 1280
     assert folder.exists("report.html")
+
+
+# -- two commands ----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_release_into_one_folder_is_refused_and_the_first_is_whole(trained, tmp_path):
+    out = tmp_path / "out"
+    said = []
+    with Heartbeat(Folder(str(out)), said.append), pytest.raises(Refused, match="another command, on .*, writes this"):
+        made(trained, out, "--count", 5)
+    assert shards.problems(made(trained, out, "--count", 5)) == []
+    assert not (out / ".lease").exists()
+
+
+@pytest.mark.ray
+def test_of_two_preparations_into_one_folder_one_is_refused_and_the_other_is_whole(tmp_path):
+    key = write_key(tmp_path / "key")
+    words = ["--source", "phantom_cxr", "--resolution", 32, "--limit", 1500, "--out", tmp_path / "data"]
+    jobs = [Job("prepare", *words, "--patient-key-file", key) for _ in range(2)]
+    ends = sorted(job.wait() for job in jobs)
+    assert [code for code, _ in ends] == [0, 2], ends
+    assert "another command, on " in ends[1][1]
+    assert shards.problems(tmp_path / "data") == []
+    assert not (tmp_path / "data/.lease").exists()
