@@ -20,7 +20,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from medgan import values
-from medgan.names import wrong_with
+from medgan.names import one_line, wrong_with
 
 Precision = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 RESOLUTIONS = (32, 64, 128, 256, 512)
@@ -835,5 +835,5 @@ def known_keys() -> list[str]:
 
 
 def _show(value: Any) -> str:
-    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    text = one_line(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
     return text if len(text) <= 60 else text[:57] + "..."

@@ -71,6 +71,7 @@ def test_a_config_that_asks_for_more_than_the_weights_are_allocates_nothing(rece
     """Some hundred gigabytes of it, where one may be had."""
     change(received, config__model__width=256, config__model__max_width=1024, config__data__resolution=512)
     script = f"""
+import resource
 from medgan.sample import Sampler
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
