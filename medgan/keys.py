@@ -24,7 +24,8 @@ def exposed(found: os.stat_result) -> bool:
 def patient_key(path: str | Path | None) -> bytes:
     """The key of the patients' ids, 16 bytes or more; made, with mode 600, where the default file is not there yet.
 
-    Raises Refused where a file that was named is missing, where others can read it, and where it is not a key.
+    One of this user's that others can read is closed to them, with a line. Raises Refused where a file that was named
+    is missing, where others can change it or it is somebody else's and open, and where it is not a key.
     """
     file = Path(path or DEFAULT_KEY_FILE).expanduser()
     named = f"--patient-key-file {file}"
@@ -46,7 +47,13 @@ def patient_key(path: str | Path | None) -> bytes:
         raise Refused(f"{named}: cannot be read ({why})") from None
     if exposed(found):
         mode = f"mode {stat.S_IMODE(found.st_mode):o}"
-        raise Refused(f"{named}: others can read or change this key ({mode}): chmod 600 {file}")
+        if found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise Refused(
+                f"{named}: others can read or change this key ({mode}); give it mode 600, or 440 where it is mounted "
+                "for a group, and make a new one if it may have been changed"
+            )
+        file.chmod(0o600)
+        print(f"note: others could read the patients' key, {file} ({mode}): it has mode 600 now", flush=True)
     try:
         key = bytes.fromhex(content.strip())
     except ValueError:

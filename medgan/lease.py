@@ -20,7 +20,7 @@ from collections.abc import Callable
 import pyarrow.fs as pafs
 
 from medgan.config import Refused
-from medgan.data.shards import filesystem
+from medgan.data.shards import filesystem, told
 from medgan.folder import Folder
 
 BEAT_S = 5.0
@@ -135,7 +135,7 @@ class Heartbeat:
             self.lease.take(self.say)
             self.lease.beat()
         except OSError as error:
-            raise Refused(f"--out {self.lease.folder.location}: cannot be written: {error.strerror or error}") from None
+            raise Refused(f"--out {self.lease.folder.location}: cannot be written: {told(error)}") from None
         self.thread.start()
         return self.lease.owner
 

@@ -66,7 +66,8 @@ def test_films_with_two_labels_leave_every_split_and_are_counted(raw, tmp_path):
 
 def test_with_multi_label_they_are_one_row_with_all_their_labels(raw, tmp_path):
     (raw / "test/a/again5.png").unlink()
-    written = ingest.write(planned(raw, tmp_path / "out", multi_label=True))
+    plan = planned(raw, tmp_path / "out", multi_label=True)
+    written, image_key = ingest.write(plan), plan.work.image_key
     tables = [pq.read_table(path) for path in (tmp_path / "out/train").glob("*.parquet")]
     rows = [
         row
@@ -74,9 +75,7 @@ def test_with_multi_label_they_are_one_row_with_all_their_labels(raw, tmp_path):
         for row in zip(*(table.column(c).to_pylist() for c in ("image_id", "labels")), strict=True)
     ]
     both = [image for image, labels in rows if labels == [1, 1]]
-    ids = {
-        shards.keyed_id(bytes(range(32)), (raw / f"train/{'ab'[n % 2]}/p{n}.png").read_bytes()) for n in (1, 2, 3, 4)
-    }
+    ids = {shards.keyed_id(image_key, (raw / f"train/{'ab'[n % 2]}/p{n}.png").read_bytes()) for n in (1, 2, 3, 4)}
     assert set(both) == ids
     assert len(both) == 4
     assert len(rows) == 41

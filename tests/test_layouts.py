@@ -260,3 +260,34 @@ def test_classes_are_counted_in_each_split(tmp_path):
     drawn = SOURCES["phantom_cxr"].listing(Raw(""), Options(limit=10))
     (line,) = ingest.tally(drawn)
     assert sum(map(int, re.findall(r"\d+", line))) == 10
+
+
+@pytest.mark.parametrize(
+    ("folders", "words"),
+    [
+        (("HAM10000_images_part_1", "HAM10000_images_part_2"), "look like parts of one set"),
+        (("images_part_1", "images_part_2"), "look like parts of one set"),
+        (("fold1", "fold2", "fold3"), "look like parts of one set"),
+        (("batch_1", "batch_2"), "look like parts of one set"),
+        (("images", "1st_manual"), "images says what files are"),
+        (("CXR_png", "test"), "CXR_png says what files are"),
+        (("img", "ann"), "img says what files are"),
+        (("trainA", "trainB", "testA", "testB"), "look like splits"),
+        (("a. Validation Set", "b. Testing Set"), "look like splits"),
+        (("ISIC2018_Task3_Validation_Input", "ISIC2018_Task3_Test_Input"), "look like splits"),
+    ],
+)
+def test_folders_of_published_sets_that_are_no_classes_are_refused_unless_they_are_named(tmp_path, folders, words):
+    raw = put(tmp_path, *(f"{folder}/{number}{place}.png" for place, folder in enumerate(folders) for number in "123"))
+    with pytest.raises(SourceError, match=words):
+        listing(raw)
+    assert listing(raw, classes=folders).classes == folders
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [("grade1", "grade2"), ("BIRADS 1", "BIRADS 2"), ("0", "1"), ("COVID images", "Normal images"), ("CT", "xray")],
+)
+def test_classes_that_differ_by_a_number_or_say_what_they_are_stay_classes(tmp_path, folders):
+    raw = put(tmp_path, *(f"{folder}/{number}{place}.png" for place, folder in enumerate(folders) for number in "123"))
+    assert set(listing(raw).classes) == set(folders)

@@ -267,3 +267,28 @@ def test_dicom_and_medmnist_are_read_from_archives(tmp_path):
     assert [(record.name, record.labels, record.patient) for record in found.records] == [("a/1", (0, 1), "1CT1")]
     assert found.classes == ("mass", "nodule")
     assert SOURCES["dicom_folder"].read(raw, found.records[0], Options()) == film
+
+
+@pytest.mark.parametrize("fault", ["a bit of a header", "cut within a header", "cut after a film", "two archives"])
+def test_a_tar_that_does_not_end_as_it_should_is_refused_and_no_film_is_lost_silently(tmp_path, fault):
+    """tarfile takes the first header that it cannot read for the end."""
+    for number in range(4):
+        write_file(
+            tmp_path / "folder", f"{'ab'[number % 2]}/p{number}.png", encode_png(np.full((1, 40, 40), 9, np.uint8))
+        )
+    with tarfile.open(tmp_path / "films.tar", "w") as archive:
+        archive.add(tmp_path / "folder", ".")
+    content = bytearray((tmp_path / "films.tar").read_bytes())
+    with tarfile.open(tmp_path / "films.tar") as archive:
+        third = archive.getmembers()[-1]
+    if fault == "a bit of a header":
+        content[third.offset + 3] ^= 1
+    elif fault == "cut within a header":
+        content = content[: third.offset + 200]
+    elif fault == "cut after a film":
+        content = content[: third.offset]
+    else:
+        content *= 2
+    (tmp_path / "films.tar").write_bytes(content)
+    with pytest.raises(SourceError, match="damaged, cut short or empty"):
+        Raw(str(tmp_path / "films.tar")).files()

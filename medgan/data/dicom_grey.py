@@ -219,5 +219,10 @@ def _coloured(file: pydicom.Dataset, pixels: Stored) -> np.ndarray:
     else:
         names = [f"{colour}PaletteColorLookupTable" for colour in COLOURS]
         tables = [Table.of(file, name, file, pixels.lowest, pixels.highest) for name in names]
+    for colour, table in zip(COLOURS, tables, strict=True):
+        if table.bits not in (8, 16) or table.entries.max() >= 2**table.bits:
+            most = int(table.entries.max())
+            why = f"says {table.bits} bits, where 8 and 16 are allowed, and the highest entry is {most}"
+            raise Unclear(f"{colour}PaletteColorLookupTableDescriptor", why)
     deep = tables[0].bits > 8 and max(table.entries.max() for table in tables) > 255
     return windowed(np.stack([table.look_up(pixels.values) for table in tables], -1), 0, 65535 if deep else 255)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any, BinaryIO
 
@@ -74,15 +75,19 @@ def present(holder: pydicom.Dataset, keyword: str) -> bool:
 
 
 def numbers(holder: pydicom.Dataset, keyword: str) -> list[float | None]:
-    """The values of a decimal string; None for one that is empty. A comma is a point: it can be nothing else.
+    """The values of a decimal string; None for one that is empty. A comma is a point, unless three
+    digits follow it, which may be thousands.
 
-    Raises Unclear where one is no finite number.
+    Raises Unclear where one is no finite number, or may be two.
     """
     raw = holder.get_item(keyword)
     if raw is None:
         return []
     if isinstance(raw, RawDataElement) and raw.VR in ("DS", "UN", None):  # pydicom refuses the comma
-        said = (raw.value or b"").decode("latin-1").replace(",", ".").replace("\0", " ").split("\\")
+        text = (raw.value or b"").decode("latin-1")
+        if re.search(r"\d,\d{3}(?!\d)", text):
+            raise Unclear(keyword, "has a comma before three digits, which may part thousands or decimals")
+        said = text.replace(",", ".").replace("\0", " ").split("\\")
     else:
         value = holder[keyword].value
         said = list(value) if isinstance(value, MultiValue | list) else [value]

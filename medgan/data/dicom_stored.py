@@ -52,10 +52,13 @@ def stored(file: pydicom.FileDataset, frame: int) -> Stored:
     name_syntax(file)
     if "PixelData" not in file:  # PS3.3 C.7.6.24 and C.7.6.25: floats have no bits to choose from
         values = _decoded(file, frame)
-        finite = values[np.isfinite(values)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+        # The most that float32 holds is what some write for infinity, or for nothing.
+        finite = values[np.abs(values) < np.finfo(np.float32).max]
+        if not finite.size:
+            raise Unclear("FloatPixelData", "holds no finite value")
+        low, high = float(finite.min()), float(finite.max())
         padding = _padding(file, values, low, high) | np.isnan(values)
-        return Stored(np.where(np.isnan(values), low, values), low, high, padding)
+        return Stored(np.where(np.isnan(values), low, values).clip(low, high), low, high, padding)
     allocated, bits, top, signed = _bits(file)
     syntax = file.file_meta.TransferSyntaxUID
     size = file.Rows * file.Columns * samples(file) * allocated / 8

@@ -8,21 +8,45 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from medgan.data.sources.masks import Parts
+from medgan.data.sources.masks import FILMS, Parts
 from medgan.data.sources.raw import Raw, SourceError
 
 TRAIN = re.compile(r"(?<![a-z])train(?:ing)?(?![a-z])", re.IGNORECASE)
 """What no class is called."""
+SPLIT = re.compile(r"(?<![a-z])(?:validation|testing)(?![a-z])|_(?:val|test)_", re.IGNORECASE)
+"""Nor this, beside another that says so too."""
+DOMAIN = re.compile(r"(?:train|test|val)[_-]?[ab]", re.IGNORECASE)
+"""Of image translation (CycleGAN): a split and a class in one."""
+PART = re.compile(r"(?:.*[\W_])?(?:parts?|batch|fold|chunk|vol|volume|disk|images?)[\W_]*\d+", re.IGNORECASE)
+"""A part of a set that was too large for one archive, or a fold."""
+WHAT = re.compile(r"(?<![a-z])(?:images?|imgs?|originals?|pictures?|jpe?gs?|pngs?)(?![a-z])", re.IGNORECASE)
+"""What files are, and not what is seen on them."""
 MANY, FEW_EACH = 20, 10
 """More folders than that, of fewer images each or named by numbers, are patients or series rather than classes."""
 
 
 def refuse_splits(names: set[str], raw: Raw) -> None:
     splits = sorted(name for name in names if TRAIN.search(name))
+    splits = splits or sorted(name for name in names if SPLIT.search(name) or DOMAIN.fullmatch(name))
     if splits:
         raise SourceError(
             f"--raw {raw.location}: {', '.join(splits[:4])} look like splits, not like classes; call them "
             "train, val and test, name one of them, or name classes with --classes"
+        )
+
+
+def refuse_parts(names: set[str], raw: Raw) -> None:
+    """Raises SourceError for folders that are one set in parts, and for one that holds films beside others."""
+    if len(names) > 1 and all(PART.fullmatch(name) for name in names):
+        raise SourceError(
+            f"--raw {raw.location}: {', '.join(sorted(names)[:4])} look like parts of one set, not like classes; "
+            "put their files into a folder per class, or name classes with --classes"
+        )
+    films = sorted(name for name in names if FILMS.fullmatch(name) and WHAT.search(name))
+    if films and len(names) > 1:
+        raise SourceError(
+            f"--raw {raw.location}: {films[0]} says what files are, not what is seen on them, and {len(names) - 1} "
+            "folders are beside it; name the folder of the films as --raw, or name classes with --classes"
         )
 
 

@@ -44,7 +44,8 @@ class Kermany(Source):
 
 class KermanyCxr(Kermany):
     """Patients: `personN_bacteria` and `personN_virus` (a bare `personN` recurs for different people), `IM-NNNN` and
-    `NORMAL2-IM-NNNN` (two separate series) in versions 1 and 2 and on Kaggle; `KIND-N` in version 3."""
+    `NORMAL2-IM-NNNN` (two separate series) in versions 1 and 2 and on Kaggle; the middle number of the name in version
+    3, whose kind tells of the film and not of the patient."""
 
     name = "kermany_cxr"
     layout = "{train,test,val}/{NORMAL,PNEUMONIA}/*.jpeg, in any folders"
@@ -54,7 +55,7 @@ class KermanyCxr(Kermany):
     names = (
         re.compile(r"(person\d+_(?:bacteria|virus))_\d+"),
         re.compile(r"((?:NORMAL2-)?IM-\d+)-\d+"),
-        re.compile(r"((?:NORMAL|BACTERIA|VIRUS)-\d+)-\d+"),
+        re.compile(r"(?:NORMAL|BACTERIA|VIRUS)-(\d+)-\d+"),
     )
     kind = re.compile(r"(?:person\d+_)?(bacteria|virus)[-_]\d+", re.IGNORECASE)
 

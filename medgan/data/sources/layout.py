@@ -15,7 +15,7 @@ from functools import cache
 from itertools import takewhile
 
 from medgan.data.sources.copies import are_copies
-from medgan.data.sources.doubts import refuse_depths, refuse_masks, refuse_patients, refuse_splits
+from medgan.data.sources.doubts import refuse_depths, refuse_masks, refuse_parts, refuse_patients, refuse_splits
 from medgan.data.sources.masks import FILMS, Parts, masks
 from medgan.data.sources.raw import Raw, SourceError, is_packed, packed
 
@@ -212,6 +212,7 @@ def _in_classes(
     below = _below(inside, depth)
     if not wanted:
         refuse_depths(below, raw)
+        refuse_parts(names, raw)
     aside.put([path for path in paths if len(path) == depth + 1], "not in a class folder")
     deeper = sum(bool(folders - {""}) for folders in below.values())
     if deeper:

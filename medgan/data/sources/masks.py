@@ -12,7 +12,7 @@ WORDS = r"(?:masks?|segs?|segmentations?|gts?|ground[\W_]*truths?|annotations?|c
 FOLDER = re.compile(rf"(?<![a-z]){WORDS}(?![a-z])")
 FILE = re.compile(rf"(?P<film>.+?)[\s_.-]+{WORDS}(?:[\s_.-]*\d+)?", re.IGNORECASE)
 FILMS = re.compile(
-    r"(?:images?|imgs?|films?|scans?|originals?|cxrs?|x[\W_]?rays?|pictures?|jpe?g|png)[\W_\d]*", re.IGNORECASE
+    r"(?:(?:images?|imgs?|films?|scans?|originals?|cxrs?|x[\W_]?rays?|pictures?|jpe?g|png)[\W_\d]*)+", re.IGNORECASE
 )
 """A folder that says what its files are, and not what is seen on them."""
 

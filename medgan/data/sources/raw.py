@@ -210,6 +210,11 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
 def _tar_members(stream: BinaryIO, where: str) -> list[tuple[str, Member]]:
     file = tarfile.TarFile(fileobj=stream)
     entries = [info for info in file.getmembers() if not info.isdir()]
+    # tarfile takes a header that is damaged or cut for the end. An archive ends in zeros (POSIX, pax), which end it.
+    stream.seek(file.offset)
+    rest = stream.read(CHUNK)
+    if not rest or any(rest) or any(any(more) for more in iter(partial(stream.read, CHUNK), b"")):
+        raise tarfile.ReadError("no end, or something behind it")
     links = sum(not info.isreg() for info in entries)
     _none(where, links, "are links or no files; unpack it, or pack it again with --dereference --hard-dereference")
 

@@ -12,6 +12,8 @@ from medgan.data.shards import told
 from medgan.data.sources.raw import Raw, SourceError
 
 SEPARATORS = ",;\t|"
+UNKNOWN = "\ufffd"
+"""What a letter becomes whose encoding is not known."""
 LINE = re.compile(r"([^\r\n]*)(?:\r\n|\r|\n)")
 
 
@@ -60,6 +62,12 @@ def read_table(content: bytes, where: str, wanted: Sequence[str]) -> Table:
         if names.count(name) > 1:
             raise SourceError(f"{where}: its first row names the column {name} twice")
     rows = list(_rows(text, separator, where, before + (2 if named else 1)))[1:]
+    used = [place for place, name in enumerate(names) if name in wanted]
+    for number, values in rows:
+        if any(UNKNOWN in values[place] for place in used if place < len(values)):
+            raise SourceError(
+                f"{where} row {number}: letters that are in no known encoding; save the table as UTF-8 (`CSV UTF-8`)"
+            )
     for number, values in rows:
         if any(values[len(names) :]):
             raise SourceError(f"{where} row {number}: {len(values)} columns, and {len(names)} in the first row")
@@ -78,7 +86,8 @@ def _from_header(text: str, wanted: Sequence[str]) -> tuple[str, int]:
 
 
 def text_of(content: bytes, where: str) -> str:
-    """Text in UTF-8 or UTF-16, with or without a mark of which, or in what spreadsheets write else (cp1252)."""
+    """Text in UTF-8 or UTF-16, with or without a mark of which. In another encoding only ASCII can be told: what is
+    beyond it becomes U+FFFD."""
     if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise SourceError(f"{where}: a workbook, not a table of text; save it as CSV")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -92,7 +101,7 @@ def text_of(content: bytes, where: str) -> str:
     except UnicodeDecodeError:
         if encoding != "utf-8-sig":
             raise SourceError(f"{where}: not text in UTF-16, as it begins") from None
-        return content.decode("cp1252", "replace")
+        return content.decode("ascii", "replace")
 
 
 def _rows(text: str, separator: str, where: str, number: int) -> Iterator[tuple[int, list[str]]]:
