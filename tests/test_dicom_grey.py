@@ -369,6 +369,36 @@ def test_what_follows_from_the_rest_may_be_missing(gone):
     assert near(file, linear(RAMP, 2000, 3000))
 
 
+def of_floats(values: np.ndarray) -> pydicom.Dataset:
+    """A file whose pixels are float32."""
+    file = dicom()
+    for name in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation"):
+        delattr(file, name)
+    file.BitsAllocated, file.FloatPixelData = 32, values.astype(np.float32).tobytes()
+    return file
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.finfo(np.float32).max, np.finfo(np.float32).min])
+def test_infinity_in_float_pixels_is_white_or_black_and_moves_no_window(value):
+    """The most that float32 holds is what some write for it, or for no value."""
+    values = np.linspace(0, 1000, 64 * 48).reshape(64, 48)
+    beyond = values.copy()
+    beyond[EDGE] = value
+    most = values[~EDGE].max() if value > 0 else values[~EDGE].min()
+    assert near(of_floats(beyond), spread(np.where(EDGE, most, values)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_float_pixels_without_a_finite_value_are_left_out(value):
+    assert refused(of_floats(np.full((64, 48), value)), "7FE0,0008")
+
+
+@pytest.mark.parametrize("text", [b"1,024", b"40,400", b"-1,000"])
+def test_a_comma_before_three_digits_may_part_thousands(text):
+    file = encoded(dicom(WindowCenter="1111111.", WindowWidth=1500))
+    assert refused(file.replace(b"1111111.", text.ljust(8)), "0028,1050")
+
+
 @pytest.mark.parametrize(("kind", "keyword"), [(np.float32, "FloatPixelData"), (np.float64, "DoubleFloatPixelData")])
 def test_float_pixels_have_no_bits_and_their_gaps_are_padding(kind, keyword):
     values = np.linspace(-0.3, 0.7, 64 * 48).reshape(64, 48).astype(kind)
@@ -624,6 +654,15 @@ def test_a_palette_is_shown_with_the_bits_of_its_entries(bits, scale):
     place = np.clip(np.arange(64) * 4 - 10, 0, 199)
     right = np.stack([entries[place], entries[::-1][place], place * 0], -1)
     assert near(file, np.tile(right, (64, 1, 1)))
+
+
+@pytest.mark.parametrize(("bits", "scale"), [(8, 257), (8, 256), (12, 16)])
+def test_a_palette_whose_descriptor_and_data_disagree_is_left_out(bits, scale):
+    file = dicom(np.tile(np.arange(64, dtype=np.uint8), (64, 1)), PhotometricInterpretation="PALETTE COLOR")
+    for name in ("Red", "Green", "Blue"):
+        setattr(file, f"{name}PaletteColorLookupTableDescriptor", [64, 0, bits])
+        setattr(file, f"{name}PaletteColorLookupTableData", (np.arange(64) * scale).astype(np.uint16).tobytes())
+    assert refused(file, "0028,1101")
 
 
 def test_a_palette_in_segments_is_unrolled():
