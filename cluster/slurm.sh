@@ -50,7 +50,7 @@ on_nodes() {
     srun --overlap sh -c "$1"
 }
 # shellcheck disable=SC2016 # it is for the shells on the nodes
-clear() {
+remove_folders() {
     on_nodes 'rm -rf "$RAY_TMPDIR" "$MEDGAN_JOB_FOLDER"' || true
 }
 # srun no longer takes it over from sbatch; without, each step has one CPU.
@@ -72,12 +72,12 @@ stop() {
     driver -TERM || true
     while driver -0; do sleep 2; done
     trap - EXIT
-    clear
+    remove_folders
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
 }
 trap stop TERM
-trap clear EXIT
+trap remove_folders EXIT
 
 # shellcheck disable=SC2016
 on_nodes 'umask 077

@@ -11,7 +11,6 @@ its maker, and neither they nor names nor numbers tell which slot took several a
 from __future__ import annotations
 
 import hashlib
-import hmac
 import re
 from collections.abc import Sequence
 from io import BytesIO
@@ -61,7 +60,7 @@ def plan(
     cells = []
     for number, first in enumerate(range(0, len(labels), ROWS_PER_SHARD)):
         some = labels[first : first + ROWS_PER_SHARD].tolist()
-        secret = None if key is None else _keyed(key, f"release/{common['request']}/{number}").hex()
+        secret = None if key is None else shards.derived(key, f"release/{common['request']}/{number}").hex()
         own = {"number": number, "first": first, "labels": some, "data": data, "confidence": confidence}
         own["secret"] = secret
         cells.append(Cell(f"shard {number}", f"{HERE}:shard", {**common, **own}, needs))
@@ -72,11 +71,7 @@ def seed_of(secret: str | None, seed: int, attempt: int, slot: int) -> int:
     """63 bits for one attempt at a slot: from the release's own seed, or from a secret, in hex, where there is one."""
     if secret is None:
         return stream_seed(seed, "generate", slot)
-    return int.from_bytes(_keyed(bytes.fromhex(secret), f"{seed}/{attempt}/{slot}")[:8], "little") >> 1
-
-
-def _keyed(key: bytes, message: str) -> bytes:
-    return hmac.new(key, message.encode(), hashlib.sha256).digest()
+    return int.from_bytes(shards.derived(bytes.fromhex(secret), f"{seed}/{attempt}/{slot}")[:8], "little") >> 1
 
 
 def limit(*, data: dict[str, str]) -> Result:

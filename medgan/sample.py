@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from medgan import names
 from medgan.config import Config, parse_yaml, validate
-from medgan.data.shards import Count, DataError, Sha256, Word, read_file
+from medgan.data.shards import Count, DataError, Sha256, Word, fault, read_file
 from medgan.folder import holds_generator
 from medgan.metrics.fidelity import FIGURES
 from medgan.models import build_gan, stylegan2, z_size
@@ -229,9 +229,7 @@ class Sampler:
         try:
             told = Description.model_validate(parse_yaml(description, f"--run {run}: {below}config.yaml"))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise DataError(names.one_line(f"{damaged}: {where}: {first['msg']}")) from None
+            raise DataError(names.one_line(f"{damaged}: {fault(error)}")) from None
         config, counts, figures = validate(told.config), told.label_counts, told.figures
         if not {config.data.resolution, config.data.channels, config.data.classes}.isdisjoint({None}):
             raise DataError(f"{damaged}: it does not say which images it draws")

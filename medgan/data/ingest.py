@@ -8,8 +8,6 @@ two splits share leave one of them (see copies.py).
 from __future__ import annotations
 
 import errno
-import hashlib
-import hmac
 import io
 import json
 import pickle
@@ -38,6 +36,7 @@ from medgan.data.shards import (
     Shard,
     begin,
     check_target,
+    derived,
     fingerprint,
     keyed_id,
     label_counts,
@@ -121,8 +120,7 @@ class Plan:
 
     @property
     def work(self) -> Work:
-        image_key = hmac.new(self.key, b"images", hashlib.sha256).digest()
-        return Work(self.request, image_key, self.classes)
+        return Work(self.request, derived(self.key, "images"), self.classes)
 
     def keyed(self, record: Record) -> Record:
         """The record as it may travel and be written."""

@@ -71,6 +71,12 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 
+def fault(error: ValidationError) -> str:
+    """The first of what is wrong: the field and why."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
 @dataclass(frozen=True)
 class Shard:
     """One Parquet file: path below DATA, rows, bytes, SHA-256 of the file in hex."""
@@ -144,8 +150,7 @@ class Manifest:
         try:
             manifest = TypeAdapter(Manifest).validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise ValueError(fault(error)) from None
         if manifest.resolution not in RESOLUTIONS:
             raise ValueError(f"resolution: {manifest.resolution} is none of {', '.join(map(str, RESOLUTIONS))}")
         if manifest.channels not in (1, 3):
@@ -221,7 +226,7 @@ def read_file(folder: str | Path, name: str) -> bytes:
 def names(folder: str | Path, below: str = "") -> list[str]:
     """File and folder names directly below a folder, sorted; none where it does not exist."""
     fs, path = filesystem(folder)
-    if isinstance(fs, pafs.LocalFileSystem):  # pyarrow fails where a file gets its name meanwhile
+    if isinstance(fs, pafs.LocalFileSystem):  # pyarrow fails where the folder is made meanwhile
         try:
             return sorted(entry.name for entry in Path(f"{path}/{below}").iterdir())
         except FileNotFoundError:
@@ -330,10 +335,15 @@ def write_shard(
 # -- keyed ids ---------------------------------------------------------------------------------------------------
 
 
-def keyed_id(key: bytes, *parts: str | bytes) -> str:
-    """HMAC-SHA256 of the parts under the key, hex, 32 characters."""
+def derived(key: bytes, *parts: str | bytes) -> bytes:
+    """HMAC-SHA256 of the parts under the key, 32 bytes: as good as random to whoever has not the key."""
     message = b"\0".join(part.encode() if isinstance(part, str) else part for part in parts)
-    return hmac.new(key, message, hashlib.sha256).hexdigest()[:32]
+    return hmac.new(key, message, hashlib.sha256).digest()
+
+
+def keyed_id(key: bytes, *parts: str | bytes) -> str:
+    """`derived`, as 32 hexadecimal digits."""
+    return derived(key, *parts).hex()[:32]
 
 
 def fingerprint(key: bytes) -> str:
@@ -509,8 +519,7 @@ def _wrong_rows(table: pa.Table, manifest: Manifest, shard: Shard) -> str | None
 def column(data: str | Path, split: str, name: str) -> list[Any]:
     """One column of a split, such as `patient`, in the order of its rows. Raises DataError."""
     manifest, _ = read_manifest(data)
-    tables = [read_table(data, manifest, shard) for shard in manifest.splits[split]]
-    return [value for table in tables for value in table.column(name).to_pylist()]
+    return [value for shard in manifest.splits[split] for value in read_table(data, manifest, shard)[name].to_pylist()]
 
 
 def verify(data: str | Path, manifest: Manifest) -> None:

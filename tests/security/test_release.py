@@ -8,7 +8,6 @@ import pytest
 
 from medgan import release
 from medgan.data import shards
-from medgan.data.loader import open_split
 from medgan.sample import Sampler
 from medgan.streams import stream_seed
 
@@ -16,22 +15,6 @@ from ..conftest import write_key
 from ..test_generate import files_of, made
 
 pytestmark = pytest.mark.usefixtures("small_evaluation")
-
-
-@pytest.fixture
-def leaking(phantoms, monkeypatch):
-    """A generator that gives a film of its training for every fifth seed; how to tell one."""
-    films, draw = np.array(open_split(phantoms, "train").pixels), Sampler.at
-
-    def at(self, labels, seeds):
-        pixels = draw(self, labels, seeds).copy()
-        for row, seed in enumerate(seeds):
-            if seed % 5 == 0:
-                pixels[row] = films[seed % len(films)]
-        return pixels
-
-    monkeypatch.setattr(Sampler, "at", at)
-    return {film.tobytes() for film in films}
 
 
 def test_nobody_recovers_a_dropped_film_from_a_release_and_its_generator(trained, phantoms, tmp_path, leaking):

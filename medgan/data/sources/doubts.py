@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from medgan.data.sources.masks import FILMS, Parts
 from medgan.data.sources.raw import Raw, SourceError
 
-TRAIN = re.compile(r"(?<![a-z])train(?:ing)?(?![a-z])", re.IGNORECASE)
+SPLIT = re.compile(r"(?<![a-z])(?:train(?:ing)?|validation|testing)(?![a-z])|_(?:val|test)_", re.IGNORECASE)
 """What no class is called."""
-SPLIT = re.compile(r"(?<![a-z])(?:validation|testing)(?![a-z])|_(?:val|test)_", re.IGNORECASE)
-"""Nor this, beside another that says so too."""
 DOMAIN = re.compile(r"(?:train|test|val)[_-]?[ab]", re.IGNORECASE)
 """Of image translation (CycleGAN): a split and a class in one."""
 PART = re.compile(r"(?:.*[\W_])?(?:parts?|batch|fold|chunk|vol|volume|disk|images?)[\W_]*\d+", re.IGNORECASE)
@@ -26,8 +24,7 @@ MANY, FEW_EACH = 20, 10
 
 
 def refuse_splits(names: set[str], raw: Raw) -> None:
-    splits = sorted(name for name in names if TRAIN.search(name))
-    splits = splits or sorted(name for name in names if SPLIT.search(name) or DOMAIN.fullmatch(name))
+    splits = sorted(name for name in names if SPLIT.search(name) or DOMAIN.fullmatch(name))
     if splits:
         raise SourceError(
             f"--raw {raw.location}: {', '.join(splits[:4])} look like splits, not like classes; call them "
