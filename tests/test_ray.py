@@ -351,7 +351,7 @@ def test_a_run_that_diverges_ends_with_one_line_and_keeps_the_last_good_checkpoi
 
 def test_a_head_of_one_core_that_was_started_under_tmpdir_is_joined_and_trains(phantoms, tmp_path):
     folder, port = tempfile.mkdtemp(prefix="mg-", dir="/tmp"), free_port()
-    env = {**os.environ, "TMPDIR": folder, "RAY_AUTH_MODE": "disabled"}
+    env = {**os.environ, "TMPDIR": folder, "HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
     del env["RAY_TMPDIR"]
     start = ["start", "--head", "--port", str(port), "--num-cpus", "1", "--include-dashboard=false", "--block"]
     head = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray._private.ray_constants import ENABLE_RAY_CLUSTERS_ENV_VAR
 
 from medgan import ray_connect
 from medgan.config import Refused
@@ -186,7 +188,9 @@ def test_a_training_on_one_host_listens_at_loopback_alone_and_leaves_nothing_tha
         assert {"gcs_server", "raylet"} <= {program for _, program in found}
         assert {address for address, _ in found} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
         assert {folder.stat().st_mode & 0o777 for folder in temporary.glob("mg-*")} == {0o700}
-        stranger = {**os.environ, **env, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+        at_loopback = {ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}  # as medgan sets it: else Ray looks at the host's own address
+        stranger = {**os.environ, **env, **token, **at_loopback}
         (port,) = (s.laddr.port for s in ports(job, "gcs_server"))
         script = f"import ray; ray.init('127.0.0.1:{port}', logging_level='ERROR')"
         refused = subprocess.run(
@@ -194,10 +198,11 @@ def test_a_training_on_one_host_listens_at_loopback_alone_and_leaves_nothing_tha
         )
         assert refused.returncode != 0
         assert "token" in refused.stderr
-        os.killpg(job.process.pid, 2)
-    finally:
+        os.killpg(job.process.pid, signal.SIGINT)
         code, output = job.wait()
-    assert code == 130, output
+        assert code == 130, output
+    finally:
+        job.end()
     assert not list(home.rglob("auth_token"))
     assert not list(temporary.glob("mg-*"))
     shutil.rmtree(temporary)
