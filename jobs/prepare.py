@@ -19,6 +19,7 @@ from dataclasses import fields
 from typing import Any
 
 from medgan.config import RESOLUTIONS, Refused
+from medgan.data.limits import MOST_PIXELS
 from medgan.data.shards import prepared, problems, read_manifest, told
 from medgan.data.sources import SOURCES, Options
 from medgan.keys import patient_key
@@ -40,6 +41,12 @@ def parser() -> Parser:
     parser.add_argument("--resolution", type=int, help=f"side in pixels: {_list(RESOLUTIONS)}")
     parser.add_argument("--channels", type=int, default=1, choices=(1, 3), help="1 grey (default), 3 colour")
     parser.add_argument("--fit", default="crop", choices=("crop", "pad", "squash"), help="how films become square")
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=MOST_PIXELS,
+        help=f"leave out images of more pixels, those of each channel counted (default {MOST_PIXELS:,})",
+    )
     parser.add_argument("--split", choices=("ratio", "published"), help="by patient 80/10/10, or as published")
     parser.add_argument("--download", metavar="NAME", help="fetch a MedMNIST set by name, such as pneumoniamnist_64")
     for name, option in OPTIONS.items():
@@ -75,6 +82,8 @@ def main(argv: Sequence[str]) -> None:
         raise Refused(f"--resolution {args.resolution}: must be a power of two, one of {_list(RESOLUTIONS)}")
     if args.limit is not None and args.limit < 1:
         raise Refused(f"--limit {args.limit}: must be at least 1")
+    if args.max_pixels < 1:
+        raise Refused(f"--max-pixels {args.max_pixels}: must be at least 1")
     if args.seed < 0:
         raise Refused(f"--seed {args.seed}: must be at least 0")
     out = absolute("--out", args.out)
@@ -109,6 +118,7 @@ def main(argv: Sequence[str]) -> None:
     show_paths = args.keep_paths or (sys.stdout.isatty() and not submitted())
     request = ingest.Request(
         *(args.source, raw, out, args.resolution, args.channels, options, args.fit, args.split),
+        max_pixels=args.max_pixels,
         keep_paths=args.keep_paths,
         show_paths=show_paths,
     )

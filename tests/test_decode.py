@@ -362,7 +362,7 @@ Image.fromarray(GREY).save(ANIMATED, "gif", save_all=True, append_images=[Image.
         (tiff(page(alpha(GREY, GREY * 0), 1, t338=2)), "wholly transparent"),
         (imagecodecs.jpeg2k_encode(GREY // 16, bitspersample=4), "JPEG 2000 of 4 bits: make it 8"),
         (png(alpha(COLOUR, GREY * 0), 8, 6), "wholly transparent"),
-        (tiff(page(GREY, 1) | {256: 60000, 257: 60000}), "60000 x 60000 pixels, more than 178,956,970"),
+        (tiff(page(GREY, 1) | {256: 60000, 257: 60000}), "60000 x 60000 pixels, more than 134,217,728"),
         (tiff(page(GREY, 3)), "places in a palette that it does not hold"),
         (tiff(page(GREY, 1) | {277: 60000}), "60000 values per pixel"),
         (tiff(page(GREY, 1) | {32997: 60000}), "a volume of 60000 slices in one page"),

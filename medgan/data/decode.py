@@ -18,13 +18,15 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from medgan.data import tiff
-from medgan.data.tiff import Unusable, check_size
+from medgan.data.limits import Unusable, check_size, most_pixels
 from medgan.pixels import windowed
 
 # Of metadata that nobody reads here, and of damage that an error tells, too.
 warnings.filterwarnings("ignore", module="PIL")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
+FORMATS = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "GIF", "WEBP")
+"""What Pillow may take a file for, whatever its name: for others it calls other programs (EPS), or weaker readers."""
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 JPEG, CODESTREAM = b"\xff\xd8\xff", b"\xff\x4f\xff\x51"
 END_OF_IMAGE = b"\xff\xd9"
@@ -55,7 +57,7 @@ def frames(file: IO[bytes]) -> int:
         file.seek(0)
         if start in TIFF:
             return len(tiff.pages(file))
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             return _count(image)
     except Exception:  # as above
         return 1
@@ -86,14 +88,14 @@ def shown(values: np.ndarray, alpha: np.ndarray | None = None) -> np.ndarray:
 def _tiff(data: bytes, frame: int | None) -> Image.Image:
     pages = tiff.pages(io.BytesIO(data))
     page = pages[_which(len(pages), frame)]
-    check_size(page.imagewidth, page.imagelength)
+    check_size(page.imagewidth, page.imagelength, page.samplesperpixel)
     if page.photometric in tiff.COLOURS:
         return _turned(shown(*tiff.samples(page)), page.tags.valueof("Orientation", 1))
     if page.photometric not in tiff.BY_PILLOW or page.bitspersample != 8:
         raise Unusable(
             f"{page.bitspersample} bits of photometric interpretation {page.photometric}: make it grey or RGB"
         )
-    with Image.open(io.BytesIO(data)) as file:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as file:
         file.seek(page.index)
         return ImageOps.exif_transpose(file)
 
@@ -102,10 +104,11 @@ def _other(data: bytes, frame: int | None) -> Image.Image:
     if data.startswith(JPEG) and _jpeg_depth(data) != 8:
         return Image.fromarray(shown(*_parted(imagecodecs.jpeg_decode(data))))
     try:
-        file = Image.open(io.BytesIO(data))
-    except Image.DecompressionBombError as error:
-        raise Unusable(f"too many pixels: {error}") from None
+        file = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise Unusable(f"more than {most_pixels():,} pixels: --max-pixels takes more, if it is no bomb") from None
     with file:
+        check_size(*file.size, len(file.getbands()))
         count = _count(file)
         file.seek(_which(count, frame))
         orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
@@ -168,7 +171,7 @@ def _jpeg_depth(data: bytes) -> int:
         if mark in START_OF_FRAME:
             depth, height, width = struct.unpack_from(">BHH", data, place + 4)
             if depth != 8:
-                check_size(width, height)
+                check_size(width, height, data[place + 9])
                 if data.find(END_OF_IMAGE, place) < 0:
                     raise ValueError("cut short")  # which libjpeg fills with grey
             return depth

@@ -11,9 +11,17 @@ import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import FileMetaDataset
+from pydicom.filereader import _read_command_set_elements, _read_file_meta_info, read_preamble
 from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from medgan.data.limits import Unusable, check_inflated
 
 # What pydicom has to say of a strange header would quote it.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -21,9 +29,13 @@ warnings.filterwarnings("ignore", module="pydicom")
 
 HEADER = (
     *("SOPInstanceUID", "PatientID", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
-    *("BurnedInAnnotation", "Rows", "Columns"),
+    *("BurnedInAnnotation", "Rows", "Columns", "BitsAllocated"),
 )
 """What decides of a file before its pixels are read."""
+ITEM = 8
+"""Bytes that go before each frame of a compressed file (PS3.5 A.4)."""
+DEFLATES = 1032
+"""To so many bytes one byte of a deflate stream can grow."""
 BARE = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 """How a file without a preamble starts: with group 0002 or 0008, the last as big endian has it."""
 SAMPLES = {
@@ -33,7 +45,7 @@ SAMPLES = {
 """Samples of a pixel by photometric interpretation; retired ones are not read."""
 
 
-class Unclear(ValueError):
+class Unclear(Unusable):
     """What a header says of its image has no one meaning. One line, with the tag and without text of the header."""
 
     def __init__(self, keyword: str, what: str) -> None:
@@ -44,6 +56,12 @@ class Unclear(ValueError):
 def opened(stream: BinaryIO, **how: Any) -> pydicom.FileDataset:
     """A file, also one without preamble, as some archives write them. Raises whatever damage makes pydicom raise."""
     bare = stream.read(2) in BARE
+    stream.seek(0)
+    read_preamble(stream, force=bare)
+    meta = _read_file_meta_info(stream)
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        _read_command_set_elements(stream)
+        check_inflated(stream.read())
     stream.seek(0)
     return pydicom.dcmread(stream, force=bare, **how)
 
@@ -57,6 +75,18 @@ def frames(file: pydicom.Dataset) -> int:
     count = int(file.get("NumberOfFrames") or 1)
     if count < 0:
         raise Unclear("NumberOfFrames", f"is {count}")
+    return count
+
+
+def frames_in(file: pydicom.FileDataset, size: int) -> int:
+    """`frames`, of a file of so many bytes. Raises Unclear where so many cannot be in it."""
+    count = frames(file)
+    if count > 1:
+        syntax = getattr(file, "file_meta", {}).get("TransferSyntaxUID", ImplicitVRLittleEndian)
+        coded = syntax.is_transfer_syntax and syntax.is_encapsulated
+        each = ITEM if coded else int(file.Rows) * int(file.Columns) * int(file.get("BitsAllocated") or 1) / 8
+        if count * each > size * (DEFLATES if syntax == DeflatedExplicitVRLittleEndian else 1):
+            raise Unclear("NumberOfFrames", f"is {count}, more than the file can hold")
     return count
 
 

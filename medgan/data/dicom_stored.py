@@ -24,6 +24,7 @@ from pydicom.uid import (
 )
 
 from medgan.data.dicom_header import Unclear, frames, kind, name_syntax, present, samples
+from medgan.data.limits import check_size
 
 AS_THEY_ARE = {"correct_unused_bits": False, "apply_j2k_sign_correction": False, "apply_jls_sign_correction": False}
 """Options of pydicom's decoders: without corrections that take a high bit or a stream's depth for granted."""
@@ -50,6 +51,7 @@ def stored(file: pydicom.FileDataset, frame: int) -> Stored:
     Raises Unclear, or ValueError of pydicom where the pixel data do not have the length that the header tells.
     """
     name_syntax(file)
+    check_size(file.Columns, file.Rows, samples(file))
     if "PixelData" not in file:  # PS3.3 C.7.6.24 and C.7.6.25: floats have no bits to choose from
         values = _decoded(file, frame)
         # The most that float32 holds is what some write for infinity, or for nothing.

@@ -26,8 +26,10 @@ import pyarrow.parquet as pq
 import ray.data
 
 from medgan.config import Refused
+from medgan.data.apart import Apart
 from medgan.data.contradictions import Row, settled
 from medgan.data.copies import Images, copies, nearest
+from medgan.data.limits import MOST_PIXELS
 from medgan.data.shards import (
     PARTS,
     SPLITS,
@@ -52,18 +54,19 @@ from medgan.data.shards import (
     write_file,
     write_shard,
 )
-from medgan.data.sources import SOURCES, Listing, Options, Raw, Record, SourceError
+from medgan.data.sources import SOURCES, Listing, Options, Raw, Record, SourceError, fitted
 from medgan.data.sources.base import relabel
 from medgan.data.sources.raw import packed
 from medgan.data.summary import publish
 from medgan.names import wrong_with
-from medgan.pixels import Fit, fit_image
+from medgan.pixels import Fit
 
 Thing = TypeVar("Thing")
 Result = TypeVar("Result")
 Report = Callable[[str, int, int, int], None]
 """(verb, done, of, rejected)"""
 
+decoder = Apart("medgan.data.sources:fitted")
 COMPARED = 512
 """So many images are compared with those of another split in one task."""
 SMALL_VAL = 0.05
@@ -84,6 +87,8 @@ class Request:
     split: Literal["ratio", "published"] | None = None
     """None: the source's own way."""
     rows_per_shard: int = 1024
+    max_pixels: int = MOST_PIXELS
+    """An image of more, those of each channel counted, is left out."""
     keep_paths: bool = False
     """Write the paths of rejected files into rejected.parquet: they mostly hold patient ids."""
     show_paths: bool = False
@@ -256,7 +261,7 @@ def plan(request: Request, found: Listing, key: bytes) -> Plan:
     sizes = request.folder.sizes() if SOURCES[request.source].needs_raw else {}
     listing = [[record.name, record.labels, record.patient] for record in found.records]
     asked = [request.source, request.resolution, request.channels, request.fit, request.split]
-    asked += [request.rows_per_shard, request.keep_paths]
+    asked += [request.rows_per_shard, request.keep_paths, request.max_pixels]
     digest = keyed_id(key, json.dumps([asked, asdict(request.options), listing, found.rejected, sizes]))
     rejected = [Rejected(name, reason) for name, reason in found.rejected]
     return Plan(request, key, classes, records, rejected, tuple(notes), digest)
@@ -367,20 +372,20 @@ def _finished(plan: Plan) -> dict[str, Part]:
 
 def _write_shard(work: Work, item: Item) -> tuple[Part, Images]:
     """Read, decode and write one shard, then what is known of it; with what its images are compared by."""
-    request, source = work.request, SOURCES[work.request.source]
+    request = work.request
     pixels, labels, patients, image_ids, rejected, sizes = [], [], [], [], [], []
     for position, record in enumerate(item.records):
         try:
             content = _read(work, record)
-            image = source.image(content)
-            pixels.append(fit_image(image, request.resolution, request.channels, request.fit))
+            image, size = _fitted(request, content)
         except ValueError as error:
             rejected.append((position, str(error)))
             continue
         labels.append([int(index in record.labels) for index in range(len(work.classes))])
         patients.append(record.patient)
         image_ids.append(keyed_id(work.image_key, content))
-        sizes.append(image.size)
+        pixels.append(image)
+        sizes.append(size)
     shape = (request.channels, request.resolution, request.resolution)
     rows = np.array(pixels, np.uint8).reshape(-1, *shape)
     hot = np.array(labels, np.uint8).reshape(len(labels), len(work.classes))
@@ -389,6 +394,14 @@ def _write_shard(work: Work, item: Item) -> tuple[Part, Images]:
     part = Part(shard, label_counts(hot, work.classes), sorted(set(patients)), rejected, sizes)
     write_file(request.out, f"{PARTS}/{item.name.replace('/', '-')}.json", part.to_json().encode())
     return part, Images.of(rows, image_ids)
+
+
+def _fitted(request: Request, content: bytes) -> tuple[np.ndarray, tuple[int, int]]:
+    """As `sources.fitted` has it, and what came from others in a process of its own. Raises ValueError."""
+    call = decoder if SOURCES[request.source].needs_raw else fitted
+    asked = (request.resolution, request.channels, request.fit, request.max_pixels)
+    found: tuple[np.ndarray, tuple[int, int]] = call(request.source, content, *asked)
+    return found
 
 
 def _read(work: Work, record: Record) -> bytes:
@@ -574,9 +587,8 @@ def _publish(plan: Plan, items: list[Item], parts: dict[str, Part]) -> Written:
 
 def _fault(request: Request, record: Record) -> str | None:
     """Why an image cannot be read, or None."""
-    source = SOURCES[request.source]
     try:
-        source.image(source.read(request.folder, record, request.options))
+        _fitted(request, SOURCES[request.source].read(request.folder, record, request.options))
     except (OSError, ValueError) as error:
         return told(error)
     return None

@@ -7,8 +7,9 @@ import math
 from typing import IO, cast
 
 import numpy as np
-from PIL import Image
 from tifffile import PHOTOMETRIC, TiffFile, TiffPage
+
+from medgan.data.limits import Unusable, check_size
 
 logging.getLogger("tifffile").disabled = True  # its warnings quote what a file says of itself
 
@@ -18,17 +19,6 @@ COLOURS: dict[int, int] = {**dict.fromkeys(GREY, 1), PHOTOMETRIC.PALETTE: 1, PHO
 BY_PILLOW = (PHOTOMETRIC.SEPARATED, PHOTOMETRIC.YCBCR)
 ASSOCIATED, UNASSOCIATED = 1, 2
 """ExtraSamples: opacity that the colours are multiplied by already, or are not."""
-
-
-class Unusable(ValueError):
-    """A file that can be read, and shows nothing that can be used. The message says why."""
-
-
-def check_size(width: int, height: int) -> None:
-    """Raises Unusable for more pixels than any film has, before memory is taken for them."""
-    most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-    if most and width * height > most:
-        raise Unusable(f"{width} x {height} pixels, more than {most:,}: a damaged file, or one made to exhaust memory")
 
 
 def pages(file: IO[bytes]) -> list[TiffPage]:
@@ -77,7 +67,7 @@ def _stored(page: TiffPage) -> np.ndarray:
         )
     if page.imagedepth > 1:
         raise Unusable(f"a volume of {page.imagedepth} slices in one page: make each a page")
-    check_size(math.prod(page.chunks) // page.samplesperpixel, 1)
+    check_size(math.prod(page.chunks), 1)
     ends = [start + size for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)]
     if len(ends) < math.prod(page.chunked) or 0 in page.databytecounts or max(ends) > page.parent.filehandle.size:
         raise ValueError("strips or tiles that are missing")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from medgan.data.limits import Unusable
 from medgan.data.shards import read_file
 from medgan.data.sources.base import (
     Listing,
@@ -83,7 +84,7 @@ class DicomFolder(Source):
         file, frame = parted(content)
         try:
             return Image.fromarray(dicom_grey.shown(dicom_header.opened(io.BytesIO(file)), frame or 0))
-        except dicom_header.Unclear:
+        except Unusable:
             raise
         except Exception as error:  # what a damaged file makes pydicom and its decoders raise may be anything
             said = " ".join(str(error).split())
@@ -101,6 +102,7 @@ def _header(raw: Raw, name: str) -> Header | str:
     try:
         with raw.open(name) as stream:
             file = dicom_header.header(DicomIO(stream))  # type: ignore[arg-type]
+            size = stream.seek(0, io.SEEK_END)
         patient = str(file.get("PatientID") or "").strip()
         if not patient:
             return "no patient id in its header: images are split by patient"
@@ -110,13 +112,13 @@ def _header(raw: Raw, name: str) -> Header | str:
         return Header(
             SOPInstanceUID=str(file.get("SOPInstanceUID", "")).strip(),
             PatientID=patient,
-            frames=dicom_header.frames(file),
+            frames=dicom_header.frames_in(file, size),
             colour=palette or int(file.get("SamplesPerPixel") or 1) > 1,
             burned_in=str(file.get("BurnedInAnnotation")).strip().upper() == "YES",
         )
     except InvalidDicomError:
         return "no DICOM file"
-    except dicom_header.Unclear as error:
+    except Unusable as error:
         return str(error)
     except Exception as error:  # what a damaged header makes pydicom raise may be anything
         return f"its header cannot be read ({type(error).__name__})"

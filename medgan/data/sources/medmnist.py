@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
+import math
 import zipfile
 from functools import lru_cache
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from medgan.data import cache
 from medgan.data.sources.base import Listing, Options, Raw, Record, Source, SourceError, limited
+from medgan.data.sources.raw import ALLOWED, SWELLING
 
 SPLITS = ("train", "val", "test")
 CLASSES = {
@@ -90,7 +92,9 @@ class Medmnist(Source):
 @lru_cache(maxsize=1)
 def _arrays(raw: Raw, table: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     try:
-        with np.load(io.BytesIO(raw.read(table))) as file:
+        content = raw.read(table)
+        _check_sizes(content)
+        with np.load(io.BytesIO(content)) as file:
             images = {split: file[f"{split}_images"] for split in SPLITS}
             labels = {split: file[f"{split}_labels"].reshape(len(images[split]), -1) for split in SPLITS}
     except (KeyError, ValueError, zipfile.BadZipFile) as error:
@@ -99,6 +103,19 @@ def _arrays(raw: Raw, table: str) -> tuple[dict[str, np.ndarray], dict[str, np.n
         if array.dtype != np.uint8 or not (array.ndim == 3 or (array.ndim == 4 and array.shape[3] == 3)):
             raise SourceError(f"{table}: {split}_images is {array.dtype} {array.shape}, expected a two-dimensional set")
     return images, labels
+
+
+def _check_sizes(content: bytes) -> None:
+    """Raises ValueError for an array that is not as large as its header says, or swells too much."""
+    most = max(ALLOWED, SWELLING * len(content))
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        for info in file.infolist():
+            with file.open(info) as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(member)
+                if math.prod(shape) * dtype.itemsize + member.tell() != info.file_size or info.file_size > most:
+                    raise ValueError(f"{info.filename} has {info.file_size:,} bytes for an array {shape} of {dtype}")
 
 
 def _digest(image: np.ndarray) -> bytes:

@@ -39,7 +39,7 @@ ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipf
 LARGEST = 2**31
 """Bytes of one file: a film has fewer, what has more is no image."""
 SWELLING, ALLOWED = 100, 2**30
-"""A compressed tar may become so many times larger, and so many bytes in any case."""
+"""What is compressed may become so many times larger, and so many bytes in any case."""
 CHUNK = 1 << 20
 DAMAGED = (
     *(zipfile.BadZipFile, NotImplementedError, tarfile.TarError),
