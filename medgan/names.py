@@ -10,7 +10,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 LONGEST = 255
 """Bytes that a file system takes for one name."""
@@ -20,6 +20,18 @@ UNLABELLED = "none"
 """Folder of the images that have no class."""
 NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What moves a cursor, breaks a line, turns the direction of writing, or is half a letter."""
+MOST_CLASSES = 20
+"""Published sets have up to 15 (ChestX-ray14) or, of many labels, 20."""
+FEW = 5
+OF_A_PERSON = re.compile(
+    r"\d{3}"  # numbers of patients, years; grades and types have one or two digits
+    r"|\d\d?[-./_]\d\d?[-./_]\d\d"  # dates
+    r"|\^"  # Last^First, as DICOM has it
+    r"|^[A-Z]\w+, *[A-Z]\w+$"  # Last, First
+    r"|\b(?i:mrn|pid|pat|patient|case|subj|subject)[ ._-]*\d"
+    r"|\b(?i:mr|mrs|ms|herr|frau)[ ._]+[A-Z]"
+)
+"""What is in names of folders of a patient, and in few of classes."""
 UNSAFE = frozenset('/\\:*?"<>|%+')
 """What parts paths on one system or another, what Windows takes for no name, and what parts classes here."""
 # Windows has devices of these names, with any ending (learn.microsoft.com, "Naming Files, Paths, and Namespaces").
@@ -37,6 +49,22 @@ def wrong_with(classes: Iterable[object]) -> str | None:
         if name in seen:
             return f"the class {name!r} is there twice"
         seen.add(name)
+    return None
+
+
+def doubtful(classes: Mapping[str, int]) -> str | None:
+    """Why these are perhaps no classes but patients or remarks, without their names; None where they look like classes.
+
+    classes: images of each, by name. It is about what nobody has named as a class yet: names of classes are written
+    into all that is made of the images.
+    """
+    if len(classes) > MOST_CLASSES:
+        return f"{len(classes)} classes, more than {MOST_CLASSES}"
+    if persons := sum(bool(OF_A_PERSON.search(name)) for name in classes):
+        return f"{persons} of {len(classes)} classes have names like those of persons, numbers or dates"
+    few = sum(count < FEW for count in classes.values())
+    if few > 3 and 2 * few > len(classes):
+        return f"{few} of {len(classes)} classes have fewer than {FEW} images"
     return None
 
 

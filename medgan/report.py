@@ -39,7 +39,6 @@ def run_page(folder: RunFolder) -> str:
     return page.render(
         "report.html",
         title=folder.location.rstrip("/").rpartition("/")[2],
-        location=folder.location,
         versions=page.versions("medgan", "torch", "ray"),
         config=config,
         data=_data(folder, config.data.manifest_sha256),

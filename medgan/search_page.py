@@ -58,7 +58,6 @@ def search_page(folder: SearchFolder, refresh_s: int = 0) -> str:
     return page.render(
         "search.html",
         title=folder.location.rstrip("/").rpartition("/")[2],
-        location=folder.location,
         pictured=PICTURED,
         refresh_s=refresh_s,
         search=settings["search"],

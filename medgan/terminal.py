@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from medgan.config import Refused
 from medgan.data.cache import closing_cache
 from medgan.host import NOWHERE, told_home
+from medgan.locations import check_secrets
 from medgan.names import one_line
 
 
@@ -112,6 +113,7 @@ def absolute(flag: str, location: str) -> str:
     A job's working directory is Ray's copy of the uploaded files, which is deleted when the job ends.
     """
     if "://" in location:
+        check_secrets(location)
         return location
     expanded = os.path.expanduser(location)
     if expanded.startswith(f"{NOWHERE}/"):

@@ -12,14 +12,17 @@ SEAM = {"medgan/ray_connect.py", "medgan/ray_train.py", "medgan/ray_tasks.py", "
 
 # Who may import whom: a module may import those of lower rank.
 RANKS = {
-    "medgan.host": -1,
-    "medgan": 0,
-    "medgan.names": 0,
+    "medgan.host": -2,
+    "medgan": -1,
+    "medgan.names": -1,
     "medgan.keys": 2,
-    "medgan.values": 0,
-    "medgan.config": 1,
+    "medgan.values": -1,
+    "medgan.config": 0,
+    "medgan.locations": 1,
     "medgan.streams": 1,
     "medgan.pixels": 1,
+    "medgan.data.apart": 0,
+    "medgan.data.limits": 0,
     "medgan.data.tiff": 1,
     "medgan.data.decode": 2,
     "medgan.data.phantom": 1,

@@ -188,7 +188,7 @@ def test_raw_folders_that_cannot_be_used(refused, tmp_path):
     (tmp_path / "film.png").write_bytes(b"film")
     assert "neither a folder nor an archive of files" in prepare(tmp_path / "film.png")
     picture(tmp_path / "odd/train/TUBERCULOSIS/a.png")
-    assert "TUBERCULOSIS: unknown class, expected NORMAL or PNEUMONIA" in prepare(tmp_path / "odd")
+    assert "odd: has folders of other classes than NORMAL and PNEUMONIA" in prepare(tmp_path / "odd")
 
 
 def test_a_source_without_its_raw_folder_or_with_one_too_many(refused, tmp_path):

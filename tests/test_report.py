@@ -84,7 +84,7 @@ def test_every_figure_stands_beside_its_floor(run):
     assert cells["coverage"][1:4] == ["0", "0.6", "0.6"]
     assert "n = 16, against the val split" in page
     assert "at 8,000 images" in page
-    assert f"--config {run.location}/config.yaml --data DATA" in page
+    assert f"--config {Path(run.location).name}/config.yaml --data DATA" in page
     assert f"torch {importlib.metadata.version('torch')}" in page
 
 

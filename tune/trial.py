@@ -25,6 +25,7 @@ from medgan.config import Config, ConfigError
 from medgan.data.shards import Manifest
 from medgan.folder import RunFolder
 from medgan.lease import Lease
+from medgan.locations import published
 from medgan.ray_train import Event, Interrupt, Outcome, Workers, fit
 from medgan.run import settled
 from medgan.tracking import parse_rows
@@ -267,7 +268,7 @@ class Trial(tune.Trainable):
         return self._end("failed", reason_of(outcome.error or "the workers ended early"))
 
     def _end(self, status: str, reason: str = "") -> Row:
-        return self.row | {"status": status, "reason": reason, "settings": self.settings, "done": True}
+        return self.row | {"status": status, "reason": published(reason), "settings": self.settings, "done": True}
 
 
 def take_over(donor: RunFolder, images_seen: int, child: RunFolder) -> int:
@@ -300,4 +301,5 @@ def reason_of(error: str) -> str:
         return "out of memory: a smaller model.width or global_batch needs less"
     if any(words in low for words in LOST):
         return LOST_WORKER
+    error = published(error)
     return error if len(error) <= 200 else error[:197] + "..."

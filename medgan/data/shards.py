@@ -37,6 +37,7 @@ from pydantic_core import from_json
 
 import medgan
 from medgan.config import RESOLUTIONS, Refused
+from medgan.locations import check_secrets
 from medgan.names import one_line, wrong_with
 
 SCHEMA_VERSION = 1
@@ -171,6 +172,7 @@ class Manifest:
 def filesystem(location: str | Path) -> tuple[pafs.FileSystem, str]:
     """A path or a URI that pyarrow.fs opens -> (file system, path on it)."""
     if "://" in str(location):
+        check_secrets(str(location))
         try:
             return pafs.FileSystem.from_uri(str(location))
         except (pa.ArrowException, OSError, ValueError) as error:

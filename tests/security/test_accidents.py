@@ -129,7 +129,9 @@ sys.exit(command(main, []))
 def test_whatever_ends_a_training_leaves_a_checkpoint_and_says_how_to_go_on(phantoms, tmp_path, end):
     """`timeout` and systemd tell the whole group, a terminal that closes says SIGHUP."""
     folder = RunFolder(str(tmp_path / "run"))
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored, and rightly so
     job = Job("train", *arguments(phantoms, tmp_path / "run", images=100_000))
+    signal.signal(signal.SIGHUP, before)
     try:
         until(lambda: folder.checkpoints() or job.process.poll() is not None, what="a checkpoint")
         if end == "SIGHUP":

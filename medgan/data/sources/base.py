@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from PIL import Image
 
 from medgan.data.decode import open_image
 from medgan.data.sources.raw import Raw, SourceError
+from medgan.names import FEW, doubtful
 
 __all__ = ["Listing", "Options", "Raw", "Record", "Source", "SourceError"]
 
@@ -133,8 +134,23 @@ def chosen_classes(found: Sequence[str], wanted: Sequence[str], where: str) -> t
         raise SourceError(f"--classes {','.join(wanted)}: one of them is named twice")
     for name in wanted:
         if name not in found:
-            raise SourceError(f"--classes {name}: {where} has {', '.join(found)}")
+            persons = doubtful(dict.fromkeys(found, FEW))
+            there = f"{len(found)} others" if persons else ", ".join(found)
+            raise SourceError(f"--classes {name}: {where} has {there}")
     return tuple(wanted or found)
+
+
+def named_classes(found: Mapping[str, int], wanted: Sequence[str], raw: Raw, where: str) -> tuple[str, ...]:
+    """`chosen_classes`, of names that somebody called folders or wrote into a table. found: images of each, by name.
+
+    Raises SourceError, too, where nobody says which are classes and they may be patients.
+    """
+    if not wanted and (doubt := doubtful(found)):
+        raise SourceError(
+            f"--raw {raw.location}: {doubt}: patients or series, perhaps; name the classes with --classes A,B (of "
+            "patients' folders, their classes' folders above them), for their names are written into all that is made"
+        )
+    return chosen_classes(tuple(found), wanted, where)
 
 
 def relabel(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -17,8 +18,8 @@ from medgan.data.sources.base import (
     Record,
     Source,
     SourceError,
-    chosen_classes,
     limited,
+    named_classes,
     relabel,
 )
 from medgan.data.sources.frames import MULTI_FRAME, frame_names, parted, read_frame
@@ -67,7 +68,9 @@ class DicomFolder(Source):
                 continue
             records += [Record(each, wanted, header.PatientID) for each in frame_names(name, header.frames)]
             met.add(getattr(header, key))
-        chosen = chosen_classes(classes, options.classes, "the table of labels")
+        images = Counter(classes[label] for record in records for label in record.labels)
+        having = {name: images[name] for name in classes}
+        chosen = named_classes(having, options.classes, raw, "the table of labels")
         labelled_only = options.single_label or bool(options.classes)
         kept = [record for record in records if len(record.labels) == 1 or not options.single_label]
         kept = relabel(kept, classes, chosen, lambda record: bool(record.labels) or not labelled_only)

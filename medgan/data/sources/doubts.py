@@ -1,4 +1,4 @@
-"""Class folders that may be none: splits, masks, patients or wrapping folders by their names and what is in them.
+"""Class folders that may be none: splits, masks or wrapping folders by their names and what is in them.
 
 Each is refused with what to do. A folder's name may be a patient's: the messages name only what is called like a split.
 """
@@ -6,7 +6,7 @@ Each is refused with what to do. A folder's name may be a patient's: the message
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from medgan.data.sources.masks import FILMS, Parts
 from medgan.data.sources.raw import Raw, SourceError
@@ -19,8 +19,6 @@ PART = re.compile(r"(?:.*[\W_])?(?:parts?|batch|fold|chunk|vol|volume|disk|image
 """A part of a set that was too large for one archive, or a fold."""
 WHAT = re.compile(r"(?<![a-z])(?:images?|imgs?|originals?|pictures?|jpe?gs?|pngs?)(?![a-z])", re.IGNORECASE)
 """What files are, and not what is seen on them."""
-MANY, FEW_EACH = 20, 10
-"""More folders than that, of fewer images each or named by numbers, are patients or series rather than classes."""
 
 
 def refuse_splits(names: set[str], raw: Raw) -> None:
@@ -56,15 +54,6 @@ def refuse_masks(folders: set[Parts], left_out: set[Parts], raw: Raw) -> None:
         raise SourceError(
             f"--raw {raw.location}: one class folder, and beside it {len(beside)} called like masks; name "
             "the class or the classes with --classes"
-        )
-
-
-def refuse_patients(names: set[str], images: int, wanted: Sequence[str], raw: Raw) -> None:
-    numbered = sum(bool(re.search(r"\d{3}", name)) for name in names)
-    if len(names) > MANY and not wanted and (images < FEW_EACH * len(names) or 2 * numbered > len(names)):
-        raise SourceError(
-            f"--raw {raw.location}: {len(names)} folders of {images} images look like patients or series, not "
-            "like classes; put them into a folder per class, or name classes with --classes"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
@@ -15,8 +16,8 @@ from medgan.data.sources.base import (
     Record,
     Source,
     SourceError,
-    chosen_classes,
     limited,
+    named_classes,
     relabel,
 )
 from medgan.data.sources.frames import MULTI_FRAME, frame_names, parted, read_frame
@@ -50,7 +51,8 @@ class ImageFolder(Source):
             labels = (names.index(folder),) if folder else ()
             names_of = frame_names(path, counts.get(path, 1))
             records += [Record(name, labels, patient or path, split) for name in names_of]
-        classes = chosen_classes(names, options.classes, raw.location)
+        images = Counter(folder for _, folder, _ in layout.found)
+        classes = named_classes({name: images[name] for name in names}, options.classes, raw, raw.location)
         kept = relabel(records, names, classes, lambda record: bool(record.labels) or not names)
         notes = [] if names else ["no class folders: the images have no labels"]
         notes += [*layout.notes, *self._unknown(unknown, options)]

@@ -15,7 +15,7 @@ from functools import cache
 from itertools import takewhile
 
 from medgan.data.sources.copies import are_copies
-from medgan.data.sources.doubts import refuse_depths, refuse_masks, refuse_parts, refuse_patients, refuse_splits
+from medgan.data.sources.doubts import refuse_depths, refuse_masks, refuse_parts, refuse_splits
 from medgan.data.sources.masks import FILMS, Parts, masks
 from medgan.data.sources.raw import Raw, SourceError, is_packed, packed
 
@@ -130,16 +130,15 @@ def _trees(paths: Sequence[Parts]) -> tuple[Trees, list[Parts]]:
 def _of_classes(trees: Trees, classes: Sequence[str], raw: Raw) -> Trees:
     """Those that have no other classes."""
     known = {_key(name) for name in classes}
-    unknown: dict[Parts, Parts] = {}
+    unknown = set()
     for above, tree in trees.items():
         for path in tree:
             if len(path) == len(above) + 2:
-                raise SourceError(f"--raw {raw.location}/{'/'.join(path[:-1])}: files in it, expected class folders")
+                raise SourceError(f"--raw {raw.location}: files beside the folders of its classes")
             if _key(path[len(above) + 1]) not in known:
-                unknown.setdefault(above, path[: len(above) + 2])
+                unknown.add(above)
     if len(unknown) == len(trees):
-        other = "/".join(next(iter(unknown.values())))
-        raise SourceError(f"--raw {raw.location}/{other}: unknown class, expected {' or '.join(classes)}")
+        raise SourceError(f"--raw {raw.location}: has folders of other classes than {' and '.join(classes)}")
     return {above: tree for above, tree in trees.items() if above not in unknown}
 
 
@@ -163,7 +162,6 @@ def _classes_above(trees: Trees, wanted: Sequence[str], raw: Raw) -> Found:
     apart = len(trees) > 1 and all(trees) and len({above[:-1] for above in trees}) == 1
     if not apart or any(len(path) > len(above) + 2 for above, tree in trees.items() for path in tree):
         return []
-    refuse_patients({above[-1] for above in trees}, sum(map(len, trees.values())), wanted, raw)
     return [(_split(path), above[-1], path) for above, tree in trees.items() for path in tree]
 
 
@@ -208,7 +206,6 @@ def _in_classes(
     if not wanted:
         refuse_splits(names, raw)
         refuse_masks({path[: depth + 1] for path in inside}, aside.masks, raw)
-    refuse_patients(names, len(inside), wanted, raw)
     below = _below(inside, depth)
     if not wanted:
         refuse_depths(below, raw)

@@ -86,7 +86,7 @@ class NihCxr14(Source):
             findings = text.split("|")
             for finding in findings:
                 if finding not in LABELS:
-                    raise SourceError(f"{table} row {number}: unknown label {finding!r}")
+                    raise SourceError(f"{table} row {number}: an unknown label")
             if name not in images:
                 missing += 1
                 continue
