@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import pwd
+import resource
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 """The folder that medgan is imported from."""
+MANY_FILES, LEAST_FILES = 65536, 256
+"""Open files that Ray is to have, and without which its daemons end."""
+LEAST_SPACE = 8_000_000 * 1024
+"""Bytes of addresses; with half of it torch cannot be loaded, or Ray's daemons start no threads."""
 NOWHERE = "/dev/null"
 """The home of who has none: nobody, root neither, can make anything below it."""
 
@@ -45,6 +50,24 @@ def settle_imports() -> None:
             first = 0 if sys.flags.safe_path else 1  # the script's own folder
             sys.path[first:] = [entry for entry in sys.path[first:] if entry != here]
     os.environ["PYTHONPATH"] = os.pathsep.join(kept)
+
+
+def narrow_limit() -> str | None:
+    """What limit of this process, as its shell set it, Ray and torch cannot live with, and what to set; None where all
+    can. The limit of open files is raised as far as the host lets it be."""
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files < MANY_FILES and files < most:
+        files = min(most, MANY_FILES) if most != resource.RLIM_INFINITY else MANY_FILES
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+    if files < LEAST_FILES:
+        return f"ulimit -n {files}: too few open files for Ray; ulimit -n {MANY_FILES} (or the host's limits.conf)"
+    space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if space != resource.RLIM_INFINITY and space < LEAST_SPACE:
+        return (
+            f"ulimit -v {space // 1024}: torch and Ray map more memory than they use, 8 GB at least; ulimit -v "
+            "unlimited, and let a container or cgroup limit what is used"
+        )
+    return None
 
 
 def writable(folder: str | Path) -> bool:

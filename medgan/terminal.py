@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from medgan.config import Refused
 from medgan.data.cache import closing_cache
-from medgan.host import NOWHERE, told_home
+from medgan.host import NOWHERE, narrow_limit, told_home
 from medgan.locations import check_secrets
 from medgan.names import one_line
 
@@ -62,6 +62,8 @@ def command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = 
         sys.stdout.reconfigure(errors="backslashreplace")
     _keep_talking()
     try:
+        if narrow := narrow_limit():
+            raise Refused(narrow)
         with closing_cache():
             main(arguments)
     except Refused as error:
@@ -70,10 +72,34 @@ def command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = 
         return _say(error, 1, arguments)
     except (Stopped, KeyboardInterrupt) as error:
         return _say(str(error) or f"stopped; {again()}", 130, arguments)
+    except OSError as error:
+        if error.errno is None:  # not of the system: what storage says that is no file system
+            return _say(" ".join(str(error).split())[:500], 1, arguments, hint="; --verbose shows more")
+        return _say(_trouble(error), 1, arguments)
+    except MemoryError:
+        return _say("out of memory: give this host more, or the command less to do at once", 1, arguments)
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return _say(text if len(text) < 500 else text[:500] + "...", 1, arguments, hint="; --verbose shows more")
     return 0
+
+
+ADVICE = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there, or ask for a larger quota",
+    errno.EFBIG: "ulimit -f unlimited, or another folder",
+    errno.EROFS: "name another folder",
+    errno.EACCES: "name another folder, or change its mode",
+    errno.EMFILE: "ulimit -n 65536",
+    errno.ENOMEM: "give this host more memory",
+}
+
+
+def _trouble(error: OSError) -> str:
+    """What the system did not do, where, and what to do about it."""
+    where = f"{error.filename}: " if error.filename else ""
+    advice = f"; {ADVICE[error.errno]}, and {again()}" if error.errno in ADVICE else "; --verbose shows more"
+    return f"{where}{error.strerror}{advice}"
 
 
 class Listener(io.FileIO):

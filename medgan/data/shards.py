@@ -181,23 +181,32 @@ def filesystem(location: str | Path) -> tuple[pafs.FileSystem, str]:
 
 
 def write_file(folder: str | Path, name: str, content: bytes) -> None:
-    """A file below a folder or URI: complete or not there."""
+    """A file below a folder or URI: complete or not there. Raises OSError, which names the folder."""
     fs, path = filesystem(folder)
-    fs.create_dir(f"{path}/{name}".rpartition("/")[0], recursive=True)
+    try:
+        _write(fs, f"{path}/{name}", content)
+    except OSError as error:
+        if error.errno is None:  # a storage's own words
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(folder)) from error
+
+
+def _write(fs: pafs.FileSystem, file: str, content: bytes) -> None:
+    fs.create_dir(file.rpartition("/")[0], recursive=True)
     if isinstance(fs, pafs.LocalFileSystem):
         # A name of this write's own: two may be at the same file, a page that is made by hand beside a run's.
-        unfinished = Path(f"{path}/{name}.{secrets.token_hex(4)}.tmp")  # see UNFINISHED
+        unfinished = Path(f"{file}.{secrets.token_hex(4)}.tmp")  # see UNFINISHED
         try:
-            with open(unfinished, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())  # or a host that dies leaves the new name with nothing in it
-            unfinished.replace(f"{path}/{name}")
+            with open(unfinished, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())  # or a host that dies leaves the new name with nothing in it
+            unfinished.replace(file)
         except OSError:
             unfinished.unlink(missing_ok=True)
             raise
     else:  # an object appears when its upload ends
-        with fs.open_output_stream(f"{path}/{name}") as stream:
+        with fs.open_output_stream(file) as stream:
             stream.write(content)
 
 

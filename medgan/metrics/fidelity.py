@@ -1,6 +1,7 @@
 """Figures of generated against real features: KID, FID, precision and recall with torch-fidelity's arithmetic.
 
-Density and coverage are our own. Real against other real images of equal number is the floor of each.
+Density and coverage are our own. Real against other real images of equal number is the floor of each. torch-fidelity
+loads torchvision's networks, which takes two seconds: only where a figure is computed.
 """
 
 from __future__ import annotations
@@ -11,9 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch_fidelity.metric_fid import fid_statistics_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
-from torch_fidelity.metric_prc import prc_features_to_metric
 
 SUBSETS = 100
 MAX_SUBSET = 1000
@@ -62,6 +60,8 @@ def kid(real: Tensor, fake: Tensor) -> dict[str, float]:
     real, fake: float32 (n, F). Mean over 100 random subsets of half the smaller side, at most 1,000 images.
     Returns value, and low and high: the mean over subsets, and the interval that holds 95 % of them.
     """
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
     size = min(MAX_SUBSET, min(len(real), len(fake)) // 2)
     figures = kid_features_to_metric(
         real, fake, kid_subsets=SUBSETS, kid_subset_size=size, verbose=False, rng_seed=2020
@@ -96,6 +96,8 @@ class Moments:
 
 def frechet(real: Moments, fake: Moments) -> float:
     """Frechet distance between Gaussians (Heusel et al. 2017, arXiv:1706.08500)."""
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+
     statistics = [{"mu": one.mean.numpy(), "sigma": (one.scatter / (one.n - 1)).numpy()} for one in (real, fake)]
     return float(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
 
@@ -120,6 +122,8 @@ def neighbourhoods(real: Tensor, fake: Tensor, k: int = 3, k_density: int = 5) -
     Precision: the share of fakes in a ball of a real; recall: the share of reals in a ball of a fake; density: how
     many balls of reals a fake lies in, over k; coverage: the share of reals whose ball holds a fake. Larger is better.
     """
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
     both = prc_features_to_metric(fake, real, prc_neighborhood=k, verbose=False)
     radii = torch.cdist(real, real).kthvalue(k_density + 1).values  # the nearest one is the sample itself
     apart = torch.cdist(real, fake)

@@ -8,17 +8,22 @@ import threading
 
 import pytest
 
+from jobs import evaluate, generate, search
+from jobs import report as report_job
 from medgan import report
 from medgan.config import Refused
 from medgan.data import shards
 from medgan.folder import Folder, RunFolder
 from medgan.lease import Heartbeat
+from medgan.terminal import command
 
-from ..conftest import write_key
+from ..conftest import fill_up, small_disk, write_key
 from ..test_generate import made
 from ..test_ray import ROOT, Job, until
 from ..test_ray import train as arguments
 from ..test_run import train
+
+FEW = ["--trials", "1", "--set", "total_images=320", "--set", "global_batch=16"]
 
 
 def test_two_who_write_one_file_at_once_both_succeed(tmp_path):
@@ -60,6 +65,113 @@ def test_a_folder_can_be_listed_at_the_moment_in_which_it_is_made(tmp_path):
     finally:
         over.set()
         maker.join()
+
+
+# -- a host that has too little ----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_evaluation", "coarse_features")
+@pytest.mark.parametrize("job", ["generate", "evaluate", "report"])
+def test_a_full_disk_is_one_line_that_names_the_folder_and_says_what_to_do(
+    trained, phantoms, tiny, tmp_path, capsys, job
+):
+    with small_disk(tmp_path / "disk", "size=20m") as disk:
+        if job == "report":
+            train(tiny(total_images=64), phantoms, disk / "run")
+        fill_up(disk)
+        data = ["--data", phantoms, "--n", "20", "--extractor", "radiomics", "--fidelity"]
+        main, words, code, told = {
+            "generate": (
+                generate.main,
+                ["--run", trained, "--out", f"{disk}/out", "--count", "20"],
+                2,
+                "/out: cannot be",
+            ),
+            "evaluate": (evaluate.main, ["--run", trained, *data, "--out", f"{disk}/evaluation.json"], 1, "/"),
+            "report": (report_job.main, ["--run", f"{disk}/run"], 1, "/run: No space left on device; make room there"),
+        }[job]
+        assert command(main, [*words, *(["--workers", "0"] if job != "report" else [])]) == code
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert f"{disk}{told}" in said[0]
+    assert "No space left on device" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [("-n 64", "ulimit -n 64: too few open files"), ("-v 4000000", "ulimit -v 4000000: torch and Ray map more memory")],
+)
+def test_a_shell_that_allows_too_little_is_told_in_one_line_what_to_set(limit, words):
+    script = f"ulimit {limit}; exec {sys.executable} {ROOT}/jobs/prepare.py --sources"
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert len(ended.stderr.splitlines()) == 1
+    assert words in ended.stderr
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be():
+    script = (
+        "import resource; from medgan.host import *; print(narrow_limit(), resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    words = ["bash", "-c", f"ulimit -Sn 100; ulimit -Hn 3000; exec {sys.executable} -c '{script}'"]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "None (3000, 3000)\n"
+
+
+def test_too_little_memory_is_one_line(capsys):
+    def main(argv):
+        raise MemoryError
+
+    assert command(main, []) == 1
+    assert capsys.readouterr().err.endswith(": out of memory: give this host more, or the command less to do at once\n")
+
+
+# -- two commands at once ------------------------------------------------------------------------------------------
+
+
+def test_of_two_searches_into_one_folder_the_second_is_refused(phantoms, tmp_path, monkeypatch):
+    monkeypatch.setattr("medgan.ray_connect.connect", lambda verbose: {"CPU": 2})
+    monkeypatch.setattr("medgan.ray_connect.cluster_address", lambda: "local")
+    with (
+        Heartbeat(Folder(str(tmp_path / "search")), print),
+        pytest.raises(Refused, match="another command, .*, writes this search: stop it first"),
+    ):
+        search.main(["--data", phantoms, "--out", str(tmp_path / "search"), "--space", "model.name=cgan", *FEW])
+    assert not (tmp_path / "search/search.yaml").exists()
+
+
+SHORT = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from jobs import evaluate
+from medgan.metrics import evidence
+from medgan.terminal import command
+evidence.READER_STEPS = 4  # for what evaluations do, not for what they find
+sys.exit(command(evaluate.main))
+"""
+
+
+@pytest.mark.heavy
+def test_two_evaluations_at_once_and_one_after_a_kill_give_what_one_alone_gives(trained, phantoms, tmp_path):
+    def evaluation(name):
+        words = ["--run", trained, "--data", phantoms, "--n", "40", "--extractor", "radiomics", "--fidelity"]
+        words += ["--workers", "0", "--out", str(tmp_path / name / "evaluation.json")]
+        return subprocess.Popen([sys.executable, "-c", SHORT, *words], stdout=subprocess.DEVNULL)
+
+    both = [evaluation("both") for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    with evaluation("killed") as process:
+        cells = tmp_path / "killed/evaluation.cells"
+        until(lambda: cells.exists() and len(list(cells.glob("*.json"))) > 1, what="a cell")
+        process.kill()
+    kept = {cell: cell.stat().st_mtime_ns for cell in cells.glob("*.json")}
+    assert evaluation("killed").wait(120) == 0
+    assert {cell: cell.stat().st_mtime_ns for cell in kept} == kept
+    contents = {(tmp_path / name / "evaluation.json").read_bytes() for name in ("both", "killed")}
+    assert len(contents) == 1
+    assert not [file for file in tmp_path.rglob("*.tmp") if file.parent.parent.name == "both"]
+
+
+# -- pages and writers -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("coarse_features")
