@@ -8,16 +8,29 @@ FAST := -n auto --maxprocesses 8 --dist loadfile -m "not slow and not ($(HEAVY))
 # Tests of figures that a CPU computes in its own order, but for those that wait for ranks or draw many images.
 NUMERIC := $(patsubst %,tests/test_%.py,augment convolution extractors guards losses models sample step stylegan2)
 
-.PHONY: setup train test test-heavy test-isa check bench prove shots clean
+.PHONY: setup lock audit sbom train test test-heavy test-isa check bench prove shots clean
 setup: .venv/installed
 
-.venv/installed: requirements.txt requirements-dev.txt pyproject.toml
+.venv/installed: requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "medgan needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 setup")'
 	@echo "installing into .venv (several minutes, about 6 GB)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
+
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command "make lock"
+
+lock: ## requirements*.lock from requirements*.txt: every package that comes with them, by hash
+	$(LOCK) requirements-dev.txt --output-file requirements-dev.lock
+	$(LOCK) requirements.txt --constraint requirements-dev.lock --output-file requirements.lock
+
+audit: setup ## known weaknesses of what medgan runs on; asks a public database
+	$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements.lock
+
+sbom: setup ## what medgan runs on, with hashes, as CycloneDX: sbom.json
+	$(BIN)/cyclonedx-py requirements requirements.lock --output-reproducible --output-file sbom.json
 
 train: setup ## draw the embedded data set and train a cGAN on this machine's GPUs or CPUs
 	@$(BIN)/python jobs/prepare.py --source phantom_cxr --out $(DEMO_DATA) --resolution 32

