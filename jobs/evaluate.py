@@ -22,7 +22,8 @@ from typing import Any
 from medgan import config as configs
 from medgan.config import Refused
 from medgan.data import shards
-from medgan.folder import holds_generator
+from medgan.folder import Folder, holds_generator
+from medgan.received import Evaluation
 from medgan.terminal import Parser, Progress, absolute, command
 
 MOST = 2000
@@ -311,7 +312,7 @@ def earlier(out: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Sections of the file as it is, where they are of the same generator or release, data, split and seed."""
     folder, _, name = out.rpartition("/")
     try:
-        before = json.loads(shards.read_file(folder, name))
+        before = Folder(folder).checked(Evaluation, name)
     except (OSError, ValueError):
         return {}
     known = before.get("settings", {})

@@ -738,15 +738,36 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.dump(), sort_keys=False)
 
 
+MOST_VALUES = 100_000
+"""Of a file of settings."""
+
+
 def parse_yaml(content: str | bytes, where: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> dict[str, Any]:
     """A mapping from YAML. Raises ConfigError naming `where`."""
     try:
         tree = yaml.load(content, loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{where}: must be a mapping of settings, such as RUN/config.yaml")
+    if _values(tree) > MOST_VALUES:
+        raise ConfigError(f"{where}: holds more than {MOST_VALUES:,} values")
     return tree
+
+
+def _values(tree: Any) -> int:
+    """How many values a tree has, written out: a few lines of aliases can stand for billions. Raises ConfigError where
+    it holds itself."""
+    known: dict[int, int] = {}
+
+    def count(node: Any) -> int:
+        below = node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple | set) else ()
+        if id(node) not in known:
+            known[id(node)] = MOST_VALUES + 1  # until it is known: a node inside itself
+            known[id(node)] = 1 + sum(map(count, below))
+        return known[id(node)]
+
+    return count(tree)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -4,17 +4,20 @@ as pictures."""
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import UndefinedError
 from markupsafe import Markup
 
 from medgan import page
+from medgan.config import Refused
 from medgan.data.shards import Manifest
 from medgan.folder import Folder, RunFolder
 from medgan.metrics.classifiers import SCORES
 from medgan.metrics.fidelity import FIGURES, shifted, told_figure
+from medgan.names import one_line
+from medgan.received import Evaluation
 
 Interval = tuple[str, float, float | None, float | None]
 """(name, value, low, high)"""
@@ -35,12 +38,12 @@ SEEN = {
 
 def release_page(folder: Folder) -> str:
     """The page of an evaluated release: one HTML file that opens from disk."""
-    result = json.loads(folder.read("evaluation.json"))
+    result = folder.checked(Evaluation, "evaluation.json")
     return page.render(
         "release.html",
         title=folder.location.rstrip("/").rpartition("/")[2],  # not where it lay with whoever evaluated it
         drawn=Manifest.from_json(folder.read("manifest.json").decode()).drawn,
-        evaluation=render(result),
+        evaluation=render(result, f"{folder.location}/evaluation.json"),
         settings=result["settings"],
         questions=[question for question in ("fidelity", "privacy", "utility") if question in result],
         versions=page.versions("medgan", "torch"),
@@ -51,15 +54,23 @@ def section(folder: RunFolder) -> Markup:
     """HTML; empty where nothing was evaluated yet, a line where what was evaluated is not the generator of today."""
     if not folder.exists("evaluation.json"):
         return Markup("")
-    result = json.loads(folder.read("evaluation.json"))
+    result = folder.checked(Evaluation, "evaluation.json")
     now = hashlib.sha256(folder.read("generator/model.safetensors")).hexdigest()
     if result["settings"]["subject_sha256"] != now:
         return OUTDATED
-    return render(result)
+    return render(result, f"{folder.location}/evaluation.json")
 
 
-def render(result: dict[str, Any]) -> Markup:
-    """The section for the content of an evaluation.json."""
+def render(result: dict[str, Any], where: str = "evaluation.json") -> Markup:
+    """The section for the content of an evaluation.json. Raises Refused where a part of it is not what it should be."""
+    try:
+        return _render(result)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, ArithmeticError, UndefinedError) as error:
+        said = one_line(f"{type(error).__name__}: {error}")
+        raise Refused(f"{where}: not what jobs/evaluate.py writes ({said})") from error
+
+
+def _render(result: dict[str, Any]) -> Markup:
     figures = _figures(result.get("fidelity"))
     return Markup(
         page.render(

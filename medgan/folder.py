@@ -10,9 +10,11 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from medgan import received
 from medgan.config import Config, Refused, parse_yaml, validate
 from medgan.data import cache
 from medgan.data.shards import UNFINISHED, filesystem, names, read_file, remove, write_file
+from medgan.received import checked
 
 CHECKPOINT = re.compile(r"(\d{12})\.pt")
 
@@ -44,6 +46,10 @@ class Folder:
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError or another OSError."""
         return read_file(self.location, name)
+
+    def checked(self, kind: Any, name: str) -> Any:
+        """What a JSON file holds, as one of the kinds in received.py. Raises Refused, and OSError as `read` does."""
+        return checked(kind, self.read(name), f"{self.location}/{name}")
 
     def names(self, below: str = "") -> list[str]:
         """File and folder names directly in it or in a folder below, sorted; none where that does not exist."""
@@ -184,15 +190,25 @@ class SearchFolder(Folder):
         """search.yaml; None where the folder is empty or not there yet. Raises Refused where it is no search."""
         found = [name for name in self.names() if not name.startswith(".")]  # the lease of a search that is starting
         if "search.yaml" in found:
-            return parse_yaml(self.read("search.yaml"), f"{self.location}/search.yaml")
+            where = f"{self.location}/search.yaml"
+            told: dict[str, Any] = checked(received.Search, parse_yaml(self.read("search.yaml"), where), where)
+            return told
         if found:
             raise Refused(f"{self.location}: holds {found[0]} and is no search; choose another folder")
         return None
 
     def trials(self) -> list[dict[str, Any]]:
         """Every trial's record, by name."""
-        files = (name for name in self.names("trials") if name.endswith(".json"))
-        return sorted((json.loads(self.read(f"trials/{name}")) for name in files), key=lambda trial: trial["name"])
+        files = [f"trials/{name}" for name in self.names("trials") if name.endswith(".json")]
+        records = [self.checked(received.Record, name) for name in files]
+        for file, record in zip(files, records, strict=True):
+            if file != f"trials/{record['name']}.json":
+                raise Refused(f"{self.location}/{file}: name: is the record of another trial")
+        return sorted(records, key=lambda record: record["name"])
+
+    def summary(self) -> dict[str, Any]:
+        """summary.json; empty where there is none yet. Raises Refused."""
+        return self.checked(received.Summary, "summary.json") if "summary.json" in self.names() else {}
 
     def write_trial(self, record: dict[str, Any]) -> None:
         self.write(f"trials/{record['name']}.json", json.dumps(record) + "\n")

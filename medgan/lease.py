@@ -22,6 +22,7 @@ import pyarrow.fs as pafs
 from medgan.config import Refused
 from medgan.data.shards import filesystem, told
 from medgan.folder import Folder
+from medgan.received import Holder
 
 BEAT_S = 5.0
 """Between two heartbeats."""
@@ -90,7 +91,7 @@ class Lease:
             if not terms:
                 return 0, None
             try:
-                return max(terms), json.loads(self.folder.read(f"{FOLDER}/{max(terms):06d}"))
+                return max(terms), self.folder.checked(Holder, f"{FOLDER}/{max(terms):06d}")
             except FileNotFoundError:  # the next holder has just removed it
                 continue
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader
+
+if TYPE_CHECKING:  # only to be named
+    from plotly.graph_objects import Figure
 
 PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
 
@@ -13,6 +17,11 @@ PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=T
 def render(name: str, **values: object) -> str:
     """A template of this folder, filled in."""
     return PAGES.get_template(name).render(values)
+
+
+def data(figure: Figure) -> str:
+    """A plot as JSON that may stand in a script: no text in it can end that."""
+    return str(figure.to_json()).replace("<", "\\u003c")
 
 
 def versions(*names: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from medgan.data.shards import Manifest
 from medgan.folder import RunFolder
 from medgan.metrics.fidelity import FIGURES
 from medgan.names import part
-from medgan.tracking import parse_rows
+from medgan.tracking import rows_of
 
 GRIDS = 25
 
@@ -26,7 +26,7 @@ def run_page(folder: RunFolder) -> str:
     """The page of a run as it stands. RUN must hold a run."""
     config = folder.config()
     assert config is not None
-    rows = parse_rows(folder.read("metrics.jsonl").decode())
+    rows = rows_of(folder)
     images_seen = rows[-1]["images_seen"] if rows else 0
     evaluated = [row for row in rows if "metric/kid" in row]
     n = evaluated[-1]["metric/n"] if evaluated else 0
@@ -50,7 +50,7 @@ def run_page(folder: RunFolder) -> str:
         real=_picture(folder, "samples/real.png") if folder.exists("samples/real.png") else None,
         classes=(config.data.classes or ()) if config.conditional else (),
         evaluation=evaluation_page.section(folder),
-        curves=[{"title": title, "json": figure.to_json()} for title, figure in _curves(rows, config)],
+        curves=[{"title": title, "json": page.data(figure)} for title, figure in _curves(rows, config)],
         plotlyjs=get_plotlyjs(),
         settings=folder.read("config.yaml").decode(),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 from typing import Any
 
@@ -33,7 +32,7 @@ def search_page(folder: SearchFolder, refresh_s: int = 0) -> str:
     records = folder.trials()
     settings = folder.settings()
     assert settings is not None
-    summary = json.loads(folder.read("summary.json")) if "summary.json" in folder.names() else {}
+    summary = folder.summary()
     trials = [record for record in records if record["kind"] == "trial"]
     known = [record for record in trials if record.get("kid") is not None and record["status"] != "failed"]
     ranked = sorted(known, key=lambda record: (record["status"] == "stopped", record["kid"]))
@@ -78,7 +77,7 @@ def search_page(folder: SearchFolder, refresh_s: int = 0) -> str:
         axes=_axes(ranked, configured, varying, summary.get("importance", {})),
         pictures=_pictures(folder, ranked),
         classes=next((c for r in ranked if (c := _classes(folder.run(r)))), ()),
-        curves=[{"title": title, "json": figure.to_json()} for title, figure in curves if figure.data],
+        curves=[{"title": title, "json": page.data(figure)} for title, figure in curves if figure.data],
         best=_text(folder, "best.yaml"),
         plotlyjs=get_plotlyjs(),
     )

@@ -15,11 +15,14 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from PIL import Image
+from pydantic_core import from_json
 
+from medgan import received
 from medgan.config import Config
 from medgan.data.shards import write_file
 from medgan.folder import RunFolder
 from medgan.names import part
+from medgan.received import checked
 
 Row = dict[str, float]
 
@@ -285,19 +288,26 @@ class Several:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, without a last line that a crash cut short."""
-    return parse_rows(path.read_text()) if path.exists() else []
+    """The rows of a metrics.jsonl, without a last line that a crash cut short. Raises Refused for what no run
+    writes."""
+    return parse_rows(path.read_bytes(), str(path)) if path.exists() else []
 
 
-def parse_rows(text: str) -> list[dict[str, Any]]:
-    """As `read_rows`, from the file's text."""
+def rows_of(run: RunFolder) -> list[dict[str, Any]]:
+    """As `read_rows`, of a run folder that has a metrics.jsonl."""
+    return parse_rows(run.read("metrics.jsonl"), f"{run.location}/metrics.jsonl")
+
+
+def parse_rows(content: bytes, where: str) -> list[dict[str, Any]]:
+    """As `read_rows`, from the file's bytes."""
     rows = []
-    for line in text.splitlines():
+    for line in content.splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            rows.append(from_json(line))
+        except ValueError:
             break
-    return rows
+    found: list[dict[str, Any]] = checked(list[received.Row], rows, where)
+    return found
 
 
 def kept_offline() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ def search_report(folder: SearchFolder, entity: str, project: str) -> wr.Report:
     assert settings is not None
     name = folder.location.rstrip("/").rpartition("/")[2]
     records = folder.trials()
-    summary = json.loads(folder.read("summary.json")) if "summary.json" in folder.names() else {}
+    summary = folder.summary()
     runset = partial(wr.Runset, entity=entity, project=project)
     runs = runset(name=name, filters=f"Metric('Group') == {_literal(name)}")
     models = sorted({record["settings"].get("model.name", "?") for record in records})

@@ -58,6 +58,7 @@ RANKS = {
     "medgan.data.sources": 7,
     "medgan.data.loader": 3,
     "medgan.distributed": 3,
+    "medgan.received": 3,
     "medgan.folder": 4,
     "medgan.lease": 5,
     "medgan.terminal": 3,

@@ -111,7 +111,7 @@ def test_real_images_are_on_the_page_only_where_the_run_was_told_so(run):
 
 def test_a_floor_below_zero_is_told_beside_a_logarithmic_axis(run):
     run.write("metrics.jsonl", run.read("metrics.jsonl").decode().replace('"floor/kid": 0.01', '"floor/kid": -0.0016'))
-    titles = dict(report._curves(report.parse_rows(run.read("metrics.jsonl").decode()), run.config()))
+    titles = dict(report._curves(report.rows_of(run), run.config()))
     names = [trace.name for trace in titles["KID"].data]
     assert names == ["kid", "kid, real against real (-0.0016: below this axis)"]
 

@@ -115,9 +115,9 @@ def test_a_search_killed_at_any_moment_goes_on_and_draws_and_trains_nothing_twic
 
 
 def rows(run):
-    from medgan.tracking import parse_rows
+    from medgan.tracking import rows_of
 
-    return parse_rows(run.read("metrics.jsonl").decode())
+    return rows_of(run)
 
 
 def seen_by(folder):

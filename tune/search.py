@@ -36,7 +36,7 @@ from medgan.data.shards import Manifest, filesystem
 from medgan.folder import RunFolder, SearchFolder
 from medgan.ray_train import Interrupt, taken
 from medgan.search_page import search_page
-from medgan.tracking import parse_rows
+from medgan.tracking import rows_of
 from tune import schedulers
 from tune.algorithms import UNFINISHED, Draws, distribution, trial_name
 from tune.spaces import Choice, Domain, Space
@@ -237,7 +237,7 @@ class Ledger(tune.Callback):
         for record in self.records.values():
             run = self.folder.run(record)
             if run.exists("metrics.jsonl") and not record.get("lineage"):
-                seen = [row["images_seen"] for row in parse_rows(run.read("metrics.jsonl").decode())]
+                seen = [row["images_seen"] for row in rows_of(run)]
                 if max(seen, default=0) > record["images_seen"]:
                     record["images_seen"] = max(seen)
                     self.folder.write_trial(record)

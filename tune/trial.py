@@ -27,8 +27,9 @@ from medgan.folder import RunFolder
 from medgan.lease import Lease
 from medgan.locations import published
 from medgan.ray_train import Event, Interrupt, Outcome, Workers, fit
+from medgan.received import Birth
 from medgan.run import settled
-from medgan.tracking import parse_rows
+from medgan.tracking import rows_of
 
 Row = dict[str, Any]
 
@@ -156,7 +157,7 @@ class Trial(tune.Trainable):
         while RunFolder(self.place(self.generation + 1)).exists(BIRTH):
             self.generation += 1
         if self.generation:  # the search may have ended before it heard of them
-            birth = json.loads(RunFolder(self.place(self.generation)).read(BIRTH))
+            birth = RunFolder(self.place(self.generation)).checked(Birth, BIRTH)
             self.settings, self.parent = birth["settings"], birth["parent"]
         self.row: Row = {"images_seen": 0}
 
@@ -223,7 +224,7 @@ class Trial(tune.Trainable):
         folder.write("config.yaml", configs.to_yaml(config))
         folder.write("manifest.json", self.plan.manifest)
         if folder.exists("metrics.jsonl"):  # what was known before a restart
-            for row in parse_rows(folder.read("metrics.jsonl").decode()):
+            for row in rows_of(folder):
                 if "metric/kid" in row and row["images_seen"]:
                     self._note(row)
         until = None
