@@ -188,6 +188,7 @@ def test_an_unconditional_generator_is_evaluated_without_classes_and_not_asked_w
         asked(run, phantoms, "--utility")
 
 
+@pytest.mark.heavy
 def test_shadow_generators_attack_the_generator_and_each_other(monkeypatch, trained, phantoms, tmp_path):
     monkeypatch.setattr(privacy, "SHADOW_FILMS", 40)
     out = tmp_path / "e.json"

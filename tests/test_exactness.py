@@ -97,7 +97,8 @@ EACH = [
     pytest.param(world, i, id=f"{world}-{NAMES[i]}", marks=marks)
     for group, worlds, marks in (
         (FEW[:1], (1,), ()),
-        (FEW, (2, 3), ()),
+        (FEW, (2,), ()),
+        (FEW, (3,), HEAVY),
         (NETS, (2, 3), HEAVY),
         (SHORT, (2,), HEAVY),
         (SHORT, (3,), SLOW),

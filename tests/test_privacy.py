@@ -77,6 +77,7 @@ def test_films_of_strangers_leak_nothing(data, strangers, monkeypatch):
     assert found["claim"]["verdict"] in ("no leak found", "cannot tell")
 
 
+@pytest.mark.heavy
 def test_five_films_pasted_among_the_samples_are_found(data, train, strangers):
     pasted = strangers.copy()
     copies = train[[0, 111, 222, 333, 444]]
@@ -179,6 +180,7 @@ def test_a_shadow_is_trained_on_its_half_of_the_patients_and_its_twin_on_the_oth
     assert [one["nearness"].tolist() for one in made] == [[-9.0] * count] * 4  # of as many samples
 
 
+@pytest.mark.heavy
 def test_real_shadows_find_a_generator_that_blurs_what_it_saw(monkeypatch, phantoms, tiny):
     """Real features, and trainings that keep the films they are given: a generator that does so too leaks, one that
     keeps films of others does not."""

@@ -224,6 +224,7 @@ def worker(rank, out):
     torch.save(noise, f"{out}.noise.{rank}")
 
 
+@pytest.mark.heavy
 def test_two_workers_train_and_account_as_one(tmp_path):
     found, noise = {}, {}
     for size in (1, 2):

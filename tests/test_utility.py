@@ -132,6 +132,7 @@ def gained(gain, seed, draws=5, seeds=2):
     return utility.difference(ours, theirs, labels, np.arange(300), 1, random, single=True)
 
 
+@pytest.mark.heavy
 def test_a_gain_that_is_there_is_seen_and_one_that_is_not_is_not_claimed(monkeypatch):
     monkeypatch.setattr(utility, "RESAMPLES", 20)
     found = gained(0.6, seed=0)["macro_f1"]

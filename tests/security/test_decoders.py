@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -25,6 +26,7 @@ from ..test_dicom import put as put_dicom
 from ..test_ingest import KEY, film, planned, put, reasons
 from . import mortal
 
+ROOT = Path(__file__).parent.parent.parent
 MORTAL = f"{mortal.__name__}:mortal"
 
 
@@ -85,6 +87,8 @@ def test_a_mistake_of_our_own_is_not_taken_for_a_bad_image(decoder):
 
 def test_the_process_of_a_decoder_dumps_no_core_and_goes_with_the_one_that_started_it():
     script = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
 from medgan.data.apart import Apart
 decoder = Apart("{MORTAL}")
 try:
