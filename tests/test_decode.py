@@ -259,6 +259,10 @@ CASES = {
     # -- others
     "JPEG 12": (imagecodecs.jpeg8_encode(FEW[12], bitspersample=12, level=100), window(FEW[12])),
     "JPEG lossless 16": (imagecodecs.ljpeg_encode(DEEP, bitspersample=16), window(DEEP)),
+    "JPEG with fill bytes before its frame": (
+        imagecodecs.ljpeg_encode(DEEP, bitspersample=16).replace(b"\xff\xc3", b"\xff\xff\xff\xc3", 1),
+        window(DEEP),
+    ),
     "JPEG 2000 grey 12": (imagecodecs.jpeg2k_encode(FEW[12], bitspersample=12), window(FEW[12])),
     "JPEG 2000 grey 16, signed": (imagecodecs.jpeg2k_encode((DEEP.astype(int) - 32000).astype(np.int16)), window(DEEP)),
     "JPEG 2000 RGB 16": (imagecodecs.jpeg2k_encode(DEEP_COLOUR), window(DEEP_COLOUR)),

@@ -96,7 +96,7 @@ HEAVY, SLOW = (pytest.mark.heavy,), (pytest.mark.heavy, pytest.mark.slow)
 EACH = [
     pytest.param(world, i, id=f"{world}-{NAMES[i]}", marks=marks)
     for group, worlds, marks in (
-        (FEW[:1], (1,), ()),
+        (FEW[:1], (1,), HEAVY),
         (FEW, (2,), ()),
         (FEW, (3,), HEAVY),
         (NETS, (2, 3), HEAVY),

@@ -70,6 +70,7 @@ def films(phantoms):
     return torch.from_numpy(np.array(split.pixels)), torch.from_numpy(np.array(split.labels)), EfficientNetLite0()
 
 
+@pytest.mark.heavy
 def test_noise_blur_a_dropped_class_and_a_repeated_image_each_move_the_right_figure(films):
     pixels, labels, extract = films
     half = len(pixels) // 2

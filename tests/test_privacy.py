@@ -63,6 +63,7 @@ def warped(films: np.ndarray) -> np.ndarray:
     return np.clip(moved * scale + RANDOM.normal(0, 1, films.shape), 0, 255).astype(np.uint8)
 
 
+@pytest.mark.heavy
 def test_films_of_strangers_leak_nothing(data, strangers, monkeypatch):
     monkeypatch.setattr(privacy, "MOST", 200)
     found = audit(data, strangers, tuple(privacy.SPACES))

@@ -455,6 +455,7 @@ def test_rare_classes_can_be_shown_more_often(tiny, phantoms, tmp_path, monkeypa
     assert read_rows(tmp_path / "run/metrics.jsonl")[-1]["images_seen"] == 256
 
 
+@pytest.mark.heavy
 def test_figures_by_class_stand_beside_the_overall_one(tiny, tmp_path):
     data = str(write_phantoms(tmp_path / "data", count=600))
     manifest, sha256 = shards.read_manifest(data)

@@ -50,6 +50,7 @@ def searched(algorithm, trials=60, seed=0, objectives=("kid",), objective=fake_k
     return records
 
 
+@pytest.mark.heavy
 def test_tpe_finds_the_known_best_more_often_than_chance():
     later = {
         algorithm: [

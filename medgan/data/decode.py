@@ -167,6 +167,9 @@ def _jpeg_depth(data: bytes) -> int:
     """Bits per sample. Raises ValueError where they are not 8, and pixels too many or cut off."""
     place = 2
     while place + 9 < len(data):
+        if data[place + 1] == 0xFF:  # a fill byte before a marker (ITU-T T.81, B.1.1.2)
+            place += 1
+            continue
         mark, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4])
         if mark in START_OF_FRAME:
             depth, height, width = struct.unpack_from(">BHH", data, place + 4)

@@ -1,9 +1,11 @@
 """What leaves with a release: who has it and the generator must not find by them what the filters dropped."""
 
 import re
+from io import BytesIO
 
 import numpy as np
 import pyarrow.parquet as pq
+import pydicom
 import pytest
 
 from medgan import release
@@ -87,3 +89,14 @@ def test_an_unfiltered_release_needs_no_secret(trained, tmp_path, monkeypatch):
     seeds = pq.read_table(out / "train")["seed"].to_pylist()
     assert seeds == [stream_seed(0, "generate", slot) for slot in range(10)]
     assert not (tmp_path / "home").exists()
+
+
+def test_a_class_of_any_letters_is_one_value_of_a_dicom_file_that_says_how_it_is_written():
+    pixels = np.zeros((1, 32, 32), np.uint8)
+    content = release.secondary_capture(pixels, "Épanchement\\à droite", "ab" * 32, 3, 0, "r")
+    film = pydicom.dcmread(BytesIO(content))
+    assert film.SpecificCharacterSet == "ISO_IR 192"
+    assert film.SeriesDescription == "SYNTHETIC Épanchement%5Cà droite"  # a backslash would make it two (PS3.5, 6.2)
+    assert "SpecificCharacterSet" not in pydicom.dcmread(
+        BytesIO(release.secondary_capture(pixels, "Effusion", "ab" * 32, 3, 0, "r"))
+    )
