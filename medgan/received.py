@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from pydantic_core import from_json
 from typing_extensions import TypedDict  # that of Python 3.11 does not keep what pydantic needs
 
@@ -20,6 +20,10 @@ from medgan.names import NO_TEXT, one_line
 
 DEEPEST = 12
 """Levels of a tree; an evaluation has six."""
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _line(text: str) -> str:
@@ -36,7 +40,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,64}$")]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{1,64}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Figure = Finite | None
+Figure = Annotated[Finite | None, BeforeValidator(lambda value: value if _is_finite(value) else None)]
+"""None where there is none, or none that was measured."""
 Value = bool | int | float | Line | None
 Setting = Value | list[Value]
 IGNORING = ConfigDict(extra="ignore", strict=True)
@@ -50,7 +55,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
         return {_line(str(key)): _plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item, depth + 1) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
+    if not _is_finite(value):
         raise ValueError("holds a number without an end")
     if isinstance(value, str):
         return _line(value)
@@ -66,6 +71,7 @@ Tree = Annotated[Any, AfterValidator(_plain)]
 
 
 def _of_a_run(row: dict[str, Any]) -> dict[str, Any]:
+    row = {name: value for name, value in row.items() if value is not None}
     seen, evaluated = row.get("images_seen"), {"metric/kid", "metric/n"} & row.keys()
     if type(seen) is not int or not 0 <= seen <= 2**40:
         raise ValueError("images_seen is no number of images")
@@ -77,7 +83,7 @@ def _of_a_run(row: dict[str, Any]) -> dict[str, Any]:
 
 
 Key = Annotated[str, Field(max_length=1000, pattern=NO_CONTROL)]
-Row = Annotated[dict[Key, bool | int | float | list[Tree]], AfterValidator(_of_a_run)]
+Row = Annotated[dict[Key, bool | int | float | list[Tree] | None], AfterValidator(_of_a_run)]
 """A line of metrics.jsonl (figures by name) or order.jsonl (which rows of DATA a step used), at `images_seen`."""
 
 

@@ -261,7 +261,8 @@ def plan(request: Request, found: Listing, key: bytes) -> Plan:
     sizes = request.folder.sizes() if SOURCES[request.source].needs_raw else {}
     listing = [[record.name, record.labels, record.patient] for record in found.records]
     asked = [request.source, request.resolution, request.channels, request.fit, request.split]
-    asked += [request.rows_per_shard, request.keep_paths, request.max_pixels]
+    asked += [request.rows_per_shard, request.keep_paths]
+    asked += [request.max_pixels] if request.max_pixels != MOST_PIXELS else []
     digest = keyed_id(key, json.dumps([asked, asdict(request.options), listing, found.rejected, sizes]))
     rejected = [Rejected(name, reason) for name, reason in found.rejected]
     return Plan(request, key, classes, records, rejected, tuple(notes), digest)
