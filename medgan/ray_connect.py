@@ -18,6 +18,7 @@ import stat
 import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -37,10 +38,13 @@ from medgan.terminal import Failed
 SIOCGIFADDR = 0x8915  # linux/sockios.h
 SOCKET_PATH = 107
 """The most bytes of a socket's path: sun_path in unix(7), with the zero that ends it."""
-STARTS = 3
+STARTS = 2
 """How often Ray is started on this host before it is given up."""
+PATIENCE_S = 90
+"""How long a start may take. Ray gives it 30 s, too few where others keep all cores busy or files are read first."""
 TOO_SLOW = "timed out during startup"
-"""What Ray says where its own 30 s for a start are over."""
+"""What Ray says where the time for a start is over."""
+GET_NODE = services.get_node
 OWN = "mg-"
 """How the folder of a Ray begins that was started here, in the folder for temporary files."""
 LOCK = "lock"
@@ -88,9 +92,8 @@ def _at_root() -> Iterator[None]:
 
 
 def _start_here(common: Mapping[str, Any]) -> None:
-    """Start Ray on this host, closed to everybody else. It gives itself 30 s, which can be too few where others keep
-    all cores busy or where its files have to be read first; what was read stays in memory, so that trying again helps.
-    """
+    """Start Ray on this host, closed to everybody else. Where it takes longer than PATIENCE_S what was read stays in
+    memory, so that trying again helps."""
     print("starting Ray on this host ...", flush=True)
     # A token of this instance's own, in the environment: Ray would make one at home, which all can read.
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -102,6 +105,7 @@ def _start_here(common: Mapping[str, Any]) -> None:
     # In groups of their own: what ends this command's group (`timeout`, a terminal that closes) must not end Ray first.
     # They end with this process by themselves.
     services.ConsolePopen = partial(subprocess.Popen, process_group=0)
+    services.get_node = _node_when_there
     options = {**common, "include_dashboard": False, "object_store_memory": 256 * 2**20, "_temp_dir": own_folder()}
     for left in range(STARTS - 1, -1, -1):
         try:
@@ -112,10 +116,24 @@ def _start_here(common: Mapping[str, Any]) -> None:
             if TOO_SLOW not in str(error):
                 raise
         if left:
-            print("Ray has not started in 30 s, perhaps since this host is busy: trying again ...", flush=True)
+            print(
+                f"Ray has not started in {PATIENCE_S} s, perhaps since this host is busy: trying again ...", flush=True
+            )
     raise Failed(
-        f"Ray did not start in {STARTS} times 30 s: this host is too busy or short of memory; try again when it is less"
+        f"Ray did not start in {STARTS} times {PATIENCE_S} s: this host is too busy or short of memory; try again when it is less"
     )
+
+
+def _node_when_there(address: str, node_id: str) -> Any:
+    """As Ray's own, which raises RuntimeError until the node has said that it is there, but for longer."""
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return GET_NODE(address, node_id)
+        except RuntimeError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(0.2)
 
 
 def own_folder() -> str:

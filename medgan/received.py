@@ -120,7 +120,7 @@ class Record(TypedDict):
     status: Literal["done", "stopped", "failed", "running", "interrupted", "waiting"]
     reason: Line
     images_seen: Count
-    history: list[Annotated[list[Figure], Field(min_length=4, max_length=4)]]
+    history: list[Annotated[list[Count | Figure], Field(min_length=4, max_length=4)]]
     """(images seen, best KID so far, KID, coverage)"""
     draws: NotRequired[dict[Line, Setting]]
     of: NotRequired[Name]
@@ -128,7 +128,7 @@ class Record(TypedDict):
     lost_at: NotRequired[Count]
     seconds: NotRequired[Figure]
     kid: NotRequired[Figure]
-    kid_at: NotRequired[Figure]
+    kid_at: NotRequired[Count | None]
     kid_now: NotRequired[Figure]
     fid: NotRequired[Figure]
     precision: NotRequired[Figure]

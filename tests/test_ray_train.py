@@ -67,6 +67,23 @@ def test_workers_are_asked_for_on_gpus_that_are_not_there_yet(monkeypatch, tmp_p
     assert (asked.use_gpu, asked.resources_per_worker) == (gpu, None if gpu else {"CPU": 3})
 
 
+def test_a_node_that_is_slow_to_come_is_waited_for_and_one_that_never_comes_is_not(monkeypatch):
+    asked = []
+
+    def slow(address, node_id):
+        asked.append(node_id)
+        if len(asked) < 3:
+            raise RuntimeError("no such node")
+        return {"node": node_id}
+
+    monkeypatch.setattr(ray_connect, "GET_NODE", slow)
+    assert ray_connect._node_when_there("127.0.0.1:1", "a") == {"node": "a"}
+    asked.clear()
+    monkeypatch.setattr(ray_connect, "PATIENCE_S", 0)
+    with pytest.raises(RuntimeError, match="no such node"):
+        ray_connect._node_when_there("127.0.0.1:1", "a")
+
+
 @pytest.mark.parametrize("slow", range(ray_connect.STARTS + 1))
 def test_a_start_of_ray_that_takes_too_long_is_tried_again_and_given_up_in_one_line(monkeypatch, capsys, slow):
     assert ray_connect.TOO_SLOW in inspect.getsource(ray._private.node)  # its words, held for an upgrade
@@ -87,7 +104,7 @@ def test_a_start_of_ray_that_takes_too_long_is_tried_again_and_given_up_in_one_l
         assert ray_connect.connect() == {"CPU": 2.0}
         assert len(tries) == slow + 1
     else:
-        with pytest.raises(Failed, match="did not start in 3 times 30 s: this host is too busy or short of memory"):
+        with pytest.raises(Failed, match="did not start in 2 times 90 s: this host is too busy or short of memory"):
             ray_connect.connect()
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "starting Ray on this host ..."
