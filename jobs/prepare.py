@@ -12,6 +12,7 @@ Running the same command again does nothing where the folder is complete, and go
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -92,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
     given = {name: getattr(args, name) for name in OPTIONS}
     for name, value in given.items():
         if isinstance(OPTIONS[name].default, tuple) and value:
-            given[name] = tuple(part.strip() for part in value.split(","))
+            given[name] = tuple(part.strip().replace("\\,", ",") for part in re.split(r"(?<!\\),", value))
         if value and name not in SOURCES[args.source].takes | {"seed", "limit"}:
             raise Refused(f"{_flag(name)}: means nothing to --source {args.source}; --sources shows what does")
     if args.labels:

@@ -8,33 +8,36 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import unquote
 
 from medgan.config import Refused
 
-SECRETS = re.compile(r"(access|secret|account)_?key|.*(token|password|signature)|sas|sig", re.I)
+SECRETS = re.compile(
+    r"(?i).*(secret|token|passw|credential|signature|(access|account|shared|api)_?key).*|sas|sig|key|auth|pass"
+)
 """Parameters of URIs that are, or go with, a password."""
+PARAMETER = re.compile(r"[?&;#]([^=&;#]*)=")
+LOGIN = re.compile(r"[^/?#@:]*:(?!\d*(?:[/?#]|$)).*@")
+"""What comes after `://` where somebody logs in: a name and a password, in which there may be slashes."""
+QUOTED = re.compile(r"(['\"])((?:[\w.+-]+:/)?/[^'\"]*)\1")
 PLACE = re.compile(r"(?:[\w.+-]+:/|(?<![\w.]))/[^\s'\"]*[^\s'\"/.,:;)\]]")
 """A URI or an absolute path in a text; marks that end a sentence are not of it."""
 
 
 def check_secrets(location: str) -> None:
     """Raises Refused for a URI with a password in it: it would be written down and shown wherever the location is."""
-    try:
-        parts = urlsplit(location)
-        keys = parts.password is not None or any(SECRETS.fullmatch(key) for key, _ in parse_qsl(parts.query))
-    except ValueError:  # whoever opens it says why
-        return
-    if keys:
+    scheme, _, rest = location.partition("://")
+    if LOGIN.match(rest) or any(SECRETS.fullmatch(unquote(name)) for name in PARAMETER.findall(rest)):
         raise Refused(
-            f"{parts.scheme}://{parts.hostname}: a key in a location is written into files and shown: leave it out, "
-            "and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or what else the storage takes, on every host"
+            f"{scheme}://...: a key in a location is written into files and shown: leave it out, and set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or what else the storage takes, on every host"
         )
 
 
 def published(text: str) -> str:
     """Text with the last part alone of every absolute path and URI in it."""
-    return PLACE.sub(lambda found: found[0].split("?")[0].rstrip("/").rpartition("/")[2], text)
+    text = QUOTED.sub(lambda found: f"{found[1]}{_last(found[2])}{found[1]}", text)  # with blanks in it
+    return PLACE.sub(lambda found: _last(found[0]), text)
 
 
 def published_command(arguments: Sequence[str]) -> str:

@@ -28,8 +28,8 @@ OF_A_PERSON = re.compile(
     r"|\d\d?[-./_]\d\d?[-./_]\d\d"  # dates
     r"|\^"  # Last^First, as DICOM has it
     r"|^[A-Z]\w+, *[A-Z]\w+$"  # Last, First
-    r"|\b(?i:mrn|pid|pat|patient|case|subj|subject)[ ._-]*\d"
-    r"|\b(?i:mr|mrs|ms|herr|frau)[ ._]+[A-Z]"
+    r"|\b(?i:mrn|pid|pat|patient|case|sub|subj|subject)[ ._-]*\d"
+    r"|\b(?i:mrs|herr|frau|dr)[ ._]+[A-Z]"  # MR is a modality, and MS a disease
 )
 """What is in names of folders of a patient, and in few of classes."""
 UNSAFE = frozenset('/\\:*?"<>|%+')

@@ -120,7 +120,8 @@ def _start_here(common: Mapping[str, Any]) -> None:
                 f"Ray has not started in {PATIENCE_S} s, perhaps since this host is busy: trying again ...", flush=True
             )
     raise Failed(
-        f"Ray did not start in {STARTS} times {PATIENCE_S} s: this host is too busy or short of memory; try again when it is less"
+        f"Ray did not start in {STARTS} times {PATIENCE_S} s: this host is too busy or short of memory; "
+        "try again when it is less"
     )
 
 

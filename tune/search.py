@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -43,6 +44,9 @@ from tune.spaces import Choice, Domain, Space
 from tune.trial import LOST_AGAIN, LOST_WORKER, Flag, Plan, Trial, reason_of
 
 Record = dict[str, Any]
+# Tune hands keys of storage on to trials, and Ray writes them into its logs. Every host has its own, as for a training.
+class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
+
 SHOWN = ("kid", "kid_at", "kid_now", "fid", "precision", "recall", "coverage", "floor", "images_seen", "images_per_s")
 """What a record takes from a trial's row as it is."""
 

@@ -282,8 +282,8 @@ MISTAKES: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "medgan/locations.py": (
         (
-            "keys = parts.password is not None or",
-            "keys =",
+            "if LOGIN.match(rest) or any(",
+            "if any(",
             "security/test_names.py::test_a_location_with_a_password_is_refused_and_never_quoted",
         ),
         (

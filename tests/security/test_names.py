@@ -27,7 +27,8 @@ from ..test_ingest import film, put, request
         ["NORMAL", "Mueller^Hans"],
         ["NORMAL", "Mueller, Hans"],
         ["NORMAL", "Patient_7"],
-        ["NORMAL", "Mr. Roe"],
+        ["NORMAL", "Frau Roe"],
+        ["NORMAL", "sub-01"],
         ["NORMAL", "seen 3.4.61"],
     ],
 )
@@ -59,6 +60,7 @@ def test_one_folder_per_patient_with_few_films_each_is_asked_about_too(tmp_path)
         ("0", "1", "2", "3", "4"),
         ("Grade 0", "Grade 10", "T2b", "BI-RADS 4a", "KL-2"),
         ("Pleural Thickening", "No Finding", "Viral Pneumonia", "COVID-19", "normal, benign", "Pathological", "Patchy"),
+        ("MR Brain", "MS plaque", "MS T2", "MR_Normal", "CT"),
         ("Lung_Opacity", "Mass", "Case of doubt", "Msc.", "Mrna"),
     ],
 )
@@ -89,6 +91,10 @@ def test_a_mistaken_name_lists_no_patients(tmp_path):
         "s3://bucket/data?region=eu&session_token=hunter2",
         "abfss://c@a.dfs.core.windows.net/x?account_key=hunter2",
         "https://store/x?sig=hunter2",
+        "s3://AKIA:hun/ter2hunter2@bucket/data",
+        "s3://AKIA:[hunter2@bucket/data",
+        "s3://bucket/data?aws_secret_access_key=hunter2",
+        "s3://bucket/data?a=1;secret%5Fkey=hunter2",
     ],
 )
 def test_a_location_with_a_password_is_refused_and_never_quoted(location):
@@ -103,6 +109,7 @@ def test_a_location_with_a_password_is_refused_and_never_quoted(location):
     "location",
     [
         "s3://bucket/a:b@c",
+        "http://host:8080/a@b",
         "abfss://films@hospital.dfs.core.windows.net/x",
         "s3://bucket/x?endpoint_override=h%3A9&scheme=http",
     ],
@@ -119,6 +126,7 @@ def test_locations_without_one_are_taken(location):
         ("in '/a/b c' or \"/x/y\"", "in 'b c' or \"y\""),
         ("KID 0.1/0.2, 3 of 4 / 5", "KID 0.1/0.2, 3 of 4 / 5"),
         ("ends (/mnt/d)", "ends (d)"),
+        ("open '/home/hans mueller/my films/a b'", "open 'a b'"),
     ],
 )
 def test_texts_that_others_read_hold_the_last_part_of_a_path_alone(said, told):
@@ -149,3 +157,14 @@ def test_nothing_of_a_patient_leaves_a_preparation(tmp_path, monkeypatch, capfd)
     for planted in (b"planted", b"planted key of 32 bytes in all..".hex().encode(), os.fsencode(tmp_path)):
         assert planted not in found + said
     assert json.loads(Path(out, "manifest.json").read_text())["rejected"] == 1
+
+
+def test_keys_of_storage_are_not_handed_on_to_trials_whose_settings_ray_logs(monkeypatch):
+    from ray.tune.execution import class_cache
+
+    from tune import search
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    monkeypatch.setattr(class_cache.ray, "remote", lambda runtime_env: lambda trial: runtime_env)
+    assert search.Request
+    assert "hunter2" not in str(class_cache._ActorClassCache().get("trial"))

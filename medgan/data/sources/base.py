@@ -58,7 +58,7 @@ class Options:
 
     seed: int = _option(0, "seed of the split, of --limit and of drawn images (default 0)")
     limit: int | None = _option(None, "use this many images (drawn sources: draw as many)")
-    classes: tuple[str, ...] = _option((), "keep these classes, in this order", "A,B,...")
+    classes: tuple[str, ...] = _option((), "keep these classes, in this order (a comma in a name: \\,)", "A,B,...")
     single_label: bool = _option(False, "keep images of exactly one label")
     pneumonia_kinds: bool = _option(False, "bacterial and viral pneumonia apart")
     patient_regex: str | None = _option(
