@@ -30,6 +30,8 @@ STALE_S = 30.0
 """A heartbeat that stood still for so long is a dead command's."""
 SETTLE_S = 2.0
 """On a store without a conditional create: within it every contender's claim is seen by all."""
+READS = 500
+"""How often a term that has just gone is looked for again."""
 FOLDER = ".lease"
 
 
@@ -86,14 +88,17 @@ class Lease:
 
     def _top(self) -> tuple[int, dict | None]:
         """The highest term and what its holder wrote; 0 and None where there is none."""
-        while True:
+        for _ in range(READS):
             terms = [int(name) for name in self.folder.names(FOLDER) if re.fullmatch(r"\d{6}", name)]
             if not terms:
                 return 0, None
             try:
                 return max(terms), self.folder.checked(Holder, f"{FOLDER}/{max(terms):06d}")
             except FileNotFoundError:  # the next holder has just removed it
-                continue
+                time.sleep(0.01)
+        raise Refused(
+            f"{self.folder.location}/{FOLDER}: its newest term cannot be read; remove it, if nobody writes here"
+        )
 
     def _beat_of(self, owner: str) -> bytes | None:
         try:

@@ -20,8 +20,9 @@ PARAMETER = re.compile(r"[?&;#]([^=&;#]*)=")
 LOGIN = re.compile(r"[^/?#@:]*:(?!\d*(?:[/?#]|$)).*@")
 """What comes after `://` where somebody logs in: a name and a password, in which there may be slashes."""
 QUOTED = re.compile(r"(['\"])((?:[\w.+-]+:/)?/[^'\"]*)\1")
-PLACE = re.compile(r"(?:[\w.+-]+:/|(?<![\w.]))/[^\s'\"]*[^\s'\"/.,:;)\]]")
-"""A URI or an absolute path in a text; marks that end a sentence are not of it."""
+PLACE = re.compile(r"(?:(?<![\w.+-])[\w.+-]+:/|(?<![\w./]))/[^\s'\"]+")
+"""A URI or an absolute path in a text, with marks that may end a sentence."""
+MARKS = "/.,:;)]"
 
 
 def check_secrets(location: str) -> None:
@@ -37,7 +38,7 @@ def check_secrets(location: str) -> None:
 def published(text: str) -> str:
     """Text with the last part alone of every absolute path and URI in it."""
     text = QUOTED.sub(lambda found: f"{found[1]}{_last(found[2])}{found[1]}", text)  # with blanks in it
-    return PLACE.sub(lambda found: _last(found[0]), text)
+    return PLACE.sub(lambda found: _without_its_way(found[0]), text)
 
 
 def published_command(arguments: Sequence[str]) -> str:
@@ -47,6 +48,11 @@ def published_command(arguments: Sequence[str]) -> str:
         flag, given, value = word.partition("=")
         words.append(f"{flag}={_last(value)}" if given and "/" not in flag else _last(word))
     return shlex.join(words)
+
+
+def _without_its_way(found: str) -> str:
+    place = found.rstrip(MARKS)
+    return _last(place) + found[len(place) :].replace("/", "")
 
 
 def _last(word: str) -> str:

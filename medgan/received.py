@@ -32,7 +32,7 @@ def _line(text: str) -> str:
     return text
 
 
-Line = Annotated[str, Field(max_length=2000), AfterValidator(_line)]
+Line = Annotated[str, Field(max_length=20_000), AfterValidator(_line)]
 NO_CONTROL = r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*$"
 """As NO_TEXT, for what there is a lot of: pydantic's own engine looks at it."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -72,9 +73,10 @@ def test_a_rare_class_beside_others_is_none_to_ask_about():
     assert doubtful({"a": 900, "b": 3, "c": 1}) is None
 
 
-def test_a_mistaken_name_lists_no_patients(tmp_path):
+@pytest.mark.parametrize("folders", ["MRN400{}_Mueller", "anna {}"])
+def test_a_mistaken_name_lists_no_patients(tmp_path, folders):
     for number in range(6):
-        put(tmp_path / "raw", f"MRN400{number}_Mueller/{number}.png", film(number, 16))
+        put(tmp_path / "raw", f"{folders.format('abcdef'[number])}/{number}.png", film(number, 16))
     with pytest.raises(SourceError, match=r"^--classes NORMAL: .* has 6 others$"):
         ingest.find(request(tmp_path / "raw", tmp_path / "out", options={"classes": ("NORMAL",)}))
 
@@ -131,6 +133,14 @@ def test_locations_without_one_are_taken(location):
 )
 def test_texts_that_others_read_hold_the_last_part_of_a_path_alone(said, told):
     assert published(said) == told
+
+
+def test_a_text_of_any_form_is_read_in_no_time():
+    """Ray's errors have megabytes."""
+    began = time.monotonic()
+    for text in ("a" * 10**6, "/" * 10**6, "/.," * 10**5, "'/" * 10**5, "a:/" * 10**5):
+        published(text)
+    assert time.monotonic() - began < 20  # a second; more than an hour where it grows by its square
 
 
 def test_a_command_that_others_read_holds_no_path():

@@ -192,6 +192,14 @@ def test_the_holder_of_a_lease_writes_nowhere_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_a_term_of_a_lease_that_is_a_link_to_nothing_is_not_looked_for_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr("medgan.lease.READS", 5)
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / "000001").symlink_to("nowhere")
+    with pytest.raises(Refused, match=r"/\.lease: its newest term cannot be read; remove it, if nobody writes here"):
+        Lease(Folder(str(tmp_path)), "0" * 16).take(print)
+
+
 # -- evaluations ---------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from medgan.data.decode import open_image
 from medgan.data.sources.raw import Raw, SourceError
-from medgan.names import FEW, doubtful
+from medgan.names import doubtful
 
 __all__ = ["Listing", "Options", "Raw", "Record", "Source", "SourceError"]
 
@@ -128,13 +128,15 @@ def balanced(records: Sequence[Record], options: Options) -> list[Record]:
     return [records[index] for index in sorted(chosen)]
 
 
-def chosen_classes(found: Sequence[str], wanted: Sequence[str], where: str) -> tuple[str, ...]:
-    """The wanted classes, or all. Raises SourceError for one that is not there or named twice."""
+def chosen_classes(
+    found: Sequence[str], wanted: Sequence[str], where: str, *, persons: bool = False
+) -> tuple[str, ...]:
+    """The wanted classes, or all. Raises SourceError for one that is not there or named twice. persons: whether those
+    that are there may be names of persons, which are not quoted."""
     if len(set(wanted)) < len(wanted):
         raise SourceError(f"--classes {','.join(wanted)}: one of them is named twice")
     for name in wanted:
         if name not in found:
-            persons = doubtful(dict.fromkeys(found, FEW))
             there = f"{len(found)} others" if persons else ", ".join(found)
             raise SourceError(f"--classes {name}: {where} has {there}")
     return tuple(wanted or found)
@@ -145,12 +147,13 @@ def named_classes(found: Mapping[str, int], wanted: Sequence[str], raw: Raw, whe
 
     Raises SourceError, too, where nobody says which are classes and they may be patients.
     """
-    if not wanted and (doubt := doubtful(found)):
+    doubt = doubtful(found)
+    if doubt and not wanted:
         raise SourceError(
             f"--raw {raw.location}: {doubt}: patients or series, perhaps; name the classes with --classes A,B (of "
             "patients' folders, their classes' folders above them), for their names are written into all that is made"
         )
-    return chosen_classes(tuple(found), wanted, where)
+    return chosen_classes(tuple(found), wanted, where, persons=doubt is not None)
 
 
 def relabel(
