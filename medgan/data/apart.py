@@ -25,6 +25,12 @@ PATIENCE_S = 300
 """So long a file may take: a film takes a hundredth of a second to a few."""
 
 
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+"""Decoders take no more, and each thread of numpy's takes addresses, on hosts of many CPUs more than there are."""
+SPACE = 8 * 2**30
+"""Bytes of addresses that it has: what wants more, whatever its header said, ends in an error or ends its process."""
+
+
 class Apart:
     """A function, called in a process of its own. Not to be shared between threads."""
 
@@ -66,7 +72,7 @@ class Apart:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", code],
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env={**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -92,6 +98,9 @@ class Apart:
 def serve(handle: int, function: str) -> None:
     """Answer until whoever asks has gone: (None, result), or the kind of an error and what it says."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    most = resource.getrlimit(resource.RLIMIT_AS)[1]
+    space = SPACE if most == resource.RLIM_INFINITY else min(SPACE, most)
+    resource.setrlimit(resource.RLIMIT_AS, (space, most))
     module, _, name = function.partition(":")
     call = getattr(importlib.import_module(module), name)
     with Connection(handle) as link:

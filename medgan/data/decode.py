@@ -109,6 +109,8 @@ def _other(data: bytes, frame: int | None) -> Image.Image:
         raise Unusable(f"more than {most_pixels():,} pixels: --max-pixels takes more, if it is no bomb") from None
     with file:
         check_size(*file.size, len(file.getbands()))
+        if file.format == "JPEG2000":  # its boxes may tell another size than what is decoded
+            check_size(*_coded_size(data))
         count = _count(file)
         file.seek(_which(count, frame))
         orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
@@ -161,6 +163,12 @@ def _deep(form: str | None, data: bytes) -> Callable[[bytes], np.ndarray] | None
             raise Unusable(f"JPEG 2000 of {depth + 1} bits: make it 8")  # of which Pillow makes white too dark
         return imagecodecs.jpeg2k_decode
     return None
+
+
+def _coded_size(data: bytes) -> tuple[int, int, int]:
+    """Width, height and channels of a JPEG 2000 stream (ISO/IEC 15444-1, A.5.1)."""
+    right, bottom, left, top = struct.unpack_from(">4L", data, data.index(CODESTREAM) + 8)
+    return right - left, bottom - top, struct.unpack_from(">H", data, data.index(CODESTREAM) + 40)[0]
 
 
 def _jpeg_depth(data: bytes) -> int:

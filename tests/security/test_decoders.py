@@ -134,6 +134,25 @@ def test_a_jpeg_2000_of_a_few_bytes_that_claims_many_pixels_is_not_decoded(width
         open_image(j2k(width, height, mode))
 
 
+def test_a_jpeg_2000_whose_boxes_claim_less_than_its_stream_is_not_decoded(peak):
+    code = bytearray(open_bytes(Image.new("L", (16, 16)), "jpeg2000"))
+    for place in (6, 22):
+        struct.pack_into(">2L", code, code.index(b"\xff\x51") + place, 20000, 20000)
+    with pytest.raises(ValueError, match=TOO_MANY):
+        open_image(bytes(code))
+
+
+def test_what_no_header_tells_ends_at_the_space_of_the_process_that_decodes(monkeypatch):
+    """A tile of 16x16 pixels that holds three gigabytes."""
+    squeeze = zlib.compressobj(9)
+    inner = b"".join(squeeze.compress(bytes(2**20)) for _ in range(700)) + squeeze.flush()
+    decode = Apart("tests.security.mortal:inflated")
+    monkeypatch.setattr(apart, "PATIENCE_S", 60)
+    with pytest.raises(ValueError, match="^no room$"):
+        decode(inner)
+    decode._end()
+
+
 def test_a_dicom_file_that_claims_many_pixels_is_not_decoded(peak):
     file = dicom()
     file.PixelData = pydicom.encaps.encapsulate([j2k(20000, 20000)])
