@@ -21,7 +21,7 @@ UNLABELLED = "none"
 NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What moves a cursor, breaks a line, turns the direction of writing, or is half a letter."""
 MOST_CLASSES = 20
-"""Published sets have up to 15 (ChestX-ray14) or, of many labels, 20."""
+"""Chest films have up to 15 in published sets; a few sets of endoscopy and skin have more, and ask."""
 FEW = 5
 OF_A_PERSON = re.compile(
     r"\d{3}"  # numbers of patients, years; grades and types have one or two digits

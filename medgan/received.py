@@ -39,10 +39,11 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 """Of a folder."""
 Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,64}$")]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{1,64}$")]
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Figure = Annotated[Finite | None, BeforeValidator(lambda value: value if _is_finite(value) else None)]
 """None where there is none, or none that was measured."""
-Value = bool | int | float | Line | None
+Value = bool | Whole | float | Line | None
 Setting = Value | list[Value]
 IGNORING = ConfigDict(extra="ignore", strict=True)
 
@@ -83,7 +84,7 @@ def _of_a_run(row: dict[str, Any]) -> dict[str, Any]:
 
 
 Key = Annotated[str, Field(max_length=1000, pattern=NO_CONTROL)]
-Row = Annotated[dict[Key, bool | int | float | list[Tree] | None], AfterValidator(_of_a_run)]
+Row = Annotated[dict[Key, bool | Whole | float | list[Tree] | None], AfterValidator(_of_a_run)]
 """A line of metrics.jsonl (figures by name) or order.jsonl (which rows of DATA a step used), at `images_seen`."""
 
 

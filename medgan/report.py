@@ -16,7 +16,7 @@ from medgan.config import Config
 from medgan.data.shards import Manifest
 from medgan.folder import RunFolder
 from medgan.metrics.fidelity import FIGURES
-from medgan.names import part
+from medgan.names import one_line, part
 from medgan.tracking import rows_of
 
 GRIDS = 25
@@ -63,7 +63,9 @@ def _figures(evaluated: list[dict[str, Any]], best: dict[str, Any]) -> list[dict
     last = evaluated[-1]
     of_classes = [name for name in last if name.startswith("metric/kid/")]
     shown = {f"metric/{key}": text for key, text in FIGURES.items()}
-    shown |= {name: (f"KID, {unquote(name.removeprefix('metric/kid/'))}", "within the class") for name in of_classes}
+    shown |= {
+        name: (f"KID, {one_line(unquote(name.removeprefix('metric/kid/')))}", "within the class") for name in of_classes
+    }
     return [
         {
             "name": title,

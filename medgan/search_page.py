@@ -15,10 +15,13 @@ from medgan import config as configs
 from medgan import page
 from medgan.folder import RunFolder, SearchFolder
 from medgan.metrics.fidelity import FIGURES
+from medgan.names import one_line
 
 Record = dict[str, Any]
 PICTURES = 800_000
 """Bytes of sample pictures on a page, so that it stays under 6 MB with the plot library's 4.8."""
+LARGEST = 2**24
+"""Pixels of a picture, beyond any grid that a run makes."""
 PICTURED = 100
 """How many of the best trials have a picture: with more, each would have too few bytes to show anything."""
 SAME_FOR_ALL = ("seed", "total_images", "precision", "evaluate.", "checkpoint.", "tracking.", "data.")
@@ -87,7 +90,8 @@ STATUSES = ("done", "stopped", "failed", "running", "interrupted", "waiting")
 
 
 def _text(folder: SearchFolder, name: str) -> str:
-    return folder.read(name).decode() if name in folder.names() else ""
+    text = folder.read(name).decode(errors="replace") if name in folder.names() else ""
+    return "\n".join(map(one_line, text.split("\n")))
 
 
 def _settings(folder: SearchFolder, record: Record) -> dict[str, Any]:
@@ -163,7 +167,9 @@ def _picture(run: RunFolder, most: int) -> str:
         return ""
     if len(png) * 4 / 3 <= most:
         return "data:image/png;base64," + base64.b64encode(png).decode()
-    image: Image.Image = Image.open(io.BytesIO(png))
+    image: Image.Image = Image.open(io.BytesIO(png), formats=["PNG"])  # of others some call other programs
+    if image.width * image.height > LARGEST:
+        return ""
     while True:
         for quality in (90, 75, 60):
             buffer = io.BytesIO()

@@ -21,6 +21,7 @@ from medgan import received
 from medgan.config import Config
 from medgan.data.shards import write_file
 from medgan.folder import RunFolder
+from medgan.locations import published
 from medgan.names import part
 from medgan.received import checked
 
@@ -163,7 +164,7 @@ class WandbTracker:
         """The grid, and, where its rows are classes, each row by its class: W&B makes a file name of the key."""
         if not self.well:
             return
-        image = Image.open(io.BytesIO(png))
+        image = Image.open(io.BytesIO(png), formats=["PNG"])
         pictures: dict[str, Image.Image] = {name: image}
         classes = (self.config.data.classes or ()) if self.config.conditional else ()
         height = image.height // max(1, len(classes))
@@ -176,7 +177,7 @@ class WandbTracker:
     def alert(self, title: str, text: str) -> None:
         if self.well:
             with self._harmless():
-                self.run.alert(f"{self.run.name}: {title}", text)
+                self.run.alert(f"{self.run.name}: {title}", published(text))
 
     def close(self, failed: bool = False) -> None:
         error = sys.exc_info()[1]

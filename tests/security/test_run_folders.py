@@ -200,6 +200,29 @@ def test_a_term_of_a_lease_that_is_a_link_to_nothing_is_not_looked_for_for_ever(
         Lease(Folder(str(tmp_path)), "0" * 16).take(print)
 
 
+def test_a_name_of_a_figure_moves_no_cursor_on_a_page_however_it_is_written(their_run):
+    rows = their_run.read("metrics.jsonl").decode()
+    evaluated = json.loads(rows.splitlines()[0])
+    forged = evaluated | {"images_seen": 10000, "metric/kid/%1b[2J%E2%80%AE": 1.0}
+    their_run.write("metrics.jsonl", rows + json.dumps(forged) + "\n")
+    page = report.run_page(their_run)
+    assert "\x1b" not in page
+    assert "\u202e" not in page
+
+
+def test_a_picture_of_a_search_that_is_none_calls_no_other_program(theirs, tmp_path, monkeypatch):
+    gs = tmp_path / "bin/gs"
+    gs.parent.mkdir()
+    gs.write_text(f"#!/bin/sh\ntouch {tmp_path}/called\n")
+    gs.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{gs.parent}:{os.environ['PATH']}")
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    theirs.write("trials/000/generator/samples.png", eps + b" " * 900_000)
+    with pytest.raises(OSError, match="cannot identify image file"):
+        search_page(theirs)
+    assert not (tmp_path / "called").exists()
+
+
 # -- evaluations ---------------------------------------------------------------------------------------------------
 
 
