@@ -27,7 +27,7 @@ lock: ## requirements*.lock from requirements*.txt: every package that comes wit
 	$(LOCK) requirements.txt --constraint requirements-dev.lock --output-file requirements.lock
 
 audit: setup ## known weaknesses of what medgan runs on; asks a public database
-	$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements.lock
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
 
 sbom: setup ## what medgan runs on, with hashes, as CycloneDX: sbom.json
 	$(BIN)/cyclonedx-py requirements requirements.lock --output-reproducible --output-file sbom.json

@@ -379,13 +379,14 @@ def workplace(tmp_path_factory):
     for part in CODE:
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     code = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    beside = (".rayignore", ".gitignore", ".dockerignore", "pyproject.toml", "requirements.txt", "README.md", "LICENSE")
+    beside = (".rayignore", ".gitignore", ".dockerignore", "pyproject.toml", "README.md", "LICENSE")
+    beside = (*beside, "requirements.txt", "requirements.lock")
     for name in beside:
         shutil.copy(ROOT / name, folder)
     for name in PRIVATE:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("a patient's")
-    return folder, code | {"pyproject.toml", "requirements.txt"}
+    return folder, code | {"pyproject.toml"}
 
 
 @pytest.mark.parametrize("include_gitignore", [True, False])
@@ -395,7 +396,7 @@ def test_what_ray_uploads_with_a_job_is_the_code_and_nothing_of_a_patients(workp
     folder, code = workplace
     create_package(str(folder), tmp_path / "package.zip", include_gitignore=include_gitignore)
     with zipfile.ZipFile(tmp_path / "package.zip") as package:
-        assert {name for name in package.namelist() if not name.endswith("/")} == code
+        assert {name for name in package.namelist() if not name.endswith("/")} == code | {"requirements.txt"}
     assert {"jobs/demo.yaml", "medgan/page.css", "medgan/data/sources/base.py"} <= code
 
 
@@ -411,7 +412,7 @@ def test_the_image_holds_the_code_and_nothing_of_a_patients(workplace):
         return not matching or matching[-1].startswith("!")
 
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    assert {str(path) for path in files if copied(path)} == code | {"README.md", "LICENSE"}
+    assert {str(path) for path in files if copied(path)} == code | {"requirements.lock", "README.md", "LICENSE"}
 
 
 def test_hadolint_has_nothing_to_say(tmp_path):
