@@ -23,7 +23,7 @@ from medgan import config as configs
 from medgan.config import Refused
 from medgan.data import shards
 from medgan.folder import Folder, holds_generator
-from medgan.received import Evaluation
+from medgan.schemas import Evaluation
 from medgan.terminal import Parser, Progress, absolute, command
 
 MOST = 2000

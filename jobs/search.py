@@ -24,7 +24,7 @@ from medgan import config as configs
 from medgan.config import Refused
 from medgan.data import shards
 from medgan.data.cache import cache_folder
-from medgan.locations import published, published_command
+from medgan.locations import redact, redact_command
 from medgan.terminal import Failed, Parser, Stopped, absolute, again, command, duration
 
 ALGORITHMS = ("random", "tpe", "pbt")
@@ -118,7 +118,7 @@ def main(argv: Sequence[str]) -> None:
     spaces.check_batches(space, data, manifest.rows("train"), request.workers)
     search.check_data(space, request, manifest, sha256)
     folder = SearchFolder(out)
-    wanted: dict[str, Any] = {"search": request.identity, "data": published(data), "manifest_sha256": sha256}
+    wanted: dict[str, Any] = {"search": request.identity, "data": redact(data), "manifest_sha256": sha256}
     stored = folder.settings()
     if stored is not None:
         if stored["manifest_sha256"] != sha256:
@@ -133,7 +133,7 @@ def main(argv: Sequence[str]) -> None:
     slots, unit = search.slots(connect(args.verbose), request.workers, request.use, request.at_once)
     names = ("medgan", "torch", "ray", "optuna")
     wanted["versions"] = {name: importlib.metadata.version(name) for name in names}
-    wanted["command"] = f"python jobs/search.py {published_command(argv)}"
+    wanted["command"] = f"python jobs/search.py {redact_command(argv)}"
     board = View(request)
     with Heartbeat(folder, board.show):
         folder.write("search.yaml", yaml.safe_dump(wanted, sort_keys=False))

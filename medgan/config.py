@@ -756,8 +756,8 @@ def parse_yaml(content: str | bytes, where: str, loader: type[yaml.SafeLoader] =
 
 
 def _values(tree: Any) -> int:
-    """How many values a tree has, written out: a few lines of aliases can stand for billions. Raises ConfigError where
-    it holds itself."""
+    """How many values a tree has when its aliases are expanded, which in a few lines may be billions. A tree that
+    contains itself has more than MOST_VALUES."""
     known: dict[int, int] = {}
 
     def count(node: Any) -> int:

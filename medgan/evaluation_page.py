@@ -17,7 +17,7 @@ from medgan.folder import Folder, RunFolder
 from medgan.metrics.classifiers import SCORES
 from medgan.metrics.fidelity import FIGURES, shifted, told_figure
 from medgan.names import one_line
-from medgan.received import Evaluation
+from medgan.schemas import Evaluation
 
 Interval = tuple[str, float, float | None, float | None]
 """(name, value, low, high)"""

@@ -10,11 +10,11 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from medgan import received
+from medgan import schemas
 from medgan.config import Config, Refused, parse_yaml, validate
 from medgan.data import cache
 from medgan.data.shards import UNFINISHED, filesystem, names, read_file, remove, write_file
-from medgan.received import checked
+from medgan.schemas import checked
 
 CHECKPOINT = re.compile(r"(\d{12})\.pt")
 
@@ -47,9 +47,9 @@ class Folder:
         """Raises FileNotFoundError or another OSError."""
         return read_file(self.location, name)
 
-    def checked(self, kind: Any, name: str) -> Any:
-        """What a JSON file holds, as one of the kinds in received.py. Raises Refused, and OSError as `read` does."""
-        return checked(kind, self.read(name), f"{self.location}/{name}")
+    def checked(self, schema: Any, name: str) -> Any:
+        """A JSON file, checked against a schema of schemas.py. Raises Refused, and OSError as `read` does."""
+        return checked(schema, self.read(name), f"{self.location}/{name}")
 
     def names(self, below: str = "") -> list[str]:
         """File and folder names directly in it or in a folder below, sorted; none where that does not exist."""
@@ -191,7 +191,7 @@ class SearchFolder(Folder):
         found = [name for name in self.names() if not name.startswith(".")]  # the lease of a search that is starting
         if "search.yaml" in found:
             where = f"{self.location}/search.yaml"
-            told: dict[str, Any] = checked(received.Search, parse_yaml(self.read("search.yaml"), where), where)
+            told: dict[str, Any] = checked(schemas.Search, parse_yaml(self.read("search.yaml"), where), where)
             return told
         if found:
             raise Refused(f"{self.location}: holds {found[0]} and is no search; choose another folder")
@@ -200,7 +200,7 @@ class SearchFolder(Folder):
     def trials(self) -> list[dict[str, Any]]:
         """Every trial's record, by name."""
         files = [f"trials/{name}" for name in self.names("trials") if name.endswith(".json")]
-        records = [self.checked(received.Record, name) for name in files]
+        records = [self.checked(schemas.Record, name) for name in files]
         for file, record in zip(files, records, strict=True):
             if file != f"trials/{record['name']}.json":
                 raise Refused(f"{self.location}/{file}: name: is the record of another trial")
@@ -208,7 +208,7 @@ class SearchFolder(Folder):
 
     def summary(self) -> dict[str, Any]:
         """summary.json; empty where there is none yet. Raises Refused."""
-        return self.checked(received.Summary, "summary.json") if "summary.json" in self.names() else {}
+        return self.checked(schemas.Summary, "summary.json") if "summary.json" in self.names() else {}
 
     def write_trial(self, record: dict[str, Any]) -> None:
         self.write(f"trials/{record['name']}.json", json.dumps(record) + "\n")

@@ -11,9 +11,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 """The folder that medgan is imported from."""
 MANY_FILES, LEAST_FILES = 65536, 256
-"""Open files that Ray is to have, and without which its daemons end."""
+"""Open files that Ray should have, and the fewest with which its daemons start."""
 LEAST_SPACE = 8_000_000 * 1024
-"""Bytes of addresses; with half of it torch cannot be loaded, or Ray's daemons start no threads."""
+"""Bytes of address space; with half of it torch cannot be loaded, or Ray's daemons cannot start threads."""
 NOWHERE = "/dev/null"
 """The home of who has none: nobody, root neither, can make anything below it."""
 
@@ -52,9 +52,9 @@ def settle_imports() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(kept)
 
 
-def narrow_limit() -> str | None:
-    """What limit of this process, as its shell set it, Ray and torch cannot live with, and what to set; None where all
-    can. The limit of open files is raised as far as the host lets it be."""
+def settle_limits() -> str | None:
+    """Raise the limit of open files as far as the host allows. Returns which limit of this process (ulimit) is too low
+    for Ray and torch, and what to set; None where none is."""
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files < MANY_FILES and files < most:
         files = min(most, MANY_FILES) if most != resource.RLIM_INFINITY else MANY_FILES

@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 from medgan.config import Refused
 from medgan.data.shards import filesystem, told
 from medgan.folder import Folder
-from medgan.received import Holder
+from medgan.schemas import Holder
 
 BEAT_S = 5.0
 """Between two heartbeats."""

@@ -1,6 +1,6 @@
 """Locations, as paths and URIs that people give, and what of them may be written where others read.
 
-Pages, W&B, cards and records of searches get `published` text: where a folder lay says who works where, and on what.
+Pages, W&B and the records of searches get redacted text: where a folder lay says who works where, and on what.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def check_secrets(location: str) -> None:
         )
 
 
-def published(text: str) -> str:
-    """Text with the last part alone of every absolute path and URI in it."""
+def redact(text: str) -> str:
+    """The text with only the last part of each absolute path and URI in it."""
     text = QUOTED.sub(lambda found: f"{found[1]}{_last(found[2])}{found[1]}", text)  # with blanks in it
-    return PLACE.sub(lambda found: _without_its_way(found[0]), text)
+    return PLACE.sub(lambda found: _redacted(found[0]), text)
 
 
-def published_command(arguments: Sequence[str]) -> str:
-    """A command as others may read it: of every path the last part, relative ones included."""
+def redact_command(arguments: Sequence[str]) -> str:
+    """The command with only the last part of each path in it, relative ones included."""
     words = []
     for word in arguments:
         flag, given, value = word.partition("=")
@@ -50,7 +50,7 @@ def published_command(arguments: Sequence[str]) -> str:
     return shlex.join(words)
 
 
-def _without_its_way(found: str) -> str:
+def _redacted(found: str) -> str:
     place = found.rstrip(MARKS)
     return _last(place) + found[len(place) :].replace("/", "")
 

@@ -20,7 +20,7 @@ def render(name: str, **values: object) -> str:
 
 
 def data(figure: Figure) -> str:
-    """A plot as JSON that may stand in a script: no text in it can end that."""
+    """A plot as JSON for use inside a <script>, which no text in it can close."""
     return str(figure.to_json()).replace("<", "\\u003c")
 
 

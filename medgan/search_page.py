@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from typing import Any
+from typing import Any, get_args
 
 import plotly.graph_objects as go
 from PIL import Image
@@ -16,6 +16,7 @@ from medgan import page
 from medgan.folder import RunFolder, SearchFolder
 from medgan.metrics.fidelity import FIGURES
 from medgan.names import one_line
+from medgan.schemas import Status
 
 Record = dict[str, Any]
 PICTURES = 800_000
@@ -86,7 +87,7 @@ def search_page(folder: SearchFolder, refresh_s: int = 0) -> str:
     )
 
 
-STATUSES = ("done", "stopped", "failed", "running", "interrupted", "waiting")
+STATUSES = get_args(Status)
 
 
 def _text(folder: SearchFolder, name: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from medgan.config import Refused
 from medgan.data.cache import closing_cache
-from medgan.host import NOWHERE, narrow_limit, told_home
+from medgan.host import NOWHERE, settle_limits, told_home
 from medgan.locations import check_secrets
 from medgan.names import one_line
 
@@ -62,8 +62,8 @@ def command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = 
         sys.stdout.reconfigure(errors="backslashreplace")
     _keep_talking()
     try:
-        if narrow := narrow_limit():
-            raise Refused(narrow)
+        if too_low := settle_limits():
+            raise Refused(too_low)
         with closing_cache():
             main(arguments)
     except Refused as error:

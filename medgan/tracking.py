@@ -17,13 +17,13 @@ from urllib.parse import urlsplit
 from PIL import Image
 from pydantic_core import from_json
 
-from medgan import received
+from medgan import schemas
 from medgan.config import Config
 from medgan.data.shards import write_file
 from medgan.folder import RunFolder
-from medgan.locations import published
+from medgan.locations import redact
 from medgan.names import part
-from medgan.received import checked
+from medgan.schemas import checked
 
 Row = dict[str, float]
 
@@ -177,7 +177,7 @@ class WandbTracker:
     def alert(self, title: str, text: str) -> None:
         if self.well:
             with self._harmless():
-                self.run.alert(f"{self.run.name}: {title}", published(text))
+                self.run.alert(f"{self.run.name}: {title}", redact(text))
 
     def close(self, failed: bool = False) -> None:
         error = sys.exc_info()[1]
@@ -307,7 +307,7 @@ def parse_rows(content: bytes, where: str) -> list[dict[str, Any]]:
             rows.append(from_json(line))
         except ValueError:
             break
-    found: list[dict[str, Any]] = checked(list[received.Row], rows, where)
+    found: list[dict[str, Any]] = checked(list[schemas.Row], rows, where)
     return found
 
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import uuid
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -349,34 +350,33 @@ def test_a_run_that_diverges_ends_with_one_line_and_keeps_the_last_good_checkpoi
     assert folder.checkpoints()[-1] == 3840
 
 
-def test_a_head_of_one_core_that_was_started_under_tmpdir_is_joined_and_trains(phantoms, tmp_path):
-    folder, port = tempfile.mkdtemp(prefix="mg-", dir="/tmp"), free_port()
-    env = {**os.environ, "TMPDIR": folder, "HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
-    del env["RAY_TMPDIR"]
-    start = ["start", "--head", "--port", str(port), "--num-cpus", "1", "--include-dashboard=false", "--block"]
-    head = subprocess.Popen(
-        [
-            Path(sys.executable).parent / "ray",
-            *start,
-            "--disable-usage-stats",
-            "--ray-client-server-port",
-            str(free_port()),
-        ],
-        env=env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+@contextmanager
+def started_head(folder, cpus, env):
+    """Ray in such an environment, by which its sessions are below the folder."""
+    ports = ["--port", free_port(), "--ray-client-server-port", free_port()]
+    words = ["start", "--head", "--num-cpus", cpus, "--include-dashboard=false", "--block", "--disable-usage-stats"]
+    program = Path(sys.executable).parent / "ray"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    head = subprocess.Popen([program, *map(str, words + ports)], env=env, **quiet)
     try:
         until(lambda: Path(folder, "ray/ray_current_cluster").exists(), what="the head")
-        train = ["--preset", "cgan", "--data", phantoms, "--out", tmp_path / "run", *settings(total_images=32)]
-        code, output = run_job("train", *train, env=env, without=["RAY_TMPDIR"])
-        assert code == 0, output
-        assert re.fullmatch(rf"joining the Ray cluster at \S+:{port} \.\.\.", output.splitlines()[0])
-        assert "starting Ray" not in output
+        yield ports[1]
     finally:
         head.terminate()
         head.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_head_of_one_core_that_was_started_under_tmpdir_is_joined_and_trains(phantoms, tmp_path):
+    folder = tempfile.mkdtemp(prefix="mg-", dir="/tmp")
+    env = {**os.environ, "TMPDIR": folder, "HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
+    del env["RAY_TMPDIR"]
+    with started_head(folder, 1, env) as port:
+        train = ["--preset", "cgan", "--data", phantoms, "--out", tmp_path / "run", *settings(total_images=32)]
+        code, output = run_job("train", *train, env=env, without=["RAY_TMPDIR"])
+    assert code == 0, output
+    assert re.fullmatch(rf"joining the Ray cluster at \S+:{port} \.\.\.", output.splitlines()[0])
+    assert "starting Ray" not in output
 
 
 def test_no_process_imports_from_the_current_directory(tmp_path, key_file):

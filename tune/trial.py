@@ -25,10 +25,10 @@ from medgan.config import Config, ConfigError
 from medgan.data.shards import Manifest
 from medgan.folder import RunFolder
 from medgan.lease import Lease
-from medgan.locations import published
+from medgan.locations import redact
 from medgan.ray_train import Event, Interrupt, Outcome, Workers, fit
-from medgan.received import Birth
 from medgan.run import settled
+from medgan.schemas import Birth
 from medgan.tracking import rows_of
 
 Row = dict[str, Any]
@@ -269,7 +269,7 @@ class Trial(tune.Trainable):
         return self._end("failed", reason_of(outcome.error or "the workers ended early"))
 
     def _end(self, status: str, reason: str = "") -> Row:
-        return self.row | {"status": status, "reason": published(reason), "settings": self.settings, "done": True}
+        return self.row | {"status": status, "reason": redact(reason), "settings": self.settings, "done": True}
 
 
 def take_over(donor: RunFolder, images_seen: int, child: RunFolder) -> int:
@@ -302,5 +302,5 @@ def reason_of(error: str) -> str:
         return "out of memory: a smaller model.width or global_batch needs less"
     if any(words in low for words in LOST):
         return LOST_WORKER
-    error = published(error)
+    error = redact(error)
     return error if len(error) <= 200 else error[:197] + "..."

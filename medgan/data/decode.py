@@ -18,7 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from medgan.data import tiff
-from medgan.data.limits import Unusable, check_size, most_pixels
+from medgan.data.limits import RAISE, Unusable, check_size, most_pixels
 from medgan.pixels import windowed
 
 # Of metadata that nobody reads here, and of damage that an error tells, too.
@@ -26,7 +26,7 @@ warnings.filterwarnings("ignore", module="PIL")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 FORMATS = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "GIF", "WEBP")
-"""What Pillow may take a file for, whatever its name: for others it calls other programs (EPS), or weaker readers."""
+"""The only formats that Pillow may recognise, whatever a file is called: for EPS it would run Ghostscript."""
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 JPEG, CODESTREAM = b"\xff\xd8\xff", b"\xff\x4f\xff\x51"
 END_OF_IMAGE = b"\xff\xd9"
@@ -106,7 +106,7 @@ def _other(data: bytes, frame: int | None) -> Image.Image:
     try:
         file = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
-        raise Unusable(f"more than {most_pixels():,} pixels: --max-pixels takes more, if it is no bomb") from None
+        raise Unusable(f"more than {most_pixels():,} pixels: {RAISE}") from None
     with file:
         check_size(*file.size, len(file.getbands()))
         if file.format == "JPEG2000":  # its boxes may tell another size than what is decoded

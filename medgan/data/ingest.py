@@ -26,9 +26,9 @@ import pyarrow.parquet as pq
 import ray.data
 
 from medgan.config import Refused
-from medgan.data.apart import Apart
 from medgan.data.contradictions import Row, settled
 from medgan.data.copies import Images, copies, nearest
+from medgan.data.isolated import Isolated
 from medgan.data.limits import MOST_PIXELS
 from medgan.data.shards import (
     PARTS,
@@ -66,7 +66,7 @@ Result = TypeVar("Result")
 Report = Callable[[str, int, int, int], None]
 """(verb, done, of, rejected)"""
 
-decoder = Apart("medgan.data.sources:fitted")
+decoder = Isolated("medgan.data.sources:fitted")
 COMPARED = 512
 """So many images are compared with those of another split in one task."""
 SMALL_VAL = 0.05
@@ -398,7 +398,7 @@ def _write_shard(work: Work, item: Item) -> tuple[Part, Images]:
 
 
 def _fitted(request: Request, content: bytes) -> tuple[np.ndarray, tuple[int, int]]:
-    """As `sources.fitted` has it, and what came from others in a process of its own. Raises ValueError."""
+    """`sources.fitted`, in a process of its own where the file came from others. Raises ValueError."""
     call = decoder if SOURCES[request.source].needs_raw else fitted
     asked = (request.resolution, request.channels, request.fit, request.max_pixels)
     found: tuple[np.ndarray, tuple[int, int]] = call(request.source, content, *asked)

@@ -1,4 +1,4 @@
-"""How much of anything an image file may ask for, known from its header before memory is taken for it."""
+"""Limits on what an image file may ask for, checked by its header before memory is allocated."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ MOST_PIXELS = 2**27
 BYTES_A_PIXEL = 16
 """More than any pixel has."""
 CHUNK = 2**20
+RAISE = "--max-pixels takes more, if it is no bomb"
 
 
 class Unusable(ValueError):
@@ -18,7 +19,7 @@ class Unusable(ValueError):
 
 
 def limit_pixels(most: int) -> None:
-    """From now on images of more pixels than this are refused in this process; those of each channel count."""
+    """Refuse images of more pixels from now on in this process. Each channel's pixels count."""
     Image.MAX_IMAGE_PIXELS = most // 2  # Pillow refuses what has more than twice that
 
 
@@ -30,14 +31,12 @@ def check_size(width: int, height: int, channels: int = 1) -> None:
     """Raises Unusable for more pixels than are allowed."""
     if width * height * channels > most_pixels():
         each = "" if channels == 1 else f" x {channels}"
-        raise Unusable(
-            f"{width} x {height}{each} pixels, more than {most_pixels():,}: --max-pixels takes more, if it is no bomb"
-        )
+        raise Unusable(f"{width} x {height}{each} pixels, more than {most_pixels():,}: {RAISE}")
 
 
 def check_inflated(data: bytes) -> None:
-    """Raises Unusable where a raw deflate stream becomes larger than any image that is allowed. What is wrong with it
-    otherwise is left to who reads it."""
+    """Raises Unusable where a raw deflate stream inflates to more bytes than any allowed image. A damaged stream is
+    left to its reader."""
     most = BYTES_A_PIXEL * most_pixels()
     inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
     while data and not inflate.eof:
@@ -47,7 +46,7 @@ def check_inflated(data: bytes) -> None:
             return
         data = inflate.unconsumed_tail
         if size > most:
-            raise Unusable(f"inflates to more than {most:,} bytes: --max-pixels takes more, if it is no bomb")
+            raise Unusable(f"inflates to more than {most:,} bytes: {RAISE}")
 
 
 limit_pixels(MOST_PIXELS)

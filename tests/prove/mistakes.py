@@ -268,7 +268,7 @@ MISTAKES: dict[str, tuple[tuple[str, str, str], ...]] = {
             "security/test_decoders.py::test_a_deflated_dicom_file_is_not_inflated_beyond_what_an_image_may_have",
         ),
     ),
-    "medgan/data/apart.py": (
+    "medgan/data/isolated.py": (
         (
             "ATTEMPTS = 2",
             "ATTEMPTS = 1",
@@ -292,7 +292,7 @@ MISTAKES: dict[str, tuple[tuple[str, str, str], ...]] = {
             "security/test_names.py::test_a_command_that_others_read_holds_no_path",
         ),
     ),
-    "medgan/received.py": (
+    "medgan/schemas.py": (
         (
             'Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]',
             "Name = str",

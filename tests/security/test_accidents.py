@@ -111,7 +111,7 @@ def test_a_shell_that_allows_too_little_is_told_in_one_line_what_to_set(limit, w
 
 def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be():
     script = (
-        "import resource; from medgan.host import *; print(narrow_limit(), resource.getrlimit(resource.RLIMIT_NOFILE))"
+        "import resource; from medgan.host import *; print(settle_limits(), resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
     words = ["bash", "-c", f"ulimit -Sn 100; ulimit -Hn 3000; exec {sys.executable} -c '{script}'"]
     assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "None (3000, 3000)\n"

@@ -1,7 +1,6 @@
 """Images that come from others: what ends, hangs or swells the process that decodes them."""
 
 import io
-import os
 import struct
 import subprocess
 import sys
@@ -16,15 +15,16 @@ import pytest
 from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless
 
-from medgan.data import apart, ingest, limits
-from medgan.data.apart import Apart
+from medgan.data import ingest, isolated, limits
 from medgan.data.decode import open_image
+from medgan.data.isolated import Isolated
 from medgan.data.sources import SOURCES, Options, Raw, SourceError
 
 from ..test_dicom import dicom, encoded
 from ..test_dicom import put as put_dicom
 from ..test_ingest import KEY, film, planned, put, reasons
 from . import mortal
+from .conftest import EPS
 
 ROOT = Path(__file__).parent.parent.parent
 MORTAL = f"{mortal.__name__}:mortal"
@@ -33,7 +33,7 @@ MORTAL = f"{mortal.__name__}:mortal"
 @pytest.fixture
 def decoder(monkeypatch):
     """One that can be killed by a file, in the place of medgan's own; shards are written in this process."""
-    found = Apart(MORTAL)
+    found = Isolated(MORTAL)
     monkeypatch.setattr(ingest, "decoder", found)
     monkeypatch.setattr(ingest, "_on_ray", lambda task, things: map(task, things))
     yield found
@@ -73,7 +73,7 @@ def test_a_decoder_that_an_earlier_file_has_damaged_is_no_reason_to_leave_out_th
 
 def test_a_decoder_that_hangs_is_ended(decoder, monkeypatch):
     decoder("image_folder", png(), *ASKED)
-    monkeypatch.setattr(apart, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(isolated, "PATIENCE_S", 0.3)
     with pytest.raises(ValueError, match=r"^took longer than 0\.3 s to decode$"):
         decoder("image_folder", mortal.HANGING, *ASKED)
     monkeypatch.undo()
@@ -89,8 +89,8 @@ def test_the_process_of_a_decoder_dumps_no_core_and_goes_with_the_one_that_start
     script = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from medgan.data.apart import Apart
-decoder = Apart("{MORTAL}")
+from medgan.data.isolated import Isolated
+decoder = Isolated("{MORTAL}")
 try:
     decoder("image_folder", b"no image", 32, 1, "crop", 100)
 except ValueError:
@@ -146,8 +146,8 @@ def test_what_no_header_tells_ends_at_the_space_of_the_process_that_decodes(monk
     """A tile of 16x16 pixels that holds three gigabytes."""
     squeeze = zlib.compressobj(9)
     inner = b"".join(squeeze.compress(bytes(2**20)) for _ in range(700)) + squeeze.flush()
-    decode = Apart("tests.security.mortal:inflated")
-    monkeypatch.setattr(apart, "PATIENCE_S", 60)
+    decode = Isolated("tests.security.mortal:inflated")
+    monkeypatch.setattr(isolated, "PATIENCE_S", 60)
     with pytest.raises(ValueError, match="^no room$"):
         decode(inner)
     decode._end()
@@ -228,16 +228,10 @@ def test_arrays_of_an_npz_are_as_large_as_they_say(tmp_path, shape, peak):
         SOURCES["medmnist"].listing(Raw(str(tmp_path)), Options())
 
 
-def test_no_other_program_is_called_by_what_a_file_holds(tmp_path, monkeypatch):
-    gs = tmp_path / "bin/gs"
-    gs.parent.mkdir()
-    gs.write_text(f"#!/bin/sh\ntouch {tmp_path}/called\n")
-    gs.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{gs.parent}:{os.environ['PATH']}")
-    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+def test_no_other_program_is_called_by_what_a_file_holds(ghostscript):
     with pytest.raises(ValueError, match="^not a readable image"):
-        open_image(eps)
-    assert not (tmp_path / "called").exists()
+        open_image(EPS)
+    assert not ghostscript.exists()
 
 
 def test_the_limit_is_part_of_the_request(tmp_path, decoder):

@@ -1,17 +1,14 @@
 """The whole way from films to a search, with names, paths and keys that are looked for in every byte that is left."""
 
 import os
-import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from ..conftest import KEY, free_port, write_key
+from ..conftest import KEY, write_key
 from ..test_ingest import film, put
-from ..test_ray import run_job, settings, until
+from ..test_ray import run_job, settings, started_head
 
 LITTLE = settings(total_images=320, tracking__wandb="auto")
 SECRET = "hunter2-of-the-storage"
@@ -21,18 +18,12 @@ SECRET = "hunter2-of-the-storage"
 def head():
     """Ray with two CPUs, whose logs stay for as long as the test; its folder."""
     folder = Path(tempfile.mkdtemp(prefix="mg-", dir="/tmp"))
-    env = {**os.environ, "RAY_TMPDIR": str(folder), "HOME": str(folder), "RAY_AUTH_MODE": "disabled"}
-    words = ["start", "--head", "--port", free_port(), "--num-cpus", 2, "--include-dashboard=false", "--block"]
-    words += ["--disable-usage-stats", "--ray-client-server-port", free_port()]
-    ray = Path(sys.executable).parent / "ray"
-    process = subprocess.Popen([ray, *map(str, words)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        until(lambda: (folder / "ray/ray_current_cluster").exists(), what="the head")
+    with started_head(folder, 2, {**os.environ, **under(folder)}):
         yield folder
-    finally:
-        process.terminate()
-        process.wait(60)
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def under(folder):
+    return {"RAY_TMPDIR": str(folder), "HOME": str(folder), "RAY_AUTH_MODE": "disabled"}
 
 
 def found(words, *folders):
@@ -52,8 +43,7 @@ def test_no_patient_path_or_key_is_in_any_byte_of_what_is_made_sent_or_logged(he
         put(raw, f"{('NORMAL', 'MASS')[number % 2]}/anna_{number // 2}-{number}.png", film(number, 32))
     put(raw, "NORMAL/anna_broken.png", b"no image")
     key = write_key(tmp_path / "key")
-    kept = {"RAY_TMPDIR": str(head), "HOME": str(head), "RAY_AUTH_MODE": "disabled", "WANDB_MODE": "offline"}
-    kept |= {"AWS_SECRET_ACCESS_KEY": SECRET}
+    kept = {**under(head), "WANDB_MODE": "offline", "AWS_SECRET_ACCESS_KEY": SECRET}
     keyed = ["--patient-key-file", key]
     films = ["--source", "image_folder", "--raw", raw, "--patient-regex", r"[a-z]+_\d+", "--resolution", 32]
     one = ["--trials", 1, "--space", "model.name=cgan", "--scheduler", "none", "--finalists", 0]

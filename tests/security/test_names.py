@@ -10,7 +10,7 @@ import pytest
 from medgan.config import Refused
 from medgan.data import ingest, shards
 from medgan.data.sources import SourceError
-from medgan.locations import published, published_command
+from medgan.locations import redact, redact_command
 from medgan.names import doubtful
 from medgan.terminal import absolute
 from tune.trial import reason_of
@@ -132,21 +132,21 @@ def test_locations_without_one_are_taken(location):
     ],
 )
 def test_texts_that_others_read_hold_the_last_part_of_a_path_alone(said, told):
-    assert published(said) == told
+    assert redact(said) == told
 
 
 def test_a_text_of_any_form_is_read_in_no_time():
     """Ray's errors have megabytes."""
     began = time.monotonic()
     for text in ("a" * 10**6, "/" * 10**6, "/.," * 10**5, "'/" * 10**5, "a:/" * 10**5):
-        published(text)
+        redact(text)
     assert time.monotonic() - began < 20  # a second; more than an hour where it grows by its square
 
 
 def test_a_command_that_others_read_holds_no_path():
     words = ["--data", "/home/mueller/films", "--out=../mueller/first", "--space", "model.name=cgan,dcgan"]
     words += ["--set", "optim.lr_g=1e-4", "--config", "s3://clinic/mueller/a.yaml?region=eu"]
-    told = published_command(words)
+    told = redact_command(words)
     assert told == ("--data films --out=first --space model.name=cgan,dcgan --set optim.lr_g=1e-4 --config a.yaml")
 
 

@@ -23,6 +23,7 @@ from medgan.tracking import read_rows
 from ..test_evaluation_page import WEIGHTS, evaluation
 from ..test_report import write_run
 from ..test_search_page import write_search
+from .conftest import EPS
 
 DEEP = None
 for _ in range(40):
@@ -210,17 +211,11 @@ def test_a_name_of_a_figure_moves_no_cursor_on_a_page_however_it_is_written(thei
     assert "\u202e" not in page
 
 
-def test_a_picture_of_a_search_that_is_none_calls_no_other_program(theirs, tmp_path, monkeypatch):
-    gs = tmp_path / "bin/gs"
-    gs.parent.mkdir()
-    gs.write_text(f"#!/bin/sh\ntouch {tmp_path}/called\n")
-    gs.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{gs.parent}:{os.environ['PATH']}")
-    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
-    theirs.write("trials/000/generator/samples.png", eps + b" " * 900_000)
+def test_a_picture_of_a_search_that_is_none_calls_no_other_program(theirs, ghostscript):
+    theirs.write("trials/000/generator/samples.png", EPS + b" " * 900_000)
     with pytest.raises(OSError, match="cannot identify image file"):
         search_page(theirs)
-    assert not (tmp_path / "called").exists()
+    assert not ghostscript.exists()
 
 
 # -- evaluations ---------------------------------------------------------------------------------------------------

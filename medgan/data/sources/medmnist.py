@@ -14,7 +14,7 @@ from PIL import Image
 
 from medgan.data import cache
 from medgan.data.sources.base import Listing, Options, Raw, Record, Source, SourceError, limited
-from medgan.data.sources.raw import ALLOWED, SWELLING
+from medgan.data.sources.raw import most_unpacked
 
 SPLITS = ("train", "val", "test")
 CLASSES = {
@@ -106,8 +106,8 @@ def _arrays(raw: Raw, table: str) -> tuple[dict[str, np.ndarray], dict[str, np.n
 
 
 def _check_sizes(content: bytes) -> None:
-    """Raises ValueError for an array that is not as large as its header says, or swells too much."""
-    most = max(ALLOWED, SWELLING * len(content))
+    """Raises ValueError for an array that is not as large as its header says, or too large once unpacked."""
+    most = most_unpacked(len(content))
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         for info in file.infolist():
             with file.open(info) as member:

@@ -149,6 +149,11 @@ class Raw:
         _archive.cache_clear()
 
 
+def most_unpacked(size: int) -> int:
+    """Bytes to which so many compressed ones may grow."""
+    return max(ALLOWED, SWELLING * size)
+
+
 def is_packed(name: str) -> bool:
     return name.lower().endswith(PACKED) and not name.lower().endswith(VOLUME)
 
@@ -253,7 +258,7 @@ def _unpacked(stream: BinaryIO, info: pafs.FileInfo, where: str) -> Path:
     folder = cache.place("raw")
     name = hashlib.sha256(f"{where}/{info.size}/{info.mtime_ns}".encode()).hexdigest()[:32]
     file, part = folder / f"{name}.tar", folder / f"{name}.part"
-    most = max(ALLOWED, SWELLING * (info.size or 0))
+    most = most_unpacked(info.size or 0)
     try:
         with open(folder / "lock", "a", opener=cache.closed) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

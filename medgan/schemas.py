@@ -1,13 +1,14 @@
-"""Files of runs, searches and evaluations, which may come from anybody: each is checked before anything of it is used.
+"""Schemas of the files of runs, searches and evaluations, which may come from anybody: checked before they are used.
 
-What a manifest may hold is in data/shards.py, and what a generator says of itself in sample.py, both in the same way. A
-text of such a file stays in its line and moves no cursor, a name that becomes a path stays in its folder, a number is
-one, and a tree has an end. What a later version wrote besides is left out.
+The manifest's is in data/shards.py, the generator's in sample.py. Texts stay in one line and move no cursor, names that
+become paths stay in their folder, numbers are finite where they have to be, and trees have a limited depth. Keys that
+no schema knows, such as those of a later version, are dropped.
 """
 
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
@@ -33,8 +34,6 @@ def _line(text: str) -> str:
 
 
 Line = Annotated[str, Field(max_length=20_000), AfterValidator(_line)]
-NO_CONTROL = r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*$"
-"""As NO_TEXT, for what there is a lot of: pydantic's own engine looks at it."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 """Of a folder."""
 Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,64}$")]
@@ -49,7 +48,7 @@ IGNORING = ConfigDict(extra="ignore", strict=True)
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """A tree of what JSON has, with lines for texts and an end."""
+    """What JSON can hold, with texts of one line and a limited depth."""
     if depth > DEEPEST:
         raise ValueError(f"is deeper than {DEEPEST} levels")
     if isinstance(value, dict):
@@ -57,7 +56,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, list):
         return [_plain(item, depth + 1) for item in value]
     if not _is_finite(value):
-        raise ValueError("holds a number without an end")
+        raise ValueError("holds a number that is not finite")
     if isinstance(value, str):
         return _line(value)
     if not isinstance(value, bool | int | float | None):
@@ -83,7 +82,7 @@ def _of_a_run(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-Key = Annotated[str, Field(max_length=1000, pattern=NO_CONTROL)]
+Key = Annotated[str, Field(max_length=1000), AfterValidator(_line)]
 Row = Annotated[dict[Key, bool | Whole | float | list[Tree] | None], AfterValidator(_of_a_run)]
 """A line of metrics.jsonl (figures by name) or order.jsonl (which rows of DATA a step used), at `images_seen`."""
 
@@ -99,6 +98,8 @@ class Holder(TypedDict):
 
 
 # -- searches ------------------------------------------------------------------------------------------------------
+
+Status = Literal["done", "stopped", "failed", "running", "interrupted", "waiting"]
 
 
 @with_config(IGNORING)
@@ -118,7 +119,7 @@ class Record(TypedDict):
     run: Name
     settings: dict[Line, Setting]
     total_images: Count
-    status: Literal["done", "stopped", "failed", "running", "interrupted", "waiting"]
+    status: Status
     reason: Line
     images_seen: Count
     history: list[Annotated[list[Count | Figure], Field(min_length=4, max_length=4)]]
@@ -204,7 +205,7 @@ class Settings(TypedDict):
 
 @with_config(IGNORING)
 class Evaluation(TypedDict):
-    """evaluation.json. What is below its sections is known to be a tree, and to whoever draws it."""
+    """evaluation.json. What its sections hold is left to whoever shows it (evaluation_page.py)."""
 
     settings: Annotated[Settings, AfterValidator(_plain)]
     fidelity: NotRequired[Annotated[dict[str, Any], AfterValidator(_plain)]]
@@ -215,12 +216,18 @@ class Evaluation(TypedDict):
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def checked(kind: Any, content: bytes | dict[str, Any] | list[Any], where: str) -> Any:
-    """What a file holds, as one of the kinds above: JSON, or what was read of it. Raises Refused, in one line."""
+def checked(schema: Any, content: bytes | dict[str, Any] | list[Any], where: str) -> Any:
+    """What a file holds, checked against a schema: the bytes of JSON, or what was parsed already. Raises Refused."""
     try:
-        tree = from_json(content) if isinstance(content, bytes) else content  # which knows how deep is too deep
-        return TypeAdapter(kind).validate_python(tree)
+        tree = from_json(content) if isinstance(content, bytes) else content  # from_json limits the depth
+        return _validator(schema).validate_python(tree)
     except ValidationError as error:
         raise Refused(one_line(f"{where}: {fault(error)}")) from None
     except ValueError as error:
         raise Refused(one_line(f"{where}: is damaged ({error})")) from None
+
+
+@cache
+def _validator(schema: Any) -> TypeAdapter[Any]:
+    """Which takes longer to make than to use."""
+    return TypeAdapter(schema)

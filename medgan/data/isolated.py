@@ -1,7 +1,7 @@
-"""Work on files of other people, in a process of its own: a decoder that such a file ends, or hangs, ends nothing else.
+"""A function in a process of its own: where somebody's file makes a decoder crash or hang, nothing else ends.
 
 The process is started when it is first needed, lives as long as the one that started it, and is replaced when it dies.
-It writes no core dump, for that would hold images, and what decoders print, which quotes files, goes nowhere.
+It writes no core dump, which would hold images, and its output, which may quote files, is discarded.
 """
 
 from __future__ import annotations
@@ -20,19 +20,17 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 ATTEMPTS = 2
-"""The first death may be the work of an earlier file; the second, in a new process, is this one's."""
+"""The first crash may be due to an earlier file; the second, in a new process, is due to this one."""
 PATIENCE_S = 300
-"""So long a file may take: a film takes a hundredth of a second to a few."""
-
-
+"""Seconds that a file may take; most films take less than one."""
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-"""Decoders take no more, and each thread of numpy's takes addresses, on hosts of many CPUs more than there are."""
+"""Decoders need no more, and on hosts of many CPUs the threads of numpy alone would use up the address space."""
 SPACE = 8 * 2**30
-"""Bytes of addresses that it has: what wants more, whatever its header said, ends in an error or ends its process."""
+"""Bytes of address space: a decoder that asks for more, whatever the header said, fails or crashes."""
 
 
-class Apart:
-    """A function, called in a process of its own. Not to be shared between threads."""
+class Isolated:
+    """A function that runs in a process of its own. Not thread-safe."""
 
     def __init__(self, function: str) -> None:
         """function: `module:name`; its arguments and results can be pickled."""
@@ -41,8 +39,8 @@ class Apart:
         self._link: Connection | None = None
 
     def __call__(self, *arguments: Any) -> Any:
-        """What the function returns. Raises ValueError, which it may raise itself, where its process died or hung over
-        these arguments; OSError as it does; and RuntimeError with the traceback of whatever else it raised."""
+        """What the function returns. Raises ValueError and OSError as it does, ValueError also where its process
+        crashed or hung, and RuntimeError with the traceback of any other exception."""
         for attempt in range(1, ATTEMPTS + 1):
             if self._process is None:
                 self._start()
@@ -82,7 +80,7 @@ class Apart:
         atexit.register(self._end)
 
     def _end(self) -> str:
-        """How the process ended; one that lives is killed."""
+        """End the process; returns how it ended."""
         atexit.unregister(self._end)
         assert self._process is not None
         assert self._link is not None
@@ -96,7 +94,7 @@ class Apart:
 
 
 def serve(handle: int, function: str) -> None:
-    """Answer until whoever asks has gone: (None, result), or the kind of an error and what it says."""
+    """Answer calls until the caller has gone: (None, result), or the class and message of an exception."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     most = resource.getrlimit(resource.RLIMIT_AS)[1]
     space = SPACE if most == resource.RLIM_INFINITY else min(SPACE, most)
