@@ -16,7 +16,7 @@ setup: .venv/installed
 	@echo "installing into .venv (several minutes, about 6 GB)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
@@ -65,4 +65,4 @@ shots: setup ## the pictures in docs/, from runs/demo
 	$(BIN)/python -m tests.shots
 
 clean: ## what the targets made, the environment included; other data and runs stay
-	rm -rf .venv $(DEMO_DATA) $(DEMO_RUN) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv $(DEMO_DATA) $(DEMO_RUN) .pytest_cache .mypy_cache .ruff_cache *.egg-info sbom.json

@@ -363,7 +363,7 @@ def carry(subject: str, shared: str, args: Namespace, result: dict[str, Any]) ->
 
     if args.out:
         return
-    text = shards.read_file(shared, "README.md").decode()
+    text = shards.read_file(shared, "README.md", inside=True).decode()
     shards.write_file(shared, "README.md", release.with_evaluation(text, result).encode())
     if args.synthetic:
         Folder(subject).write("report.html", evaluation_page.release_page(Folder(subject)))

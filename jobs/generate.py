@@ -249,11 +249,11 @@ def told_of(dropped: dict[str, int], looked: bool, confidence: float | None) -> 
 
 def source_of(run: str) -> str:
     """Name of the source that the run's data came from."""
-    from medgan.data.shards import Manifest, read_file
+    from medgan.folder import Folder
 
     try:
-        return Manifest.from_json(read_file(run, "manifest.json").decode()).source
-    except (OSError, ValueError, KeyError):
+        return Folder(run).manifest().source
+    except (OSError, Refused):
         return "unknown"
 
 

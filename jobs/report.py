@@ -8,6 +8,7 @@ python jobs/report.py --run runs/a --against runs/b --wandb ENTITY/PROJECT
 
 from __future__ import annotations
 
+import html
 import os
 import secrets
 import sys
@@ -121,8 +122,11 @@ def watch(folder: SearchFolder, port: int) -> None:
             if host not in ("127.0.0.1", "localhost", "[::1]") or self.path != path:
                 self.send_error(404)
                 return
-            content = search_page(folder, refresh_s=15).encode()
-            self.send_response(200)
+            try:
+                content, status = search_page(folder, refresh_s=15).encode(), 200
+            except (Refused, OSError) as error:  # a file that is being written, or damaged: the next request may do
+                content, status = f"<meta http-equiv=refresh content=15>{html.escape(str(error))}".encode(), 503
+            self.send_response(status)
             self.send_header("Content-Type", "text/html; charset=utf-8")
             self.send_header("Content-Length", str(len(content)))
             self.send_header("Cache-Control", "no-store")

@@ -11,15 +11,18 @@ import io
 import json
 import statistics
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
+from medgan.config import Refused
 from medgan.data.shards import names, read_file, write_file
 from medgan.terminal import Progress, duration
 
@@ -62,12 +65,18 @@ class Cell:
         return time.monotonic() - began
 
     def load(self, folder: str) -> Result:
-        """The kept result. Raises FileNotFoundError or another OSError."""
-        note = json.loads(read_file(folder, f"{self.digest}.json"))
-        if not note["arrays"]:
-            return dict(note["result"])
-        with np.load(io.BytesIO(read_file(folder, f"{self.digest}.npz"))) as arrays:
-            return {**note["result"], **arrays}
+        """The kept result. Raises FileNotFoundError or another OSError, and Refused where it is damaged."""
+        content = read_file(folder, f"{self.digest}.json", inside=True)
+        try:
+            note = json.loads(content)
+            result = dict(note["result"])
+            if not note["arrays"]:
+                return result
+            with np.load(io.BytesIO(read_file(folder, f"{self.digest}.npz", inside=True))) as arrays:
+                return {**result, **arrays}
+        except (ValueError, LookupError, TypeError, EOFError, BadZipFile, zlib.error) as error:
+            where = f"{folder}/{self.digest}.json"
+            raise Refused(f"{where}: damaged ({type(error).__name__}): remove it, and give the command again") from None
 
 
 @cache

@@ -746,8 +746,8 @@ def parse_yaml(content: str | bytes, where: str, loader: type[yaml.SafeLoader] =
     """A mapping from YAML. Raises ConfigError naming `where`."""
     try:
         tree = yaml.load(content, loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: not YAML ({' '.join(str(error).split())})") from None
+    except Exception as error:  # of any kind: a tag that does not fit its value, brackets without an end
+        raise ConfigError(f"{where}: not YAML ({one_line(' '.join(str(error).split()))})") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{where}: must be a mapping of settings, such as RUN/config.yaml")
     if _values(tree) > MOST_VALUES:

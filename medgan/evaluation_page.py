@@ -12,7 +12,6 @@ from markupsafe import Markup
 
 from medgan import page
 from medgan.config import Refused
-from medgan.data.shards import Manifest
 from medgan.folder import Folder, RunFolder
 from medgan.metrics.classifiers import SCORES
 from medgan.metrics.fidelity import FIGURES, shifted, told_figure
@@ -42,7 +41,7 @@ def release_page(folder: Folder) -> str:
     return page.render(
         "release.html",
         title=folder.location.rstrip("/").rpartition("/")[2],  # not where it lay with whoever evaluated it
-        drawn=Manifest.from_json(folder.read("manifest.json").decode()).drawn,
+        drawn=folder.manifest().drawn,
         evaluation=render(result, f"{folder.location}/evaluation.json"),
         settings=result["settings"],
         questions=[question for question in ("fidelity", "privacy", "utility") if question in result],

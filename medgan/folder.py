@@ -11,11 +11,26 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from medgan import schemas
-from medgan.config import Config, Refused, parse_yaml, validate
+from medgan.config import Config, ConfigError, Refused, parse_yaml, validate
 from medgan.data import cache
-from medgan.data.shards import UNFINISHED, filesystem, names, read_file, remove, write_file
+from medgan.data.shards import (
+    LARGEST,
+    UNFINISHED,
+    Manifest,
+    check_inside,
+    filesystem,
+    names,
+    parse_manifest,
+    read_file,
+    remove,
+    write_file,
+)
 from medgan.schemas import checked
 
+MOST_JSON = 2**26
+"""Bytes of a record, a manifest or a config."""
+MOST_PICTURE = 2**28
+SAMPLES = re.compile(r"\d{6,12}\.png")
 CHECKPOINT = re.compile(r"(\d{12})\.pt")
 
 
@@ -43,13 +58,17 @@ class Folder:
     def write(self, name: str, content: bytes | str) -> None:
         write_file(self.location, name, content.encode() if isinstance(content, str) else content)
 
-    def read(self, name: str) -> bytes:
-        """Raises FileNotFoundError or another OSError."""
-        return read_file(self.location, name)
+    def read(self, name: str, most: int = LARGEST) -> bytes:
+        """Raises FileNotFoundError or another OSError, also where there are more bytes than `most`."""
+        return read_file(self.location, name, inside=True, most=most)
 
     def checked(self, schema: Any, name: str) -> Any:
         """A JSON file, checked against a schema of schemas.py. Raises Refused, and OSError as `read` does."""
-        return checked(schema, self.read(name), f"{self.location}/{name}")
+        return checked(schema, self.read(name, MOST_JSON), f"{self.location}/{name}")
+
+    def manifest(self) -> Manifest:
+        """manifest.json. Raises Refused, and OSError as `read` does."""
+        return parse_manifest(self.read("manifest.json", MOST_JSON), self.location)
 
     def names(self, below: str = "") -> list[str]:
         """File and folder names directly in it or in a folder below, sorted; none where that does not exist."""
@@ -101,7 +120,12 @@ class RunFolder(Folder):
         if fs.get_file_info(path).type == pafs.FileType.File:
             raise Refused(f"{self.location}: is a file, a run is a folder")
         if self.exists("config.yaml"):
-            return validate(parse_yaml(self.read("config.yaml"), f"{self.location}/config.yaml"))
+            where = f"{self.location}/config.yaml"
+            tree = parse_yaml(self.read("config.yaml", MOST_JSON), where)
+            try:
+                return validate(tree)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from None
         other = [name for name in self.names() if not name.startswith(".")]  # the lease of a run that is starting
         if other:
             raise Refused(f"{self.location}: holds {other[0]} and is no run; choose another folder")
@@ -136,6 +160,8 @@ class RunFolder(Folder):
     def set_aside(self, images_seen: int) -> None:
         """Rename a checkpoint that does not open to *.damaged."""
         fs, path = filesystem(self.location)
+        if not self.remote:
+            check_inside(path, "checkpoints")
         name = f"{path}/{checkpoint_name(images_seen)}"
         fs.move(name, f"{name}.damaged")
         self.delete(checksum_name(images_seen))
@@ -191,7 +217,9 @@ class SearchFolder(Folder):
         found = [name for name in self.names() if not name.startswith(".")]  # the lease of a search that is starting
         if "search.yaml" in found:
             where = f"{self.location}/search.yaml"
-            told: dict[str, Any] = checked(schemas.Search, parse_yaml(self.read("search.yaml"), where), where)
+            told: dict[str, Any] = checked(
+                schemas.Search, parse_yaml(self.read("search.yaml", MOST_JSON), where), where
+            )
             return told
         if found:
             raise Refused(f"{self.location}: holds {found[0]} and is no search; choose another folder")

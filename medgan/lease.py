@@ -33,6 +33,7 @@ SETTLE_S = 2.0
 READS = 500
 """How often a term that has just gone is looked for again."""
 FOLDER = ".lease"
+TERM = re.compile(r"[0-9]{6,}")
 
 
 class Lost(RuntimeError):
@@ -65,8 +66,11 @@ class Lease:
             if create(self.folder, f"{FOLDER}/{top + 1:06d}", json.dumps(note).encode()):
                 self.term = top + 1
                 for name in self.folder.names(FOLDER):  # what earlier holders left
-                    beat = name.endswith(".beat")
-                    if name != f"{self.owner}.beat" if beat else name[:6] < f"{self.term:06d}":
+                    if name.endswith(".beat"):
+                        left = name != f"{self.owner}.beat"
+                    else:
+                        left = (found := TERM.match(name)) is None or int(found[0]) < self.term
+                    if left:
                         self.folder.delete(f"{FOLDER}/{name}")
                 return True
 
@@ -89,7 +93,7 @@ class Lease:
     def _top(self) -> tuple[int, dict | None]:
         """The highest term and what its holder wrote; 0 and None where there is none."""
         for _ in range(READS):
-            terms = [int(name) for name in self.folder.names(FOLDER) if re.fullmatch(r"\d{6}", name)]
+            terms = [int(name) for name in self.folder.names(FOLDER) if TERM.fullmatch(name)]
             if not terms:
                 return 0, None
             try:

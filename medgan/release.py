@@ -11,7 +11,6 @@ its maker, and neither they nor names nor numbers tell which slot took several a
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
@@ -318,8 +317,18 @@ def with_evaluation(text: str, result: dict[str, Any] | None) -> str:
     section = "\n".join([*lines, end, ""])
     if result is not None and "privacy" in result:  # a release says it in its first lines too
         said = persons(False, result["privacy"]["claim"]["verdict"])
-        text = re.sub(f"{SAID[0]}.*?{SAID[1]}", lambda _: said, text)
-    old = re.compile(re.escape(begin) + ".*?" + re.escape(end) + "\n?", re.DOTALL)
-    if old.search(text):
-        return old.sub(lambda _: section, text, count=1)
-    return text.rstrip("\n") + "\n\n" + section
+        text = said.join(_around(text, SAID))
+    before, *after = _around(text, MARKS)
+    if after:
+        return before + section + "".join(after).removeprefix("\n")
+    return before.rstrip("\n") + "\n\n" + section
+
+
+def _around(text: str, marks: tuple[str, str]) -> list[str]:
+    """What stands before, between and after the parts of a text that such marks enclose: the text where there is
+    none. In one pass: a card may come from anybody, with any number of marks."""
+    pieces, place = [], 0
+    while (begin := text.find(marks[0], place)) >= 0 and (end := text.find(marks[1], begin)) >= 0:
+        pieces.append(text[place:begin])
+        place = end + len(marks[1])
+    return [*pieces, text[place:]]

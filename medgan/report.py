@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import re
 from typing import Any
 from urllib.parse import unquote
 
@@ -12,9 +11,8 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from medgan import evaluation_page, page
-from medgan.config import Config
-from medgan.data.shards import Manifest
-from medgan.folder import RunFolder
+from medgan.config import Config, to_yaml
+from medgan.folder import MOST_PICTURE, SAMPLES, RunFolder
 from medgan.metrics.fidelity import FIGURES
 from medgan.names import one_line, part
 from medgan.tracking import rows_of
@@ -52,7 +50,7 @@ def run_page(folder: RunFolder) -> str:
         evaluation=evaluation_page.section(folder),
         curves=[{"title": title, "json": page.data(figure)} for title, figure in _curves(rows, config)],
         plotlyjs=get_plotlyjs(),
-        settings=folder.read("config.yaml").decode(),
+        settings=to_yaml(config),
     )
 
 
@@ -80,7 +78,7 @@ def _figures(evaluated: list[dict[str, Any]], best: dict[str, Any]) -> list[dict
 
 def _grids(folder: RunFolder, images_seen: int) -> list[dict[str, Any]]:
     """At most GRIDS pictures, evenly over time, the first and the last among them."""
-    names = [name for name in folder.names("samples") if re.fullmatch(r"\d+\.png", name)]
+    names = [name for name in folder.names("samples") if SAMPLES.fullmatch(name)]
     if len(names) > GRIDS:
         names = [names[round(index * (len(names) - 1) / (GRIDS - 1))] for index in range(GRIDS)]
     return [
@@ -90,7 +88,7 @@ def _grids(folder: RunFolder, images_seen: int) -> list[dict[str, Any]]:
 
 
 def _picture(folder: RunFolder, name: str) -> str:
-    return base64.b64encode(folder.read(name)).decode()
+    return base64.b64encode(folder.read(name, MOST_PICTURE)).decode()
 
 
 def _curves(rows: list[dict[str, Any]], config: Config) -> list[tuple[str, go.Figure]]:
@@ -142,7 +140,7 @@ def _curves(rows: list[dict[str, Any]], config: Config) -> list[tuple[str, go.Fi
 
 
 def _data(folder: RunFolder, sha256: str | None) -> dict[str, Any]:
-    manifest = Manifest.from_json(folder.read("manifest.json").decode())
+    manifest = folder.manifest()
     return {
         "source": manifest.source,
         "drawn": manifest.drawn,

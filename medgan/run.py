@@ -82,7 +82,7 @@ def train(
         lots = private.lots(split, patients, config, world)
     if world.first:
         folder.remove_unfinished("checkpoints", "samples", "generator")
-    newest = world.broadcast(newest_sound(folder, on_event) if world.first else None)
+    newest = world.broadcast(newest_sound(folder, state, on_event) if world.first else None)
     if isinstance(newest, Stuck):
         raise newest
     if newest is not None:
@@ -183,14 +183,14 @@ def real_grid(config: Config, split: Split) -> bytes:
     return encode_png(grid(tiles.reshape(-1, *split.pixels.shape[1:]), columns))
 
 
-def newest_sound(folder: RunFolder, on_event: Callable[[Event], None]) -> int | Stuck | None:
-    """images_seen of the newest checkpoint that opens; damaged ones are set aside, and it is said.
+def newest_sound(folder: RunFolder, state: TrainState, on_event: Callable[[Event], None]) -> int | Stuck | None:
+    """images_seen of the newest checkpoint that this state can take over; others are set aside, and it is said.
 
     None where there never was one. Where there are and the run cannot go on from any, why, for every rank to raise.
     """
     for images_seen in reversed(folder.checkpoints()):
         try:
-            open_checkpoint(folder.read_checkpoint(images_seen))
+            state.check(open_checkpoint(folder.read_checkpoint(images_seen), images_seen))
         except OtherSchema as error:
             where = f"{folder.location}: the checkpoint at {images_seen:,} images"
             return Stuck(f"{where}: {error}; go on with the medgan that wrote it, or name another --out")

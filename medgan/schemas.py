@@ -16,7 +16,7 @@ from pydantic_core import from_json
 from typing_extensions import TypedDict  # that of Python 3.11 does not keep what pydantic needs
 
 from medgan.config import Refused
-from medgan.data.shards import Count, fault
+from medgan.data.shards import Count, Sha256, fault
 from medgan.names import NO_TEXT, one_line
 
 DEEPEST = 12
@@ -95,6 +95,53 @@ class Holder(TypedDict):
     mark: Token
     host: Line
     time: Count
+
+
+# -- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+@with_config(IGNORING)
+class Best(TypedDict, total=False):
+    images_seen: Count
+    kid: Finite
+    identity: Tree
+
+
+@with_config(IGNORING)
+class Strength(TypedDict):
+    p: Annotated[Finite, Field(ge=0, le=1)]
+    signs: Finite
+    steps: Count
+
+
+@with_config(ConfigDict(extra="allow"))
+class Origin(TypedDict):
+    manifest_sha256: Sha256 | None
+
+
+@with_config(ConfigDict(extra="allow"))
+class Trained(TypedDict):
+    data: Origin
+
+
+@with_config(IGNORING)
+class Checkpoint(TypedDict):
+    """What torch.load gives. Whether its tensors fit the networks is for state.py to see."""
+
+    schema_version: Count
+    config: Trained
+    images_seen: Count
+    best: Best
+    generator: dict[str, Any]
+    discriminator: dict[str, Any]
+    ema: dict[str, Any]
+    generator_optimizer: dict[str, Any]
+    discriminator_optimizer: dict[str, Any]
+    scalers: Annotated[list[dict[str, float]], Field(min_length=2, max_length=2)]
+    strength: Strength
+    path_mean: Finite
+    begun_with: Annotated[list[Sha256], Field(max_length=1000)]
+    private_steps: Count
 
 
 # -- searches ------------------------------------------------------------------------------------------------------

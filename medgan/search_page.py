@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import math
 from typing import Any, get_args
@@ -13,7 +14,8 @@ from plotly.offline import get_plotlyjs
 
 from medgan import config as configs
 from medgan import page
-from medgan.folder import RunFolder, SearchFolder
+from medgan.config import Refused
+from medgan.folder import MOST_PICTURE, SAMPLES, RunFolder, SearchFolder
 from medgan.metrics.fidelity import FIGURES
 from medgan.names import one_line
 from medgan.schemas import Status
@@ -117,7 +119,7 @@ def _lead(key: str) -> int:
 
 
 def _group(record: Record) -> str:
-    return f"{record['settings'].get('model.name', '?')}"
+    return html.escape(str(record["settings"].get("model.name", "?")))  # plotly takes tags
 
 
 def pareto(records: list[Record], other: str = "images_per_s") -> list[Record]:
@@ -159,16 +161,23 @@ def _pictures(folder: SearchFolder, ranked: list[Record]) -> dict[str, str]:
 
 
 def _picture(run: RunFolder, most: int) -> str:
-    """The best generator's samples, or the newest; as PNG where it fits into so many bytes, else as smaller WebP."""
+    """The best generator's samples, or the newest; as PNG where it fits into so many bytes, else as smaller WebP.
+
+    Raises Refused where the file is no PNG.
+    """
     if "samples.png" in run.names("generator"):
-        png = run.read("generator/samples.png")
-    elif names := [name for name in run.names("samples") if name != "real.png"]:
-        png = run.read(f"samples/{names[-1]}")
+        name = "generator/samples.png"
+    elif names := [name for name in run.names("samples") if SAMPLES.fullmatch(name)]:
+        name = f"samples/{names[-1]}"
     else:
         return ""
+    png = run.read(name, MOST_PICTURE)
+    try:
+        image: Image.Image = Image.open(io.BytesIO(png), formats=["PNG"])  # of others some call other programs
+    except OSError:
+        raise Refused(f"{run.location}/{name}: is no PNG; remove it") from None
     if len(png) * 4 / 3 <= most:
         return "data:image/png;base64," + base64.b64encode(png).decode()
-    image: Image.Image = Image.open(io.BytesIO(png), formats=["PNG"])  # of others some call other programs
     if image.width * image.height > LARGEST:
         return ""
     while True:
@@ -285,7 +294,10 @@ def _importance(importance: dict[str, float]) -> go.Figure:
     figure = go.Figure()
     items = sorted(importance.items(), key=lambda item: item[1])[-12:]
     figure.add_bar(
-        x=[value for _, value in items], y=[key for key, _ in items], orientation="h", marker_color=COLOURS[0]
+        x=[value for _, value in items],
+        y=[html.escape(key) for key, _ in items],
+        orientation="h",
+        marker_color=COLOURS[0],
     )
     _layout(figure, "importance for the best quarter (PED-ANOVA)", "", logarithmic=False)
     return figure.update_layout(margin={"l": 190, "r": 10, "t": 20, "b": 45})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from medgan.augment import Strength
-from medgan.config import Config, Ema
+from medgan.config import Config, Ema, Refused
 from medgan.distributed import World
 from medgan.folder import CheckpointError, OtherSchema
 from medgan.models import build_gan
+from medgan.schemas import Checkpoint, checked
 from medgan.streams import stream_seed
 
 if TYPE_CHECKING:
@@ -236,18 +237,33 @@ class TrainState:
         """The state as a file that opens with weights_only=True."""
         return packed(self.snapshot())
 
+    def check(self, saved: dict[str, Any]) -> None:
+        """Raises CheckpointError where the tensors of an opened checkpoint are not those of this config's networks and
+        optimizers, or are not finite: it may come from anybody."""
+        for name, player in {"generator": self.generator, "discriminator": self.discriminator}.items():
+            _check_tensors(name, saved[name], player.module.state_dict())
+            weights = dict(enumerate(player.module.parameters()))
+            moments = saved[f"{name}_optimizer"].get("state")
+            if not isinstance(moments, dict) or not moments.keys() <= weights.keys():
+                raise CheckpointError(f"{name}_optimizer: is of other weights than those of its config")
+            for index, kept in moments.items():
+                wanted = {"step": torch.zeros(()), "exp_avg": weights[index], "exp_avg_sq": weights[index]}
+                _check_tensors(f"{name}_optimizer", kept, wanted)
+        _check_tensors("ema", saved["ema"], self.ema.state_dict())
+
     def load(self, content: bytes) -> None:
-        """Take over what `save` wrote; the config stays as it is."""
+        """Take over what `save` wrote; the config stays as it is. Raises CheckpointError."""
         saved = open_checkpoint(content)
+        self.check(saved)
         self.generator.module.load_state_dict(saved["generator"])
         self.discriminator.module.load_state_dict(saved["discriminator"])
         self.ema.load_state_dict(saved["ema"])
-        self.generator.optimizer.load_state_dict(saved["generator_optimizer"])
-        self.discriminator.optimizer.load_state_dict(saved["discriminator_optimizer"])
-        for player, scaler in zip((self.generator, self.discriminator), saved["scalers"], strict=True):
+        players = {"generator": self.generator, "discriminator": self.discriminator}
+        for (name, player), scaler in zip(players.items(), saved["scalers"], strict=True):
             player.scaler.load_state_dict(scaler)
-            for group in player.optimizer.param_groups:
-                group["fused"] = player.keeper is None  # whatever the checkpoint was made with
+            groups = player.optimizer.state_dict()["param_groups"]  # by the config, whatever the checkpoint says
+            moments = saved[f"{name}_optimizer"]["state"]
+            player.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.strength = Strength(**saved["strength"])
         self.path_mean = saved["path_mean"]
         self.images_seen = saved["images_seen"]
@@ -259,6 +275,8 @@ class TrainState:
     def load_weights(self, content: bytes) -> None:
         """Take over the networks of another run, and start counting anew: G from its average, D as it is."""
         saved = open_checkpoint(content)
+        _check_tensors("ema", saved["ema"], self.ema.state_dict())
+        _check_tensors("discriminator", saved["discriminator"], self.discriminator.module.state_dict())
         self.generator.module.load_state_dict(saved["ema"])
         self.discriminator.module.load_state_dict(saved["discriminator"])
         self.ema.load_state_dict(saved["ema"])
@@ -285,16 +303,37 @@ def learnt_from(saved: dict[str, Any]) -> list[str]:
     return [*saved["begun_with"], saved["config"]["data"]["manifest_sha256"]]
 
 
-def open_checkpoint(content: bytes) -> dict[str, Any]:
-    """On the CPU, the dict that `TrainState.save` wrote. Raises CheckpointError, OtherSchema where it is sound."""
+def open_checkpoint(content: bytes, images_seen: int | None = None) -> dict[str, Any]:
+    """On the CPU, the dict that `TrainState.save` wrote. Raises CheckpointError, OtherSchema where it is sound.
+
+    images_seen: of its name, where it has one.
+    """
     try:
         saved: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        version = saved["schema_version"]
+        version = int(saved["schema_version"])
     except Exception as error:
         raise CheckpointError(f"not a checkpoint that can be opened ({type(error).__name__})") from None
     if version != SCHEMA_VERSION:
         raise OtherSchema(f"checkpoint schema {version}, this medgan reads {SCHEMA_VERSION}")
+    try:
+        checked(Checkpoint, saved, "a checkpoint's content")
+    except Refused as error:
+        raise CheckpointError(str(error)) from None
+    if images_seen not in (None, saved["images_seen"]):
+        raise CheckpointError(f"is of {saved['images_seen']:,} images, not of what its name says")
     return saved
+
+
+def _check_tensors(what: str, saved: Any, wanted: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError where they have other names, shapes or kinds of numbers, or some number is not finite."""
+    if not isinstance(saved, dict) or saved.keys() != wanted.keys():
+        raise CheckpointError(f"{what}: has other parts than its config says")
+    for name, tensor in wanted.items():
+        found = saved[name]
+        if not isinstance(found, Tensor) or found.shape != tensor.shape:
+            raise CheckpointError(f"{what}: {name} has not the shape that its config says")
+        if found.is_floating_point() != tensor.is_floating_point() or not bool(found.isfinite().all()):
+            raise CheckpointError(f"{what}: {name} holds what is no finite number")
 
 
 def ema_decay(ema: Ema, global_batch: int, images_seen: int) -> float:

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ from pydantic_core import from_json
 
 from medgan import schemas
 from medgan.config import Config
-from medgan.data.shards import write_file
+from medgan.data.shards import check_inside, write_file
 from medgan.folder import RunFolder
 from medgan.locations import redact
 from medgan.names import part
@@ -98,6 +98,7 @@ class WandbTracker:
     ) -> None:
         """until: where this part of the run ends, if another one follows: nothing is waited for there."""
         folder.work.mkdir(parents=True, exist_ok=True)
+        check_inside(str(folder.work), "wandb")
         self.config, self.folder, self.tell, self.until = config, folder, tell, until
         self.seen, self.well = 0, True
         self.courier: Courier | None = None
@@ -289,8 +290,8 @@ class Several:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, without a last line that a crash cut short. Raises Refused for what no run
-    writes."""
+    """The rows of a metrics.jsonl, without lines that a crash cut short or a disk damaged. Raises Refused for what no
+    run writes."""
     return parse_rows(path.read_bytes(), str(path)) if path.exists() else []
 
 
@@ -302,11 +303,9 @@ def rows_of(run: RunFolder) -> list[dict[str, Any]]:
 def parse_rows(content: bytes, where: str) -> list[dict[str, Any]]:
     """As `read_rows`, from the file's bytes."""
     rows = []
-    for line in content.splitlines():
-        try:
+    for line in content.split(b"\n"):
+        with suppress(ValueError):
             rows.append(from_json(line))
-        except ValueError:
-            break
     found: list[dict[str, Any]] = checked(list[schemas.Row], rows, where)
     return found
 

@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from medgan import config as configs
-from medgan.data.shards import Manifest
 from medgan.folder import RunFolder, SearchFolder
 from medgan.names import markdown, part
 
@@ -141,7 +140,7 @@ def _first_run(
 def _source(run: RunFolder | None) -> str:
     if run is None or not run.exists("manifest.json"):
         return "the data"
-    manifest = Manifest.from_json(run.read("manifest.json").decode())
+    manifest = run.manifest()
     return f"{manifest.source} at {manifest.resolution}x{manifest.resolution}"
 
 
@@ -161,14 +160,17 @@ def _winner(summary: dict[str, Any]) -> str:
     best = summary.get("winner")
     if not best:
         return "No trial has a KID yet."
-    return f"**Trial {best['name']}** ({best['model']}, {best['loss']}): {best['why']}."
+    model, loss, why = (markdown(best[key]) for key in ("model", "loss", "why"))
+    return f"**Trial {best['name']}** ({model}, {loss}): {why}."
 
 
 def _importance(summary: dict[str, Any]) -> str:
     rows = sorted(summary.get("importance", {}).items(), key=lambda item: -item[1])
     if not rows:
         return "Too few trials to tell what mattered."
-    return "\n".join(["| setting | importance (PED-ANOVA) |", "|---|---|", *(f"| {k} | {v:.3f} |" for k, v in rows)])
+    return "\n".join(
+        ["| setting | importance (PED-ANOVA) |", "|---|---|", *(f"| {markdown(k)} | {v:.3f} |" for k, v in rows)]
+    )
 
 
 def _finalists(summary: dict[str, Any]) -> str:
@@ -195,7 +197,7 @@ def _evidence(config: configs.Config | None, records: Sequence[dict[str, Any]]) 
 def _data(run: RunFolder | None, settings: dict[str, Any]) -> str:
     lines = [f"Manifest SHA-256 `{settings['manifest_sha256']}`."]
     if run is not None and run.exists("manifest.json"):
-        manifest = Manifest.from_json(run.read("manifest.json").decode())
+        manifest = run.manifest()
         lines.append(f"Source {markdown(manifest.source)}; split by patient.")
         lines += ["", "| split | images | patients |", "|---|---|---|"]
         lines += [f"| {s} | {manifest.rows(s):,} | {manifest.patients.get(s, 0):,} |" for s in manifest.splits]

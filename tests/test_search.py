@@ -82,6 +82,18 @@ def test_a_search_that_goes_on_draws_what_one_that_was_not_stopped_would_have(al
     assert len({json.dumps(record["settings"]) for record in whole}) == 24
 
 
+def test_records_with_draws_of_another_space_are_refused_in_one_line():
+    whole = searched("tpe", trials=2)
+    for forged, words in (
+        ({}, "has no draw of "),
+        ({**whole[0]["draws"], "optim.lr_g": "\x1b[2J"}, "has draws of another space"),
+        ({**whole[0]["draws"], "other": 1}, "has draws of another space"),
+    ):
+        with pytest.raises(Refused, match=f"^trial 000: its record {words}") as caught:
+            Draws(SPACE, "tpe", ("kid",), 0).restore([whole[0] | {"draws": forged}])
+        assert "\x1b" not in str(caught.value)
+
+
 def test_a_search_that_goes_on_with_cut_trials_ends_with_the_study_of_one_that_was_not_stopped():
     whole = searched("tpe", trials=16)
     cut = [record | ({"status": "interrupted"} if record["name"] in ("012", "014") else {}) for record in whole]

@@ -155,6 +155,12 @@ def test_a_running_search_is_watched_on_loopback(phantoms, tmp_path):
         record = next(r for r in folder.trials() if r["name"] == "002") | {"name": "003", "run": "002"}
         folder.write_trial(record)
         assert 'data-name="003"' in urllib.request.urlopen(url, timeout=20).read().decode()
+        summary = folder.read("summary.json")
+        folder.write("summary.json", b"{")
+        with pytest.raises(urllib.error.HTTPError, match="503") as caught:
+            urllib.request.urlopen(url, timeout=20)
+        assert b"summary.json: is damaged" in caught.value.read()
+        folder.write("summary.json", summary)
         port = url.split(":")[2].split("/")[0]
         for place, host in (
             (url + "search.yaml", "localhost:80"),

@@ -16,6 +16,8 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
+from medgan.config import Refused
+from medgan.names import one_line
 from medgan.streams import stream_seed
 from tune.spaces import Choice, Domain, Settings, Space
 
@@ -105,6 +107,8 @@ class Draws:
 
         def replay(name: str, domain: Domain) -> Any:
             known[name] = distribution(domain)
+            if name not in record.get("draws", {}):
+                raise Refused(f"trial {record['name']}: its record has no draw of {name}, which its space asks for")
             return record["draws"][name]
 
         self.space.settings(replay)
@@ -112,7 +116,13 @@ class Draws:
         if record["status"] in UNFINISHED:
             state = TrialState.RUNNING
             self.asked[record["name"]] = len(self.study.trials)
-        self.study.add_trial(create_trial(state=state, params=record["draws"], distributions=known, values=values))
+        try:
+            trial = create_trial(state=state, params=record["draws"], distributions=known, values=values)
+        except ValueError as error:
+            raise Refused(
+                one_line(f"trial {record['name']}: its record has draws of another space ({error})")
+            ) from None
+        self.study.add_trial(trial)
 
 
 def _suggest(trial: optuna.Trial, name: str, domain: Domain) -> Any:

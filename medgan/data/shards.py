@@ -52,6 +52,8 @@ OURS = re.compile(
 )
 
 
+LARGEST = 2**34
+"""Bytes of a file that is read whole, checkpoints the largest of them; what comes from others may be endless."""
 UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.tmp$")
 """How a file's name ends that is being written, or whose writer was killed."""
 
@@ -180,9 +182,20 @@ def filesystem(location: str | Path) -> tuple[pafs.FileSystem, str]:
     return pafs.LocalFileSystem(), os.path.abspath(location)
 
 
+def check_inside(path: str, name: str) -> None:
+    """Raises OSError where a link that lies in a folder of this host leads out of it: the folder may come from somebody
+    else, who wants a file of ours shown, overwritten or deleted."""
+    root = os.path.realpath(path)
+    found = os.path.realpath(f"{path}/{name}")
+    if found != root and not found.startswith(f"{root.rstrip('/')}/"):
+        raise OSError(errno.ELOOP, f"{name} leads out of it by a link: put what it points to in its place", path)
+
+
 def write_file(folder: str | Path, name: str, content: bytes) -> None:
     """A file below a folder or URI: complete or not there. Raises OSError, which names the folder."""
     fs, path = filesystem(folder)
+    if isinstance(fs, pafs.LocalFileSystem):
+        check_inside(path, str(Path(name).parent))  # a link in the file's own place is replaced
     try:
         _write(fs, f"{path}/{name}", content)
     except OSError as error:
@@ -225,12 +238,20 @@ def begin(folder: str | Path, mark: str) -> bool:
     return same
 
 
-def read_file(folder: str | Path, name: str) -> bytes:
-    """A file below a folder or URI. Raises FileNotFoundError or another OSError."""
+def read_file(folder: str | Path, name: str, *, inside: bool = False, most: int = LARGEST) -> bytes:
+    """A file below a folder or URI. Raises FileNotFoundError or another OSError.
+
+    inside: refuse one that lies elsewhere and is only linked, for what is shown or sent on. most: bytes.
+    """
     fs, path = filesystem(folder)
-    if isinstance(fs, pafs.LocalFileSystem) and not stat.S_ISREG(Path(f"{path}/{name}").stat().st_mode):
-        raise OSError(errno.EINVAL, "not a plain file")  # a pipe would be waited for
+    if isinstance(fs, pafs.LocalFileSystem):
+        if inside:
+            check_inside(path, name)
+        if not stat.S_ISREG(Path(f"{path}/{name}").stat().st_mode):
+            raise OSError(errno.EINVAL, "not a plain file")  # a pipe would be waited for
     with fs.open_input_file(f"{path}/{name}") as file:
+        if file.size() > most:
+            raise OSError(errno.EFBIG, f"{name} has {file.size():,} bytes, more than the {most:,} that are read", path)
         return bytes(file.read())
 
 
@@ -249,6 +270,11 @@ def names(folder: str | Path, below: str = "") -> list[str]:
 def remove(folder: str | Path, name: str) -> None:
     """Remove a file, or a folder and all below it; nothing to do where there is none."""
     fs, path = filesystem(folder)
+    if isinstance(fs, pafs.LocalFileSystem):
+        check_inside(path, str(Path(name).parent))
+        if (place := Path(path, name)).is_symlink():  # what it points to is not ours
+            place.unlink()
+            return
     kind = fs.get_file_info(f"{path}/{name}").type
     if kind == pafs.FileType.File:
         fs.delete_file(f"{path}/{name}")
@@ -461,22 +487,27 @@ def prepared(out: str | Path, request: str, overwrite: bool = False) -> Manifest
 def read_manifest(data: str | Path, flag: str = "--data") -> tuple[Manifest, str]:
     """(manifest, SHA-256 of manifest.json in hex) of a data folder. Raises DataError."""
     try:
-        text = read_file(data, "manifest.json")
+        content = read_file(data, "manifest.json")
     except OSError:
         raise DataError(f"{flag} {data}: no manifest.json in it; make a data folder with jobs/prepare.py") from None
+    return parse_manifest(content, f"{flag} {data}"), hashlib.sha256(content).hexdigest()
+
+
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """The manifest in the bytes of a manifest.json. Raises DataError, which begins with `where`."""
     try:
-        manifest = Manifest.from_json(text.decode())
+        manifest = Manifest.from_json(content.decode())
     except SchemaError as error:
         raise DataError(
-            f"{flag} {data}: schema version {error}, but {SCHEMA_VERSION} is needed; "
+            f"{where}: schema version {error}, but {SCHEMA_VERSION} is needed; "
             "prepare it again, or use the medgan that made it"
         ) from None
     except ValueError as error:
         told_so = f"manifest.json is damaged ({one_line(str(error))})"
-        raise DataError(f"{flag} {data}: {told_so}; prepare the folder again") from None
+        raise DataError(f"{where}: {told_so}; prepare the folder again") from None
     if why := wrong_with(manifest.classes):
-        raise DataError(f"{flag} {data}: manifest.json: {why}")
-    return manifest, hashlib.sha256(text).hexdigest()
+        raise DataError(f"{where}: manifest.json: {why}")
+    return manifest
 
 
 def read_shard(data: str | Path, shard: Shard) -> bytes:

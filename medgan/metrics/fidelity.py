@@ -7,7 +7,6 @@ loads torchvision's networks, which takes two seconds: only where a figure is co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -70,44 +69,22 @@ def kid(real: Tensor, fake: Tensor) -> dict[str, float]:
     return {"value": value, "low": value - 1.96 * spread, "high": value + 1.96 * spread}
 
 
-@dataclass(frozen=True)
-class Moments:
-    """What FID needs of features, float64: those of two shards or ranks merge into those of both."""
-
-    n: int
-    mean: Tensor
-    """(F,)"""
-    scatter: Tensor
-    """(F, F): sum of the outer products of what differs from the mean."""
-
-    @staticmethod
-    def of(features: Tensor) -> Moments:
-        """features: (n, F), n > 0."""
-        exact = features.double()
-        apart = exact - exact.mean(0)
-        return Moments(len(exact), exact.mean(0), apart.T @ apart)
-
-    def merge(self, other: Moments) -> Moments:
-        """Chan, Golub and LeVeque 1979."""
-        n, apart = self.n + other.n, other.mean - self.mean
-        scatter = self.scatter + other.scatter + torch.outer(apart, apart) * (self.n * other.n / n)
-        return Moments(n, self.mean + apart * (other.n / n), scatter)
-
-
-def frechet(real: Moments, fake: Moments) -> float:
-    """Frechet distance between Gaussians (Heusel et al. 2017, arXiv:1706.08500)."""
-    from torch_fidelity.metric_fid import fid_statistics_to_metric
-
-    statistics = [{"mu": one.mean.numpy(), "sigma": (one.scatter / (one.n - 1)).numpy()} for one in (real, fake)]
-    return float(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
-
-
 def fid(real: Tensor, fake: Tensor) -> float:
-    """Frechet distance between Gaussians fitted to features, float32 (n, F).
+    """Frechet distance between Gaussians fitted to features, float32 (n, F) (Heusel et al. 2017, arXiv:1706.08500).
 
     Biased upwards in small n: compare only figures of equal n, and with the floor.
+
+    The trace of the root of both covariances' product is the sum of the singular values of the product of both
+    samples, centred, which is a matrix of n or F rows, whichever is less: with 512 images of 1,280 features a tenth
+    of the time that the eigenvalues of an F x F matrix take, and nothing complex on the way.
     """
-    return frechet(Moments.of(real), Moments.of(fake))
+    apart, total = [], 0.0
+    for exact in (real.double(), fake.double()):
+        centred = (exact - exact.mean(0)) / (len(exact) - 1) ** 0.5
+        total += float(centred.square().sum())
+        apart.append(torch.linalg.qr(centred, mode="r").R if len(centred) > centred.shape[1] else centred)
+    gap = float((real.double().mean(0) - fake.double().mean(0)).square().sum())
+    return gap + total - 2 * float(torch.linalg.svdvals(apart[0] @ apart[1].T).sum())
 
 
 def identity(extractor: dict[str, Any], n: int, split: str) -> dict[str, Any]:

@@ -131,6 +131,16 @@ MISTAKES: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "medgan/data/shards.py": (
         (
+            "if found != root and not found.startswith(",
+            "if found == root and not found.startswith(",
+            "security/test_run_folders.py::test_a_link_in_a_run_leads_to_nothing_of_ours",
+        ),
+        (
+            "if file.size() > most:",
+            "if file.size() < 0:",
+            "security/test_run_folders.py::test_a_file_without_an_end_is_not_read",
+        ),
+        (
             'message = b"\\0".join(',
             'message = b"".join(',
             "test_shards.py::test_ids_depend_on_the_key_and_tell_nothing_without_it",
@@ -611,9 +621,9 @@ MISTAKES: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "medgan/metrics/fidelity.py": (
         (
-            "(self.n * other.n / n)",
-            "(other.n / n)",
-            "test_fidelity.py::test_moments_of_parts_merge_into_those_of_the_whole",
+            "(len(exact) - 1) ** 0.5",
+            "len(exact) ** 0.5",
+            "test_fidelity.py::test_fid_is_torch_fidelitys_with_fewer_and_with_more_images_than_features",
         ),
         (
             ".kthvalue(k_density + 1)",
@@ -866,6 +876,11 @@ MISTAKES: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "medgan/release.py": (
         (
+            "place = end + len(marks[1])",
+            "place = end",
+            "security/test_run_folders.py::test_a_card_of_any_number_of_marks_is_done_in_one_pass",
+        ),
+        (
             '["image", sha256, request, str(seed), str(number), image]',
             '["image", sha256, request, str(seed), str(number)]',
             "test_generate.py::test_images_that_differ_in_anything_have_other_uids",
@@ -920,6 +935,23 @@ MISTAKES: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
     ),
     "medgan/state.py": (
+        (
+            "if images_seen not in (None, saved",
+            "if images_seen is None and images_seen not in (None, saved",
+            "security/test_checkpoints.py::"
+            "test_a_forged_checkpoint_is_set_aside_with_its_reason_and_the_one_before_it_taken",
+        ),
+        (
+            "or not bool(found.isfinite().all())",
+            "or not bool(found.isfinite().any())",
+            "security/test_checkpoints.py::"
+            "test_a_forged_checkpoint_is_set_aside_with_its_reason_and_the_one_before_it_taken",
+        ),
+        (
+            '"param_groups": groups}',
+            '"param_groups": saved[f"{name}_optimizer"]["param_groups"]}',
+            "security/test_checkpoints.py::test_what_a_checkpoint_says_of_the_optimizers_settings_is_not_taken",
+        ),
         (
             "weight = 1 - ema_decay(",
             "weight = ema_decay(",

@@ -7,18 +7,23 @@ import json
 import os
 import re
 import shutil
+import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from medgan import evaluation_page, report
+from jobs import evaluate
+from medgan import evaluation_page, report, wandb_report
+from medgan.cells import Cell
 from medgan.config import Refused, parse_yaml
-from medgan.folder import Folder, SearchFolder
+from medgan.folder import Folder, RunFolder, SearchFolder
 from medgan.lease import FOLDER, Lease
 from medgan.names import NO_TEXT
+from medgan.release import MARKS, SAID, with_evaluation
 from medgan.search_page import search_page
-from medgan.tracking import read_rows
+from medgan.tracking import WandbTracker, read_rows
 
 from ..test_evaluation_page import WEIGHTS, evaluation
 from ..test_report import write_run
@@ -212,10 +217,162 @@ def test_a_name_of_a_figure_moves_no_cursor_on_a_page_however_it_is_written(thei
 
 
 def test_a_picture_of_a_search_that_is_none_calls_no_other_program(theirs, ghostscript):
-    theirs.write("trials/000/generator/samples.png", EPS + b" " * 900_000)
-    with pytest.raises(OSError, match="cannot identify image file"):
-        search_page(theirs)
+    for content in (EPS, EPS + b" " * 900_000):
+        theirs.write("trials/000/generator/samples.png", content)
+        with pytest.raises(Refused, match=r"/trials/000/generator/samples\.png: is no PNG"):
+            search_page(theirs)
     assert not ghostscript.exists()
+
+
+def test_only_pictures_that_a_run_calls_so_are_shown(theirs):
+    (Path(theirs.location) / "trials/000/generator/samples.png").unlink(missing_ok=True)
+    theirs.write("trials/000/samples/zzz", EPS)
+    assert "Winner" in search_page(theirs)
+
+
+def test_names_of_networks_and_settings_are_no_tags_in_plots_and_no_markdown_in_reports(theirs):
+    record, summary = json.loads(theirs.read("trials/000.json")), theirs.summary()
+    record["settings"]["model.name"] = link = "<a href='https://theirs.example'>cgan</a>"
+    theirs.write("trials/000.json", json.dumps(record))
+    summary["importance"] = {link: 1.0, "[x](https://theirs.example)": 0.5}
+    summary["winner"]["why"] = "[x](https://theirs.example)"
+    theirs.write("summary.json", json.dumps(summary))
+    page = search_page(theirs)
+    assert "<a href='https" not in page
+    assert "\\u003ca href" not in page
+    told = wandb_report._importance(summary) + wandb_report._winner(summary)
+    assert "](" not in told.replace("\\]", "")
+
+
+# -- links -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ours(tmp_path):
+    """A folder of ours with a file, which no folder of theirs may show, change or delete."""
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours/000064.png").write_bytes(b"a film of a patient")
+    yield tmp_path / "ours"
+    assert [path.name for path in (tmp_path / "ours").iterdir()] == ["000064.png"]
+    assert (tmp_path / "ours/000064.png").read_bytes() == b"a film of a patient"
+
+
+@pytest.mark.parametrize("act", ["read", "write", "delete", "set aside", "wandb"])
+def test_a_link_in_a_run_leads_to_nothing_of_ours(tmp_path, ours, tiny, act):
+    run = RunFolder(str(tmp_path / "theirs"))
+    run.write("config.yaml", "x")
+    for name in ("samples", "checkpoints", "wandb"):
+        (tmp_path / "theirs" / name).symlink_to(ours)
+    does = {
+        "read": lambda: run.read("samples/000064.png"),
+        "write": lambda: run.write("samples/000064.png", b"x"),
+        "delete": lambda: run.delete("samples/000064.png"),
+        "set aside": lambda: run.set_aside(64),
+        "wandb": lambda: WandbTracker(tiny(), run, "id", "name", print),
+    }
+    with pytest.raises(OSError, match="leads out of it by a link: put what it points to in its place"):
+        does[act]()
+
+
+def test_a_link_in_the_place_of_a_file_is_replaced_or_removed_and_what_it_points_to_stays(tmp_path, ours):
+    run = RunFolder(str(tmp_path / "theirs"))
+    run.write("samples/1.png", "x")
+    for name in ("file", "folder"):
+        (tmp_path / "theirs" / name).symlink_to(ours / "000064.png" if name == "file" else ours)
+    run.delete("folder")
+    run.write("file", "of the run")
+    assert not os.path.lexists(tmp_path / "theirs/folder")
+    assert run.read("file") == b"of the run"
+    (tmp_path / "linked").symlink_to(tmp_path / "theirs")  # a whole run may lie elsewhere, and a link may stay inside
+    (tmp_path / "theirs/again").symlink_to(tmp_path / "theirs/samples")
+    assert RunFolder(str(tmp_path / "linked")).read("again/1.png") == b"x"
+
+
+def test_the_card_of_a_generator_that_is_a_link_is_not_carried_on(tmp_path, ours):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/README.md").symlink_to(ours / "000064.png")
+    with pytest.raises(OSError, match="README.md leads out of it by a link"):
+        evaluate.carry(str(tmp_path / "theirs"), str(tmp_path / "theirs"), Namespace(out=None), evaluation())
+
+
+@pytest.mark.parametrize("name", ["search.yaml", "trials/000.json", "trials/000/generator/samples.png"])
+def test_a_file_without_an_end_is_not_read(theirs, name):
+    with open(Path(theirs.location) / name, "r+b") as file:
+        file.truncate(50 * 2**30)
+    with pytest.raises(OSError, match=f"{name.rpartition('/')[2]} has 53,687,091,200 bytes, more than the "):
+        search_page(theirs)
+
+
+# -- runs, other files of theirs -------------------------------------------------------------------------------------
+
+
+def test_settings_that_cannot_be_read_are_named_with_their_file_and_remarks_reach_no_page(their_run):
+    before = their_run.read("config.yaml").decode()
+    their_run.write("config.yaml", before + "# \u202egnp <b>\n")
+    page = report.run_page(their_run)
+    assert "gnp" not in page
+    for line in ("seed: !!bool x", "seed: !!timestamp x", "seed: -5", "nothing: 1", "model: {name: '\\e[2J'}"):
+        their_run.write("config.yaml", re.sub(r"(?m)^(seed|nothing):.*\n", "", before) + line + "\n")
+        with pytest.raises(Refused) as caught:
+            report.run_page(their_run)
+        assert str(caught.value).startswith(f"{their_run.location}/config.yaml: ")
+        assert not NO_TEXT.search(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"[]", b'{"schema_version": 1}', b'{"schema_version": "\\u001b[2J"}']
+)
+def test_a_manifest_that_is_none_is_named(their_run, content):
+    their_run.write("manifest.json", content)
+    with pytest.raises(Refused, match=f"^{their_run.location}: manifest.json") as caught:
+        report.run_page(their_run)
+    assert not NO_TEXT.search(str(caught.value))
+
+
+def test_a_broken_line_of_figures_takes_none_of_the_others_with_it(their_run):
+    lines = their_run.read("metrics.jsonl").splitlines()
+    their_run.write("metrics.jsonl", b"\n".join([lines[0], b"\0\0\0", *lines[1:], lines[-1][:9]]))
+    assert len(read_rows(Path(their_run.location) / "metrics.jsonl")) == len(lines)
+
+
+def test_a_lease_of_any_term_can_be_taken_over(tmp_path, monkeypatch):
+    monkeypatch.setattr("medgan.lease.STALE_S", 1.0)
+    folder = Folder(str(tmp_path / "run"))
+    note = {"owner": "f" * 16, "mark": "0" * 16, "host": "theirs", "time": 0}
+    for term in ("999999", "9" * 30):
+        folder.write(f"{FOLDER}/{term}", json.dumps(note))
+        lease = Lease(folder, "0" * 16)
+        lease.take(print)
+        assert folder.names(FOLDER) == [str(int(term) + 1)]
+        lease.check()
+        lease.end()
+    (tmp_path / "run" / FOLDER).mkdir()
+    (tmp_path / "run" / FOLDER / ("9" * 255)).write_text(json.dumps(note))
+    with pytest.raises(OSError, match="File name too long"):
+        Lease(folder, "0" * 16).take(print)
+
+
+def test_a_card_of_any_number_of_marks_is_done_in_one_pass():
+    begin, end = MARKS
+    for card in (begin * 60_000, SAID[0] * 60_000, (begin + SAID[0]) * 30_000):
+        began = time.process_time()
+        with_evaluation(card, evaluation())
+        assert time.process_time() - began < 5  # it took minutes
+    card = with_evaluation(f"# Ours\n\n{begin}old{end}\nbetween\n{begin}older{end}\nlast\n", None)
+    assert card.count(begin) == card.count(end) == 1
+    assert "old" not in card.replace("folder", "")
+    assert card.startswith("# Ours\n\n<!-- evaluation -->")
+    assert card.endswith("between\n\nlast\n")
+    assert with_evaluation(card, None) == card
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"arrays": true}', b'{"arrays": true, "result": {}}'])
+def test_a_cell_that_is_damaged_is_named(tmp_path, content):
+    cell = Cell("a cell", "tests:none", {})
+    (tmp_path / f"{cell.digest}.json").write_bytes(content)
+    (tmp_path / f"{cell.digest}.npz").write_bytes(b"PK\3\4")
+    with pytest.raises(Refused, match=rf"{cell.digest}\.json: damaged \(\w+\): remove it, and give the command again"):
+        cell.load(str(tmp_path))
 
 
 # -- evaluations ---------------------------------------------------------------------------------------------------
