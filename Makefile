@@ -25,12 +25,18 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 lock: ## requirements*.lock from requirements*.txt: every package that comes with them, by hash
 	$(LOCK) requirements-dev.txt --output-file requirements-dev.lock
 	$(LOCK) requirements.txt --constraint requirements-dev.lock --output-file requirements.lock
+	$(LOCK) requirements-audit.txt --output-file requirements-audit.lock
 
-audit: setup ## known weaknesses of what medgan runs on; asks a public database
-	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
+.venv-audit/installed: requirements-audit.lock
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-audit.lock
+	@touch $@
 
-sbom: setup ## what medgan runs on, with hashes, as CycloneDX: sbom.json
-	$(BIN)/cyclonedx-py requirements requirements.lock --output-reproducible --output-file sbom.json
+audit: .venv-audit/installed ## known weaknesses of what medgan runs on; asks a public database
+	.venv-audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
+
+sbom: .venv-audit/installed ## what medgan runs on, with hashes, as CycloneDX: sbom.json
+	.venv-audit/bin/cyclonedx-py requirements requirements.lock --output-reproducible --output-file sbom.json
 
 train: setup ## draw the embedded data set and train a cGAN on this machine's GPUs or CPUs
 	@$(BIN)/python jobs/prepare.py --source phantom_cxr --out $(DEMO_DATA) --resolution 32
@@ -65,4 +71,4 @@ shots: setup ## the pictures in docs/, from runs/demo
 	$(BIN)/python -m tests.shots
 
 clean: ## what the targets made, the environment included; other data and runs stay
-	rm -rf .venv $(DEMO_DATA) $(DEMO_RUN) .pytest_cache .mypy_cache .ruff_cache *.egg-info sbom.json
+	rm -rf .venv .venv-audit $(DEMO_DATA) $(DEMO_RUN) .pytest_cache .mypy_cache .ruff_cache *.egg-info sbom.json

@@ -37,7 +37,7 @@ def locked(name):
     return found
 
 
-@pytest.mark.parametrize("name", ["requirements", "requirements-dev"])
+@pytest.mark.parametrize("name", ["requirements", "requirements-dev", "requirements-audit"])
 def test_what_is_installed_is_locked_by_hash(name):
     """`make lock` after a change of a pin."""
     lock = locked(f"{name}.lock")
@@ -50,6 +50,13 @@ def test_what_is_installed_is_locked_by_hash(name):
 def test_both_locks_are_of_the_same_packages():
     runs, checks = locked("requirements.lock"), locked("requirements-dev.lock")
     assert {pin: checks[pin] for pin in runs} == runs
+
+
+def test_no_package_makes_every_process_of_ray_slow_to_start():
+    """jsonschema, which `import ray` takes, loads rfc3987-syntax where it is installed, and with it compiles a grammar:
+    0.9 s, a dozen times for each training."""
+    for name in ("requirements.lock", "requirements-dev.lock"):
+        assert "rfc3987-syntax" not in {package for package, _ in locked(name)}
 
 
 def test_nothing_is_installed_but_by_the_locks():
