@@ -783,7 +783,10 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {text}: write it as key=value, for example --set loss.r1_gamma=2")
-    return key.strip(), read(key.strip(), values.unquoted(value))
+    text = values.unquoted(value)
+    if text != value and str in kinds_of(key.strip()):
+        return key.strip(), text  # in quotes it is text: "none" is a name
+    return key.strip(), read(key.strip(), text)
 
 
 def read(key: str, text: Any) -> Any:

@@ -181,6 +181,10 @@ def test_text_is_taken_as_it_is(text):
 def test_quotes_make_text_of_what_would_be_none_elsewhere_in_yaml():
     assert configs.load("cgan", overrides=["tracking.group='007'"]).tracking.group == "007"
     assert configs.load("cgan", overrides=['tracking.project="a\\tb"']).tracking.project == "a\tb"
+    for name in ("none", "null", "~", "1,2"):
+        assert configs.load("cgan", overrides=[f'tracking.group="{name}"']).tracking.group == name
+    assert configs.load("cgan", overrides=["tracking.group=none"]).tracking.group is None
+    assert configs.load("cgan", overrides=["total_images='64'"]).total_images == 64
 
 
 @quick

@@ -251,6 +251,17 @@ def test_padding_of_12_bits_is_the_same_value_with_and_without_sign_extension():
         assert near(file, spread(pixels, HU[~EDGE]))
 
 
+@pytest.mark.parametrize("value", [["-2000", "7"], "x", ["x", "y"]])
+def test_padding_of_several_values_or_of_none_that_is_a_number(value):
+    file = dicom(np.where(EDGE, -2000, HU).astype(np.int16))
+    file.add_new(0x00280120, "LO", value)
+    if "-2000" in value:
+        assert near(file, spread(np.where(EDGE, -2000, HU), HU[~EDGE]))
+    else:
+        with pytest.raises(Unclear, match=r"\(0028,0120\)"):
+            stored(opened(io.BytesIO(encoded(file))), 0)
+
+
 def test_an_image_that_is_all_padding_is_shown_all_the_same():
     assert near(dicom(np.full((8, 8), 7, np.uint16), PixelPaddingValue=7), np.zeros((8, 8)))
 

@@ -188,7 +188,8 @@ def test_what_no_layout_explains_is_left_out_with_its_reason_and_said(tmp_path):
         ("train/more.zip", "an archive in the folder; unpack it"),
     }
     assert "no folder of train has c" in found.notes
-    assert "1 class folders hold folders: all images below them are of the class" in found.notes
+    said = "1 class folders hold folders: all images below them are of the class; give one of them as --raw where "
+    assert f"{said}the folders in it are the classes" in found.notes
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,8 @@ def test_of_another_encoding_only_ascii_is_read_and_the_rest_is_not_guessed(enco
         ("label\na\n", ["label"], [(2, ["a"])]),
         ("\r\nPatientID,label\r\n1,a\r\n", ["patientid", "label"], [(3, ["1", "a"])]),
         ("# labels, as of 2020\n;;\n \nPatientID;label\n1;a\n", ["patientid", "label"], [(5, ["1", "a"])]),
+        ("# Patient ID,label\n1,a\n", ["patientid", "label"], [(2, ["1", "a"])]),
+        ("#PatientID\tlabel\n1\ta\n", ["patientid", "label"], [(2, ["1", "a"])]),
         ("#,Patient ID,label\n0,1,a\n", ["#", "patientid", "label"], [(2, ["0", "1", "a"])]),
         ("", [], []),
     ],

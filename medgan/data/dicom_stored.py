@@ -196,8 +196,8 @@ def _number(file: pydicom.Dataset, keywords: tuple[str, ...]) -> float | None:
     if isinstance(value, bytes):
         return int.from_bytes(value[:2], "big" if file.original_encoding[1] is False else "little")
     try:
-        return float(value[0] if isinstance(value, MultiValue) else value)
-    except ValueError:
+        return float(value[0] if isinstance(value, MultiValue | list) else value)
+    except (TypeError, ValueError):
         raise Unclear(keyword, "is no number") from None
 
 

@@ -213,7 +213,10 @@ def _in_classes(
     aside.put([path for path in paths if len(path) == depth + 1], "not in a class folder")
     deeper = sum(bool(folders - {""}) for folders in below.values())
     if deeper:
-        aside.notes.append(f"{deeper} class folders hold folders: all images below them are of the class")
+        aside.notes.append(
+            f"{deeper} class folders hold folders: all images below them are of the class; give one of them as --raw "
+            "where the folders in it are the classes"
+        )
     return [(path[depth], path) for path in inside]
 
 

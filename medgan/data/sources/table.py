@@ -28,8 +28,8 @@ class Table:
 
 
 def plain(name: str) -> str:
-    """A column's name without blanks, underscores and case."""
-    return re.sub(r"[\s_]", "", name).lower()
+    """A column's name without blanks, underscores, case, and the # before a header."""
+    return re.sub(r"[\s_]|^\s*#(?=.)", "", name).lower()
 
 
 def table_in(raw: Raw, name: str, wanted: Sequence[str]) -> Table:
