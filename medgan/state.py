@@ -249,6 +249,8 @@ class TrainState:
             for index, kept in moments.items():
                 wanted = {"step": torch.zeros(()), "exp_avg": weights[index], "exp_avg_sq": weights[index]}
                 _check_tensors(f"{name}_optimizer", kept, wanted)
+                if bool((kept["exp_avg_sq"] < 0).any()):
+                    raise CheckpointError(f"{name}_optimizer: exp_avg_sq of weight {index} is negative")
         _check_tensors("ema", saved["ema"], self.ema.state_dict())
 
     def load(self, content: bytes) -> None:

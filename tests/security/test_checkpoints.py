@@ -44,6 +44,14 @@ FORGED = {
     "moments of another shape": lambda saved: {
         "generator_optimizer": {"state": {0: {name: torch.zeros(1, 1) for name in ("step", "exp_avg", "exp_avg_sq")}}}
     },
+    "moments without a root": lambda saved: {
+        "discriminator_optimizer": {
+            "state": {
+                key: {**kept, "exp_avg_sq": kept["exp_avg_sq"] - 1.0}
+                for key, kept in saved["discriminator_optimizer"]["state"].items()
+            }
+        }
+    },
     "version": lambda saved: {"schema_version": "\x1b[2J"},
 }
 
