@@ -206,16 +206,16 @@ class Submitted:
             print(f"{self.name} {moment:.1f} {line}")
 
 
-def undisturbed(hosts, out, job, size):
-    """The same run on so many ranks of one host without Ray, which nothing happened to."""
+def undisturbed(hosts, out, job):
+    """The same run up to its newest checkpoint in one process without Ray, which nothing happened to."""
     config = job.folder.config()
     tracking = config.tracking.model_copy(update={"wandb": "disabled"})
-    config = config.model_copy(update={"tracking": tracking})
+    config = config.model_copy(update={"tracking": tracking, "total_images": job.folder.checkpoints()[-1]})
     folder = RunFolder(str(hosts.shared / out))
     folder.write("config.yaml", configs.to_yaml(config))
     data = str(hosts.shared / "data")
     folder.write("manifest.json", shards.read_manifest(data)[0].to_json())
-    ranks.run(size, _trained, config.dump(), data, folder.location)
+    ranks.run(1, _trained, config.dump(), data, folder.location)
     return folder
 
 
@@ -223,9 +223,11 @@ def _trained(rank, config, data, out):
     run.train(configs.validate(config), data, out, World.current(), lambda event: None)
 
 
-def assert_same_weights(one, other, tolerance=1e-9):
-    saved = [open_checkpoint(folder.read_checkpoint(folder.checkpoints()[-1])) for folder in (one, other)]
-    assert saved[0]["images_seen"] == saved[1]["images_seen"]
+def assert_same_weights(one, other, at=-1, tolerance=1e-9):
+    """at: which of the checkpoints that both have, the last by default."""
+    images_seen = sorted({*one.checkpoints()} & {*other.checkpoints()})[at]
+    assert images_seen >= one.checkpoints()[at]
+    saved = [open_checkpoint(folder.read_checkpoint(images_seen)) for folder in (one, other)]
     for network in ("generator", "discriminator", "ema"):
         for key, weight in saved[0][network].items():
             apart = (weight - saved[1][network][key]).abs().max().item()

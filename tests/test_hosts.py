@@ -249,7 +249,7 @@ def test_three_workers_on_three_hosts_equal_one_process_and_no_secret_is_written
     assert "of the time, evaluations took " in output
     assert set(assert_every_image_once_per_epoch(job)) == {3}
     assert len(list(hosts.folder.glob("disks/*/cache/*/train.pixels.npy"))) == 3  # each host has a cache of its own
-    assert_same_weights(job.folder, undisturbed(hosts, "one", job, 1))
+    assert_same_weights(job.folder, undisturbed(hosts, "one", job))
 
     patients = {shards.keyed_id(bytes.fromhex(secrets["patient key"]), "phantom_cxr", name) for name in drawn(60)}
     assert set(shards.column(hosts.shared / "keyed", "train", "patient")) <= patients
@@ -306,13 +306,13 @@ def test_an_elastic_run_outlives_a_worker_and_a_host_takes_up_one_that_joins_and
     job.restarted(4, timeout=120)
 
     job.stop()
-    job = job.again()
     assert not list((job.out / "checkpoints").glob("*.damaged"))
     assert {2, 3} <= set(assert_every_image_once_per_epoch(job))
     rows = [row for row in read_rows(job.out / "metrics.jsonl") if "resume/lost_s" in row]
     assert [row["resume/workers"] for row in rows] == [3, 2, 3, 2, 3]
     assert all(0 <= row["resume/lost_images"] <= 240 + 48 for row in rows)
-    assert_same_weights(job.folder, undisturbed(hosts, "elastic-two", job, 2))  # a long one
+    # Where a run is stopped nothing is evaluated, which calibrates the averaged generator; so the one before.
+    assert_same_weights(job.folder, undisturbed(hosts, "elastic-one", job), at=-2)
 
 
 def test_a_worker_that_hangs_is_named_and_replaced_and_a_stopped_job_goes_on_without_its_newest_checkpoint(

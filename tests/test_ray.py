@@ -484,16 +484,20 @@ def test_the_submitted_job_of_the_readme_works_as_written(head, phantoms, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("images", "fall", "read"), [(10_000, 4, 0.75), pytest.param(40_000, 10, 0.9, marks=pytest.mark.slow)]
+    ("films", "images", "fall", "read"),
+    [(1500, 10_000, 4, 0.75), pytest.param(6000, 40_000, 10, 0.9, marks=pytest.mark.slow)],
 )
-def test_the_demo_learns_films_whose_class_can_be_read(tmp_path, key_file, images, fall, read):
-    """What `make train` runs, and its first quarter: KID falls so many times, and a classifier of real films reads the
-    class of so many samples."""
+def test_the_demo_learns_films_whose_class_can_be_read(tmp_path, key_file, films, images, fall, read):
+    """What `make train` runs, and its first quarter on fewer films: KID falls so many times, and a classifier of real
+    films reads the class of so many samples."""
     from .classifier import accuracy, fit
 
     data, out, length = tmp_path / "data", tmp_path / "run", f"total_images={images}"
     for command in (
-        ("prepare", "--source", "phantom_cxr", "--out", data, "--resolution", 32, "--patient-key-file", key_file),
+        (
+            *("prepare", "--source", "phantom_cxr", "--out", data, "--resolution", 32, "--limit", films),
+            *("--patient-key-file", key_file),
+        ),
         ("train", "--config", "jobs/demo.yaml", "--data", data, "--out", out, "--set", length),
         ("generate", "--run", out, "--out", tmp_path / "synthetic", "--per-class", 200),
     ):
