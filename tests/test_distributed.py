@@ -27,7 +27,7 @@ def trained(rank: int, out: str) -> None:
     """A step on two ranks; writes which threads there are, and which at the interpreter's end."""
     gc.disable()  # or by chance the wrappers' cycles are gone before `leave` looks for them
     config = configs.for_data(
-        configs.load("cgan", overrides=TINY), resolution=32, channels=1, classes=("a", "b"), manifest_sha256="0"
+        configs.load("cgan", overrides=TINY), resolution=32, channels=1, classes=("a", "b"), manifest_sha256="0" * 64
     )
     whole, part = random_batch(config), rank_slice(config.global_batch, config.sample_group, rank, 2)
     train_step(TrainState.create(config, World.current()), Batch(whole.pixels[part], whole.labels[part], None))

@@ -24,7 +24,7 @@ def small(name, resolution=32, channels=1, classes=("a", "b", "c")):
         resolution=resolution,
         channels=channels,
         classes=classes,
-        manifest_sha256="0",
+        manifest_sha256="0" * 64,
     )
 
 
@@ -84,7 +84,7 @@ def test_labels_are_projected_onto_the_features_of_d(name):
 def test_residual_blocks_begin_as_the_identity_and_smaller_the_more_there_are():
     torch.manual_seed(0)
     config = configs.load(overrides={"model.name": "resgan", "model.width": 64, "model.blocks": 2})
-    config = configs.for_data(config, resolution=32, channels=1, classes=(), manifest_sha256="0")
+    config = configs.for_data(config, resolution=32, channels=1, classes=(), manifest_sha256="0" * 64)
     for network in build_gan(config):
         blocks = [module for module in network.modules() if isinstance(module, resgan.Residual)]
         assert len(blocks) == 8

@@ -1,6 +1,5 @@
 """Private training: what a patient adds is clipped as one, hidden in noise, drawn independently and accounted for."""
 
-import io
 import secrets
 
 import numpy as np
@@ -18,7 +17,7 @@ from medgan.distributed import World
 from medgan.folder import RunFolder
 from medgan.losses import LOSSES
 from medgan.private import Ledger
-from medgan.state import SCHEMA_VERSION, TrainState, open_checkpoint
+from medgan.state import TrainState, open_checkpoint
 from medgan.step import cut, draw, learn_discriminator, train_step
 from medgan.tracking import read_rows
 
@@ -39,7 +38,7 @@ def config_of(model="cgan", **overrides):
     chosen |= {f"privacy.dp.{key}": value for key, value in PRIVATE.items()}
     chosen |= {key.replace("__", "."): value for key, value in overrides.items()}
     return configs.for_data(
-        configs.load(overrides=chosen), resolution=32, channels=1, classes=("a", "b"), manifest_sha256="0"
+        configs.load(overrides=chosen), resolution=32, channels=1, classes=("a", "b"), manifest_sha256="0" * 64
     )
 
 
@@ -282,11 +281,11 @@ def test_it_may_not_begin_with_weights_learnt_from_the_same_images(strict, tiny,
     known = [config.data.manifest_sha256 if one == "same" else one for one in (manifest, *before)]
     data = config.data.model_copy(update={"manifest_sha256": known[0]})
     other = config.model_copy(update={"data": data, "privacy": tiny().privacy})
-    folder, content = RunFolder(str(tmp_path / "other")), io.BytesIO()
+    folder = RunFolder(str(tmp_path / "other"))
     folder.write("config.yaml", configs.to_yaml(other))
-    saved = {"schema_version": SCHEMA_VERSION, "begun_with": known[1:], "config": other.dump()}
-    torch.save(saved, content)
-    folder.save_checkpoint(64, content.getvalue(), 2, None)
+    state = TrainState.create(other, World())
+    state.begun_with = known[1:]
+    folder.save_checkpoint(64, state.save(), 2, None)
     if config.data.manifest_sha256 in known:
         with pytest.raises(Refused, match="learnt from these very images, which epsilon would not count"):
             job.check_init(folder, config)

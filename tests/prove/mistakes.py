@@ -311,7 +311,7 @@ MISTAKES: dict[str, tuple[tuple[str, str, str], ...]] = {
         (
             "if depth > DEEPEST:",
             "if depth > 10**9:",
-            "security/test_run_folders.py::test_whatever_a_leaf_of_a_search_becomes_its_page_is_made_or_refused_in_one_line",
+            "security/test_run_folders.py::test_a_tree_has_a_limited_depth",
         ),
     ),
     "medgan/data/tiff.py": (

@@ -24,6 +24,13 @@ def stepped(tiny, phantoms):
     return state, saved
 
 
+def with_one_nan(weights):
+    name, tensor = next((name, tensor) for name, tensor in weights.items() if tensor.numel() > 1)
+    spoilt = torch.zeros_like(tensor)
+    spoilt[(0,) * tensor.dim()] = math.nan
+    return {**weights, name: spoilt}
+
+
 FORGED = {
     "images": lambda saved: {"images_seen": -1},
     "images of another name": lambda saved: {"images_seen": 64},
@@ -36,6 +43,7 @@ FORGED = {
     "private steps": lambda saved: {"private_steps": -5},
     "scalers": lambda saved: {"scalers": []},
     "weight": lambda saved: {"ema": {key: value * math.nan for key, value in saved["ema"].items()}},
+    "one weight": lambda saved: {"generator": with_one_nan(saved["generator"])},
     "missing": lambda saved: {"generator": {}},
     "shape": lambda saved: {"discriminator": {key: value[None] for key, value in saved["discriminator"].items()}},
     "endless": lambda saved: {"ema": {key: torch.zeros(1).expand(2**45) for key in saved["ema"]}},

@@ -15,13 +15,14 @@ import pytest
 import yaml
 
 from jobs import evaluate
-from medgan import evaluation_page, report, wandb_report
+from medgan import evaluation_page, report, schemas, wandb_report
 from medgan.cells import Cell
 from medgan.config import Refused, parse_yaml
 from medgan.folder import Folder, RunFolder, SearchFolder
 from medgan.lease import FOLDER, Lease
 from medgan.names import NO_TEXT
 from medgan.release import MARKS, SAID, with_evaluation
+from medgan.schemas import checked
 from medgan.search_page import search_page
 from medgan.tracking import WandbTracker, read_rows
 
@@ -242,6 +243,14 @@ def test_names_of_networks_and_settings_are_no_tags_in_plots_and_no_markdown_in_
     assert "\\u003ca href" not in page
     told = wandb_report._importance(summary) + wandb_report._winner(summary)
     assert "](" not in told.replace("\\]", "")
+
+
+def test_a_tree_has_a_limited_depth():
+    tree = []
+    for _ in range(13):
+        tree = [tree]
+    with pytest.raises(Refused, match="^evaluation.json: fidelity: .*is deeper than 12 levels"):
+        checked(schemas.Evaluation, {**evaluation(), "fidelity": {"kid": tree}}, "evaluation.json")
 
 
 # -- links -----------------------------------------------------------------------------------------------------------
