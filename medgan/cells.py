@@ -6,13 +6,14 @@ be computed in any order that puts what a cell needs before it, on any host that
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import io
 import json
 import statistics
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
@@ -24,6 +25,7 @@ import numpy as np
 
 from medgan.config import Refused
 from medgan.data.shards import names, read_file, write_file
+from medgan.host import ROOT
 from medgan.terminal import Progress, duration
 
 Result = dict[str, Any]
@@ -44,7 +46,7 @@ class Cell:
 
     @cached_property
     def digest(self) -> str:
-        parts = [code(), self.call, self.arguments, [need.digest for need in self.needs]]
+        parts = [code(self.call.partition(":")[0]), self.call, self.arguments, [need.digest for need in self.needs]]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def compute(self, folder: str) -> float:
@@ -80,12 +82,51 @@ class Cell:
 
 
 @cache
-def code() -> str:
-    """SHA-256 of this package's sources: what one version of a function found is not taken for what another would."""
-    root, digest = Path(__file__).parent, hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(f"{file.relative_to(root).as_posix()}\0".encode() + file.read_bytes() + b"\0")
+def code(module: str, root: Path = ROOT) -> str:
+    """SHA-256 of what a module's functions do: what one version of them found is not taken for what another would.
+
+    Of its code and of that of all modules of the project that it imports, wherever in it, and those that they import:
+    without remarks and docstrings, so that a better word costs no hour of computing.
+    """
+    reached, digest = {module: ""}, hashlib.sha256()
+    for name in (waiting := [module]):
+        file = root / (name.replace(".", "/") + ".py")
+        file = file if file.exists() else root / name.replace(".", "/") / "__init__.py"
+        tree = ast.parse(file.read_bytes()) if file.exists() else ast.Module([], [])
+        for below in set(_imports(tree)) - reached.keys():
+            reached[below] = ""
+            waiting.append(below)
+        reached[name] = ast.dump(_without_docstrings(tree))
+    for name in sorted(reached):
+        digest.update(f"{name}\0{reached[name]}\0".encode())
     return digest.hexdigest()
+
+
+def _imports(tree: ast.Module) -> Iterator[str]:
+    """The modules of the project that a module may import, by their absolute names, with the packages around them;
+    also names that are none."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        parts = [name.split(".") for name in found if name.partition(".")[0] == "medgan"]
+        yield from (".".join(some[:depth]) for some in parts for depth in range(1, len(some) + 1))
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    """The same tree, in place, without texts that stand alone as statements."""
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [one for one in body if not _is_text(one)]  # type: ignore[attr-defined]
+    return tree
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
 def missing(wanted: Sequence[Cell], folder: str) -> list[Cell]:

@@ -94,6 +94,46 @@ def test_what_a_cell_is_depends_on_its_call_arguments_and_needs_and_not_on_its_n
     assert cell("add", two, name="x").digest != cell("add", two, two, name="x").digest
 
 
+WRITTEN = {
+    "medgan/task.py": "import medgan.direct\ndef work():\n    from medgan.deep.lazy import two\n    return two()\n",
+    "medgan/direct.py": 'X = 1\n"""What it is."""\n',
+    "medgan/deep/__init__.py": "",
+    "medgan/deep/lazy.py": "import os\n\n\ndef two():\n    return 2\n",
+    "medgan/other.py": "Y = 1\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "same"),
+    [
+        ("medgan/task.py", "return two()", "return two() + 1", False),
+        ("medgan/direct.py", "X = 1", "X = 2", False),
+        ("medgan/deep/lazy.py", "return 2", "return 3", False),
+        ("medgan/deep/__init__.py", "", "Z = 1", False),
+        ("medgan/other.py", "Y = 1", "Y = 2", True),
+        ("medgan/direct.py", "What it is.", "What it is, better said.", True),
+        ("medgan/direct.py", "X = 1", "X = 1  # one", True),
+        ("medgan/task.py", "def work():", 'def work():\n    """Returns two."""', True),
+        ("medgan/task.py", "def work():\n", "\ndef work():\n", True),
+    ],
+)
+def test_what_is_kept_stays_while_only_words_change_or_code_that_it_does_not_reach(tmp_path, name, before, after, same):
+    roots = tmp_path / "before", tmp_path / "after"
+    for root in roots:
+        for file, text in WRITTEN.items():
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / file).write_text(text.replace(before, after, 1) if (root, file) == (roots[1], name) else text)
+    one, other = (cells.code("medgan.task", root) for root in roots)
+    assert (one == other) == same
+
+
+def test_a_task_reaches_what_its_figures_come_from():
+    from medgan.host import ROOT
+
+    for name in ("medgan.metrics.privacy", "medgan.metrics.utility", "medgan.release"):
+        assert cells.code(name) == cells.code(name, ROOT) != cells.code("medgan.names")
+
+
 def test_a_stopped_evaluation_goes_on_with_what_is_missing(log, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDGAN_TEST_STUMBLE", "1")
     total = cell("add", cell("count", name="first", value=1), cell("stumble", name="second"), name="total")
