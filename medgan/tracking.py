@@ -19,13 +19,15 @@ from pydantic_core import from_json
 
 from medgan import schemas
 from medgan.config import Config
-from medgan.data.shards import check_inside, write_file
+from medgan.data.shards import check_inside, read_file, write_file
 from medgan.folder import RunFolder
 from medgan.locations import redact
 from medgan.names import part
 from medgan.schemas import checked
 
 Row = dict[str, float]
+MOST_ROWS = 2**31
+"""Bytes of metrics.jsonl or order.jsonl."""
 
 
 class Tracker(Protocol):
@@ -292,12 +294,13 @@ class Several:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl, without lines that a crash cut short or a disk damaged. Raises Refused for what no
     run writes."""
-    return parse_rows(path.read_bytes(), str(path)) if path.exists() else []
+    content = read_file(path.parent, path.name, inside=True, most=MOST_ROWS) if path.exists() else b""
+    return parse_rows(content, str(path))
 
 
 def rows_of(run: RunFolder) -> list[dict[str, Any]]:
     """As `read_rows`, of a run folder that has a metrics.jsonl."""
-    return parse_rows(run.read("metrics.jsonl"), f"{run.location}/metrics.jsonl")
+    return parse_rows(run.read("metrics.jsonl", MOST_ROWS), f"{run.location}/metrics.jsonl")
 
 
 def parse_rows(content: bytes, where: str) -> list[dict[str, Any]]:

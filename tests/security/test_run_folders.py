@@ -344,6 +344,20 @@ def test_a_broken_line_of_figures_takes_none_of_the_others_with_it(their_run):
     assert len(read_rows(Path(their_run.location) / "metrics.jsonl")) == len(lines)
 
 
+def test_figures_without_an_end_or_of_another_folder_are_not_read(their_run, ours):
+    file = Path(their_run.location) / "metrics.jsonl"
+    with open(file, "r+b") as rows:
+        rows.truncate(50 * 2**30)
+    for read in (lambda: read_rows(file), lambda: report.run_page(their_run)):
+        with pytest.raises(OSError, match="more than the 2,147,483,648 that are read"):
+            read()
+    file.unlink()
+    file.symlink_to(ours / "000064.png")
+    for read in (lambda: read_rows(file), lambda: report.run_page(their_run)):
+        with pytest.raises(OSError, match="leads out of it by a link"):
+            read()
+
+
 def test_a_lease_of_any_term_can_be_taken_over(tmp_path, monkeypatch):
     monkeypatch.setattr("medgan.lease.STALE_S", 1.0)
     folder = Folder(str(tmp_path / "run"))
