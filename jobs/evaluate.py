@@ -363,8 +363,12 @@ def carry(subject: str, shared: str, args: Namespace, result: dict[str, Any]) ->
 
     if args.out:
         return
-    text = shards.read_file(shared, "README.md", inside=True).decode()
-    shards.write_file(shared, "README.md", release.with_evaluation(text, result).encode())
+    try:
+        text = shards.read_file(shared, "README.md", inside=True).decode()
+    except shards.Unsafe as error:  # a link, as in the Hub's cache
+        print(f"note: its card stays as it is: {error.strerror}")
+    else:
+        shards.write_file(shared, "README.md", release.with_evaluation(text, result).encode())
     if args.synthetic:
         Folder(subject).write("report.html", evaluation_page.release_page(Folder(subject)))
     elif RunFolder(subject).exists("metrics.jsonl"):

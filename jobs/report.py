@@ -124,7 +124,7 @@ def watch(folder: SearchFolder, port: int) -> None:
                 return
             try:
                 content, status = search_page(folder, refresh_s=15).encode(), 200
-            except (Refused, OSError) as error:  # a file that is being written, or damaged: the next request may do
+            except Exception as error:  # a file that is being written, or damaged: the next request may do
                 content, status = f"<meta http-equiv=refresh content=15>{html.escape(str(error))}".encode(), 503
             self.send_response(status)
             self.send_header("Content-Type", "text/html; charset=utf-8")

@@ -22,6 +22,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from pydantic_core import from_json
 
 from medgan.config import Refused
 from medgan.data.shards import names, read_file, write_file
@@ -70,13 +71,22 @@ class Cell:
         """The kept result. Raises FileNotFoundError or another OSError, and Refused where it is damaged."""
         content = read_file(folder, f"{self.digest}.json", inside=True)
         try:
-            note = json.loads(content)
+            note = from_json(content)
             result = dict(note["result"])
             if not note["arrays"]:
                 return result
             with np.load(io.BytesIO(read_file(folder, f"{self.digest}.npz", inside=True))) as arrays:
                 return {**result, **arrays}
-        except (ValueError, LookupError, TypeError, EOFError, BadZipFile, zlib.error) as error:
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            EOFError,
+            RuntimeError,
+            MemoryError,
+            BadZipFile,
+            zlib.error,
+        ) as error:
             where = f"{folder}/{self.digest}.json"
             raise Refused(f"{where}: damaged ({type(error).__name__}): remove it, and give the command again") from None
 

@@ -28,7 +28,9 @@ from medgan.data.shards import (
 from medgan.schemas import checked
 
 MOST_JSON = 2**26
-"""Bytes of a record, a manifest or a config."""
+"""Bytes of a record or a manifest."""
+MOST_YAML = 2**20
+"""Bytes of a config, which takes longer to read."""
 MOST_PICTURE = 2**28
 SAMPLES = re.compile(r"\d{6,12}\.png")
 CHECKPOINT = re.compile(r"(\d{12})\.pt")
@@ -121,7 +123,7 @@ class RunFolder(Folder):
             raise Refused(f"{self.location}: is a file, a run is a folder")
         if self.exists("config.yaml"):
             where = f"{self.location}/config.yaml"
-            tree = parse_yaml(self.read("config.yaml", MOST_JSON), where)
+            tree = parse_yaml(self.read("config.yaml", MOST_YAML), where)
             try:
                 return validate(tree)
             except ConfigError as error:
@@ -152,7 +154,7 @@ class RunFolder(Folder):
         """The bytes that were saved. Raises CheckpointError where they are others; one without checksum is old."""
         content = self.read(checkpoint_name(images_seen))
         if self.exists(checksum_name(images_seen)):
-            wanted = self.read(checksum_name(images_seen)).decode().partition(" ")[0]
+            wanted = self.read(checksum_name(images_seen)).decode("ascii", "replace").partition(" ")[0]
             if hashlib.sha256(content).hexdigest() != wanted:
                 raise CheckpointError("its bytes are not those that were saved (SHA-256 differs)")
         return content
@@ -160,7 +162,7 @@ class RunFolder(Folder):
     def set_aside(self, images_seen: int) -> None:
         """Rename a checkpoint that does not open to *.damaged."""
         fs, path = filesystem(self.location)
-        if not self.remote:
+        if isinstance(fs, pafs.LocalFileSystem):
             check_inside(path, "checkpoints")
         name = f"{path}/{checkpoint_name(images_seen)}"
         fs.move(name, f"{name}.damaged")
@@ -218,7 +220,7 @@ class SearchFolder(Folder):
         if "search.yaml" in found:
             where = f"{self.location}/search.yaml"
             told: dict[str, Any] = checked(
-                schemas.Search, parse_yaml(self.read("search.yaml", MOST_JSON), where), where
+                schemas.Search, parse_yaml(self.read("search.yaml", MOST_YAML), where), where
             )
             return told
         if found:
@@ -242,5 +244,8 @@ class SearchFolder(Folder):
         self.write(f"trials/{record['name']}.json", json.dumps(record) + "\n")
 
     def run(self, record: dict[str, Any]) -> RunFolder:
-        """The run folder of a trial."""
+        """The run folder of a trial. Raises OSError where it is a link that leads out of the search."""
+        fs, path = filesystem(self.location)
+        if isinstance(fs, pafs.LocalFileSystem):
+            check_inside(path, f"trials/{record['run']}")
         return RunFolder(f"{self.location}/trials/{record['run']}")

@@ -33,7 +33,8 @@ SETTLE_S = 2.0
 READS = 500
 """How often a term that has just gone is looked for again."""
 FOLDER = ".lease"
-TERM = re.compile(r"[0-9]{6,}")
+TERM = re.compile(r"[1-9][0-9]{6,11}|[0-9]{6}")
+MOST_TERMS = 10**12 - 1
 
 
 class Lost(RuntimeError):
@@ -63,6 +64,10 @@ class Lease:
             if holder and holder["owner"] != self.owner and self._beat_of(holder["owner"]) != b"ended":
                 return False
             note = {"owner": self.owner, "mark": self.mark, "host": socket.gethostname(), "time": int(time.time())}
+            if top >= MOST_TERMS:
+                raise Refused(
+                    f"{self.folder.location}/{FOLDER}: no term follows {top}; remove it, if nobody writes here"
+                )
             if create(self.folder, f"{FOLDER}/{top + 1:06d}", json.dumps(note).encode()):
                 self.term = top + 1
                 for name in self.folder.names(FOLDER):  # what earlier holders left

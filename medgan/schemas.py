@@ -103,8 +103,14 @@ class Holder(TypedDict):
 @with_config(IGNORING)
 class Best(TypedDict, total=False):
     images_seen: Count
-    kid: Finite
+    kid: Annotated[Finite, Field(ge=-100)]
     identity: Tree
+
+
+def _whole_or_none(best: dict[str, Any]) -> dict[str, Any]:
+    if len(best) not in (0, 3):
+        raise ValueError("has parts of a figure")
+    return best
 
 
 @with_config(IGNORING)
@@ -131,13 +137,13 @@ class Checkpoint(TypedDict):
     schema_version: Count
     config: Trained
     images_seen: Count
-    best: Best
+    best: Annotated[Best, AfterValidator(_whole_or_none)]
     generator: dict[str, Any]
     discriminator: dict[str, Any]
     ema: dict[str, Any]
     generator_optimizer: dict[str, Any]
     discriminator_optimizer: dict[str, Any]
-    scalers: Annotated[list[dict[str, float]], Field(min_length=2, max_length=2)]
+    scalers: Annotated[list[dict[str, Annotated[Finite, Field(ge=0)]]], Field(min_length=2, max_length=2)]
     strength: Strength
     path_mean: Finite
     begun_with: Annotated[list[Sha256], Field(max_length=1000)]

@@ -173,9 +173,14 @@ def _picture(run: RunFolder, most: int) -> str:
         return ""
     png = run.read(name, MOST_PICTURE)
     try:
-        image: Image.Image = Image.open(io.BytesIO(png), formats=["PNG"])  # of others some call other programs
-    except OSError:
+        return _fitting(png, most)
+    except Exception:  # Pillow's are of many kinds
         raise Refused(f"{run.location}/{name}: is no PNG; remove it") from None
+
+
+def _fitting(png: bytes, most: int) -> str:
+    """A PNG as a data URI of so many bytes, smaller as WebP where it has more; empty where it is far too large."""
+    image: Image.Image = Image.open(io.BytesIO(png), formats=["PNG"])  # of others some call other programs
     if len(png) * 4 / 3 <= most:
         return "data:image/png;base64," + base64.b64encode(png).decode()
     if image.width * image.height > LARGEST:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from medgan.private import Ledger
 
 SCHEMA_VERSION = 3
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+"""Of what lies in a checkpoint."""
 PATH_DECAY = 0.01
 """How fast the mean path length follows the lengths seen (arXiv:1912.04958, B)."""
 Snapshot = dict[str, Any]
@@ -245,13 +247,16 @@ class TrainState:
             weights = dict(enumerate(player.module.parameters()))
             moments = saved[f"{name}_optimizer"].get("state")
             if not isinstance(moments, dict) or not moments.keys() <= weights.keys():
-                raise CheckpointError(f"{name}_optimizer: is of other weights than those of its config")
+                raise OtherSchema(f"{name}_optimizer: is of other weights than those of its config")
             for index, kept in moments.items():
                 wanted = {"step": torch.zeros(()), "exp_avg": weights[index], "exp_avg_sq": weights[index]}
                 _check_tensors(f"{name}_optimizer", kept, wanted)
-                if bool((kept["exp_avg_sq"] < 0).any()):
-                    raise CheckpointError(f"{name}_optimizer: exp_avg_sq of weight {index} is negative")
+                if bool((kept["exp_avg_sq"] < 0).any()) or kept["step"] < 0:
+                    raise CheckpointError(f"{name}_optimizer: exp_avg_sq or step of weight {index} is negative")
         _check_tensors("ema", saved["ema"], self.ema.state_dict())
+        for player, scaler in zip((self.generator, self.discriminator), saved["scalers"], strict=True):
+            if scaler.keys() != player.scaler.state_dict().keys() or not scaler.get("scale", 1):
+                raise CheckpointError("scalers: are not those of its config's precision")
 
     def load(self, content: bytes) -> None:
         """Take over what `save` wrote; the config stays as it is. Raises CheckpointError."""
@@ -318,7 +323,7 @@ def open_checkpoint(content: bytes, images_seen: int | None = None) -> dict[str,
     if version != SCHEMA_VERSION:
         raise OtherSchema(f"checkpoint schema {version}, this medgan reads {SCHEMA_VERSION}")
     try:
-        checked(Checkpoint, saved, "a checkpoint's content")
+        saved = checked(Checkpoint, saved, "a checkpoint's content")
     except Refused as error:
         raise CheckpointError(str(error)) from None
     if images_seen not in (None, saved["images_seen"]):
@@ -327,13 +332,17 @@ def open_checkpoint(content: bytes, images_seen: int | None = None) -> dict[str,
 
 
 def _check_tensors(what: str, saved: Any, wanted: Mapping[str, Tensor]) -> None:
-    """Raises CheckpointError where they have other names, shapes or kinds of numbers, or some number is not finite."""
+    """Raises CheckpointError where they are not plain and finite, OtherSchema where they are of another network."""
     if not isinstance(saved, dict) or saved.keys() != wanted.keys():
-        raise CheckpointError(f"{what}: has other parts than its config says")
+        raise OtherSchema(f"{what}: has other parts than its config says")
     for name, tensor in wanted.items():
         found = saved[name]
-        if not isinstance(found, Tensor) or found.shape != tensor.shape:
-            raise CheckpointError(f"{what}: {name} has not the shape that its config says")
+        if not isinstance(found, Tensor) or (found.layout, found.device.type) != (torch.strided, "cpu"):
+            raise CheckpointError(f"{what}: {name} is no plain tensor")
+        if found.dtype not in DTYPES:
+            raise CheckpointError(f"{what}: {name} is of {found.dtype}")
+        if found.shape != tensor.shape:
+            raise OtherSchema(f"{what}: {name} has not the shape that its config says")
         if found.is_floating_point() != tensor.is_floating_point() or not bool(found.isfinite().all()):
             raise CheckpointError(f"{what}: {name} holds what is no finite number")
 

@@ -100,7 +100,6 @@ class WandbTracker:
     ) -> None:
         """until: where this part of the run ends, if another one follows: nothing is waited for there."""
         folder.work.mkdir(parents=True, exist_ok=True)
-        check_inside(str(folder.work), "wandb")
         self.config, self.folder, self.tell, self.until = config, folder, tell, until
         self.seen, self.well = 0, True
         self.courier: Courier | None = None
@@ -123,6 +122,7 @@ class WandbTracker:
 
         config, folder = self.config, self.folder
         self.wandb = wandb
+        check_inside(str(folder.work), "wandb")
         self.run = wandb.init(
             project=config.tracking.project,
             group=config.tracking.group,

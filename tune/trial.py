@@ -23,7 +23,7 @@ from medgan import config as configs
 from medgan import lease
 from medgan.config import Config, ConfigError
 from medgan.data.shards import Manifest
-from medgan.folder import RunFolder
+from medgan.folder import RunFolder, SearchFolder
 from medgan.lease import Lease
 from medgan.locations import redact
 from medgan.ray_train import Event, Interrupt, Outcome, Workers, fit
@@ -164,7 +164,7 @@ class Trial(tune.Trainable):
     def place(self, generation: int) -> str:
         """The run folder. A trial that takes over another's weights goes on in a folder of its own."""
         suffix = f"-after{generation}" if generation else ""
-        return f"{self.plan.out}/trials/{self.name}{suffix}"
+        return SearchFolder(self.plan.out).run({"run": f"{self.name}{suffix}"}).location
 
     # -- what Tune calls ---------------------------------------------------------------------------------------------
 

@@ -182,13 +182,17 @@ def filesystem(location: str | Path) -> tuple[pafs.FileSystem, str]:
     return pafs.LocalFileSystem(), os.path.abspath(location)
 
 
+class Unsafe(OSError):
+    """A file that is not touched; strerror is a reason of ours, without the folder."""
+
+
 def check_inside(path: str, name: str) -> None:
-    """Raises OSError where a link that lies in a folder of this host leads out of it: the folder may come from somebody
+    """Raises Unsafe where a link that lies in a folder of this host leads out of it: the folder may come from somebody
     else, who wants a file of ours shown, overwritten or deleted."""
     root = os.path.realpath(path)
     found = os.path.realpath(f"{path}/{name}")
     if found != root and not found.startswith(f"{root.rstrip('/')}/"):
-        raise OSError(errno.ELOOP, f"{name} leads out of it by a link: put what it points to in its place", path)
+        raise Unsafe(errno.ELOOP, f"{name} leads out of it by a link: put what it points to in its place", path)
 
 
 def write_file(folder: str | Path, name: str, content: bytes) -> None:
@@ -251,7 +255,7 @@ def read_file(folder: str | Path, name: str, *, inside: bool = False, most: int 
             raise OSError(errno.EINVAL, "not a plain file")  # a pipe would be waited for
     with fs.open_input_file(f"{path}/{name}") as file:
         if file.size() > most:
-            raise OSError(errno.EFBIG, f"{name} has {file.size():,} bytes, more than the {most:,} that are read", path)
+            raise Unsafe(errno.EFBIG, f"{name} has {file.size():,} bytes, more than the {most:,} that are read", path)
         return bytes(file.read())
 
 
@@ -285,6 +289,8 @@ def remove(folder: str | Path, name: str) -> None:
 def told(error: OSError | ValueError, otherwise: str = "no answer") -> str:
     """What the system says of an error, without the path, which may hold a patient's id (pyarrow's messages do); of a
     ValueError, which is one of ours, its own words."""
+    if isinstance(error, Unsafe):
+        return str(error.strerror)
     if not isinstance(error, OSError):
         return str(error)
     return os.strerror(error.errno) if error.errno else otherwise

@@ -8,7 +8,7 @@ import torch
 
 from medgan.data.loader import open_split
 from medgan.distributed import World
-from medgan.folder import RunFolder
+from medgan.folder import RunFolder, Stuck
 from medgan.metrics.retrain import fit
 from medgan.names import NO_TEXT
 from medgan.run import newest_sound
@@ -44,14 +44,7 @@ FORGED = {
     "scalers": lambda saved: {"scalers": []},
     "weight": lambda saved: {"ema": {key: value * math.nan for key, value in saved["ema"].items()}},
     "one weight": lambda saved: {"generator": with_one_nan(saved["generator"])},
-    "missing": lambda saved: {"generator": {}},
-    "shape": lambda saved: {"discriminator": {key: value[None] for key, value in saved["discriminator"].items()}},
-    "endless": lambda saved: {"ema": {key: torch.zeros(1).expand(2**45) for key in saved["ema"]}},
     "no tensors": lambda saved: {"ema": dict.fromkeys(saved["ema"], 0.5)},
-    "moments": lambda saved: {"generator_optimizer": {"state": {99: {}}}},
-    "moments of another shape": lambda saved: {
-        "generator_optimizer": {"state": {0: {name: torch.zeros(1, 1) for name in ("step", "exp_avg", "exp_avg_sq")}}}
-    },
     "moments without a root": lambda saved: {
         "discriminator_optimizer": {
             "state": {
@@ -60,8 +53,47 @@ FORGED = {
             }
         }
     },
+    "best without its identity": lambda saved: {"best": {"images_seen": 16, "kid": 0.1}},
+    "best that nothing beats": lambda saved: {"best": {"images_seen": 16, "kid": -1e300, "identity": {}}},
+    "step": lambda saved: {
+        "generator_optimizer": {
+            "state": {
+                key: {**kept, "step": kept["step"] - 9} for key, kept in saved["generator_optimizer"]["state"].items()
+            }
+        }
+    },
+    "sparse": lambda saved: {"ema": {key: value.to_sparse() for key, value in saved["ema"].items()}},
+    "meta": lambda saved: {"ema": {key: value.to("meta") for key, value in saved["ema"].items()}},
+    "float8": lambda saved: {"ema": {key: value.to(torch.float8_e4m3fn) for key, value in saved["ema"].items()}},
+    "scalers of float16": lambda saved: {"scalers": [{"scale": 1.0}] * 2},
+    "scale": lambda saved: {"scalers": [{"scale": math.nan}] * 2},
     "version": lambda saved: {"schema_version": "\x1b[2J"},
 }
+
+
+OF_OTHER_NETWORKS = {
+    "missing": lambda saved: {"generator": {}},
+    "shape": lambda saved: {"discriminator": {key: value[None] for key, value in saved["discriminator"].items()}},
+    "endless": lambda saved: {"ema": {key: torch.zeros(1).expand(2**45) for key in saved["ema"]}},
+    "moments": lambda saved: {"generator_optimizer": {"state": {99: {}}}},
+    "moments of another shape": lambda saved: {
+        "generator_optimizer": {"state": {0: {name: torch.zeros(1, 1) for name in ("step", "exp_avg", "exp_avg_sq")}}}
+    },
+}
+
+
+@pytest.mark.parametrize("forged", OF_OTHER_NETWORKS)
+def test_checkpoints_of_other_networks_than_the_configs_stay_where_they_are(stepped, tmp_path, forged):
+    """Who has changed config.yaml, or medgan, loses nothing."""
+    state, saved = stepped
+    run, told = RunFolder(str(tmp_path / "run")), []
+    run.save_checkpoint(32, packed(saved), 3, None)
+    run.save_checkpoint(64, packed({**saved, "images_seen": 64, **OF_OTHER_NETWORKS[forged](saved)}), 3, None)
+    found = newest_sound(run, state, told.append)
+    assert isinstance(found, Stuck)
+    assert "go on with the medgan that wrote it, or name another --out" in str(found)
+    assert run.checkpoints() == [32, 64]
+    assert run.aside() == told == []
 
 
 @pytest.mark.parametrize("forged", FORGED)

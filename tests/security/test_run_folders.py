@@ -7,10 +7,13 @@ import json
 import os
 import re
 import shutil
+import struct
 import time
+import zlib
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -19,8 +22,9 @@ from medgan import evaluation_page, report, schemas, wandb_report
 from medgan.cells import Cell
 from medgan.config import Refused, parse_yaml
 from medgan.folder import Folder, RunFolder, SearchFolder
-from medgan.lease import FOLDER, Lease
+from medgan.lease import FOLDER, Heartbeat, Lease
 from medgan.names import NO_TEXT
+from medgan.pixels import encode_png
 from medgan.release import MARKS, SAID, with_evaluation
 from medgan.schemas import checked
 from medgan.search_page import search_page
@@ -218,7 +222,10 @@ def test_a_name_of_a_figure_moves_no_cursor_on_a_page_however_it_is_written(thei
 
 
 def test_a_picture_of_a_search_that_is_none_calls_no_other_program(theirs, ghostscript):
-    for content in (EPS, EPS + b" " * 900_000):
+    huge = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + huge + struct.pack(">I", zlib.crc32(b"IHDR" + huge))
+    cut = encode_png(np.random.default_rng(0).integers(0, 255, (1, 1500, 1500)).astype(np.uint8))
+    for content in (EPS, EPS + b" " * 900_000, bomb, cut[: len(cut) * 2 // 3]):
         theirs.write("trials/000/generator/samples.png", content)
         with pytest.raises(Refused, match=r"/trials/000/generator/samples\.png: is no PNG"):
             search_page(theirs)
@@ -266,9 +273,10 @@ def ours(tmp_path):
     assert (tmp_path / "ours/000064.png").read_bytes() == b"a film of a patient"
 
 
-@pytest.mark.parametrize("act", ["read", "write", "delete", "set aside", "wandb"])
-def test_a_link_in_a_run_leads_to_nothing_of_ours(tmp_path, ours, tiny, act):
-    run = RunFolder(str(tmp_path / "theirs"))
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+@pytest.mark.parametrize("act", ["read", "write", "delete", "set aside"])
+def test_a_link_in_a_run_leads_to_nothing_of_ours(tmp_path, ours, act, form):
+    run = RunFolder(form.format(tmp_path / "theirs"))
     run.write("config.yaml", "x")
     for name in ("samples", "checkpoints", "wandb"):
         (tmp_path / "theirs" / name).symlink_to(ours)
@@ -277,10 +285,37 @@ def test_a_link_in_a_run_leads_to_nothing_of_ours(tmp_path, ours, tiny, act):
         "write": lambda: run.write("samples/000064.png", b"x"),
         "delete": lambda: run.delete("samples/000064.png"),
         "set aside": lambda: run.set_aside(64),
-        "wandb": lambda: WandbTracker(tiny(), run, "id", "name", print),
     }
     with pytest.raises(OSError, match="leads out of it by a link: put what it points to in its place"):
         does[act]()
+
+
+def test_wandb_writes_through_no_link_and_the_run_goes_on(tmp_path, ours, tiny):
+    run, told = RunFolder(str(tmp_path / "theirs")), []
+    run.write("config.yaml", "x")
+    (tmp_path / "theirs/wandb").symlink_to(ours)
+    WandbTracker(tiny(), run, "id", "name", told.append)
+    assert "wandb leads out of it by a link" in told[0]
+
+
+def test_a_trial_that_is_a_link_is_of_no_search(theirs, tmp_path):
+    """Its page would show, and a search that goes on would write, a run of ours."""
+    shutil.move(Path(theirs.location) / "trials/000", tmp_path / "our-run")
+    (Path(theirs.location) / "trials/000").symlink_to(tmp_path / "our-run")
+    with pytest.raises(OSError, match="trials/000 leads out of it by a link"):
+        search_page(theirs)
+    with pytest.raises(OSError, match="trials/000 leads out of it by a link"):
+        theirs.run({"run": "000"})
+
+
+def test_what_is_refused_for_a_link_says_so_wherever_it_is_told(tmp_path, ours):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / FOLDER).symlink_to(ours)
+    with (
+        pytest.raises(Refused, match=r"cannot be written: \.lease leads out of it by a link"),
+        Heartbeat(Folder(str(tmp_path / "run")), print),
+    ):
+        pass
 
 
 def test_a_link_in_the_place_of_a_file_is_replaced_or_removed_and_what_it_points_to_stays(tmp_path, ours):
@@ -297,11 +332,12 @@ def test_a_link_in_the_place_of_a_file_is_replaced_or_removed_and_what_it_points
     assert RunFolder(str(tmp_path / "linked")).read("again/1.png") == b"x"
 
 
-def test_the_card_of_a_generator_that_is_a_link_is_not_carried_on(tmp_path, ours):
+def test_the_card_of_a_generator_that_is_a_link_is_not_carried_on(tmp_path, ours, capsys):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/README.md").symlink_to(ours / "000064.png")
-    with pytest.raises(OSError, match="README.md leads out of it by a link"):
-        evaluate.carry(str(tmp_path / "theirs"), str(tmp_path / "theirs"), Namespace(out=None), evaluation())
+    asked = Namespace(out=None, synthetic=False)
+    evaluate.carry(str(tmp_path / "theirs"), str(tmp_path / "theirs"), asked, evaluation())
+    assert capsys.readouterr().out.startswith("note: its card stays as it is: README.md leads out of it by a link")
 
 
 @pytest.mark.parametrize("name", ["search.yaml", "trials/000.json", "trials/000/generator/samples.png"])
@@ -362,16 +398,19 @@ def test_a_lease_of_any_term_can_be_taken_over(tmp_path, monkeypatch):
     monkeypatch.setattr("medgan.lease.STALE_S", 1.0)
     folder = Folder(str(tmp_path / "run"))
     note = {"owner": "f" * 16, "mark": "0" * 16, "host": "theirs", "time": 0}
-    for term in ("999999", "9" * 30):
+    (tmp_path / "run" / FOLDER).mkdir(parents=True)
+    (tmp_path / "run" / FOLDER / ("9" * 255)).write_text(json.dumps(note))  # none that medgan writes
+    (tmp_path / "run" / FOLDER / "0000005").write_text(json.dumps(note))
+    for term in ("999999", "9" * 11):
         folder.write(f"{FOLDER}/{term}", json.dumps(note))
         lease = Lease(folder, "0" * 16)
         lease.take(print)
-        assert folder.names(FOLDER) == [str(int(term) + 1)]
+        assert str(int(term) + 1) in folder.names(FOLDER)
+        assert term not in folder.names(FOLDER)
         lease.check()
         lease.end()
-    (tmp_path / "run" / FOLDER).mkdir()
-    (tmp_path / "run" / FOLDER / ("9" * 255)).write_text(json.dumps(note))
-    with pytest.raises(OSError, match="File name too long"):
+    folder.write(f"{FOLDER}/{'9' * 12}", json.dumps(note))
+    with pytest.raises(Refused, match="no term follows 999999999999; remove it"):
         Lease(folder, "0" * 16).take(print)
 
 
@@ -389,7 +428,9 @@ def test_a_card_of_any_number_of_marks_is_done_in_one_pass():
     assert with_evaluation(card, None) == card
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"arrays": true}', b'{"arrays": true, "result": {}}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b'{"arrays": true}', b'{"arrays": true, "result": {}}', b"[" * 200_000]
+)
 def test_a_cell_that_is_damaged_is_named(tmp_path, content):
     cell = Cell("a cell", "tests:none", {})
     (tmp_path / f"{cell.digest}.json").write_bytes(content)
