@@ -143,7 +143,7 @@ class Checkpoint(TypedDict):
     ema: dict[str, Any]
     generator_optimizer: dict[str, Any]
     discriminator_optimizer: dict[str, Any]
-    scalers: Annotated[list[dict[str, Annotated[Finite, Field(ge=0)]]], Field(min_length=2, max_length=2)]
+    scalers: Annotated[list[dict[str, Count | Annotated[Finite, Field(ge=0)]]], Field(min_length=2, max_length=2)]
     strength: Strength
     path_mean: Finite
     begun_with: Annotated[list[Sha256], Field(max_length=1000)]
